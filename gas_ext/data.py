@@ -1,0 +1,223 @@
+"""Seeds, noise and images: everything between a list of integers and a PNG file.
+
+A sample belongs to its seed. The noise of seed s is drawn by a generator of its own, so a sample does not
+depend on the batch it was drawn in, on the batch size, or on the device that computes it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_SEED_RANGE = re.compile(r"(-?\d+)(?:-(\d+))?")
+_SEED_MODULUS = 2**32  # mt19937 is seeded with 32 bits; larger and negative seeds wrap around
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Read a list of seeds such as ``"0-63,100"``.
+
+    Parameters
+    ----------
+    text : str
+        Comma-separated integers and inclusive ranges ``first-last``.
+
+    Returns
+    -------
+    list of int
+        The seeds in the order given; repetitions are kept.
+
+    Raises
+    ------
+    ValueError
+        If the text is empty, a part is not a number or a range, or a range runs backward.
+
+    Examples
+    --------
+    >>> parse_seeds("0-3,10")
+    [0, 1, 2, 3, 10]
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = _SEED_RANGE.fullmatch(part.strip())
+        if match is None:
+            raise ValueError(f"cannot read seeds from {text!r}: write integers and ranges such as '0-63,100'")
+        first = int(match[1])
+        last = first if match[2] is None else int(match[2])
+        if last < first:
+            raise ValueError(f"seed range {part.strip()!r} runs backward: write the smaller seed first")
+        seeds.extend(range(first, last + 1))
+    return seeds
+
+
+class StackedGenerator:
+    """One random generator per sample; each call continues every sample's own stream.
+
+    The numbers are always drawn on the CPU (mt19937) and then moved, so a seed means the same noise on
+    every device.
+
+    Parameters
+    ----------
+    seeds : sequence of int
+        One seed per sample, taken modulo 2**32.
+
+    Examples
+    --------
+    >>> generator = StackedGenerator([0, 1])
+    >>> generator.randn((3, 8, 8)).shape
+    torch.Size([2, 3, 8, 8])
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._generators = [torch.Generator().manual_seed(int(seed) % _SEED_MODULUS) for seed in seeds]
+
+    def randn(
+        self,
+        shape: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Draw standard normal noise of shape ``(len(seeds), *shape)``."""
+        if not self._generators:
+            return torch.empty((0, *shape), dtype=dtype, device=device)
+        draws = [torch.randn(tuple(shape), generator=g, dtype=dtype) for g in self._generators]
+        return torch.stack(draws).to(device)
+
+
+def stacked_noise(
+    seeds: Sequence[int],
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Draw the initial noise of each seed from a generator of its own.
+
+    Parameters
+    ----------
+    seeds : sequence of int
+        One seed per sample, taken modulo 2**32.
+    shape : sequence of int
+        Shape of one sample, without the batch dimension.
+    dtype : torch.dtype
+        Floating dtype of the draw. float32 and float64 draws of one seed are different numbers.
+    device : torch.device or str
+        Where the result is put; the draw itself is made on the CPU.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(len(seeds), *shape)``.
+
+    Examples
+    --------
+    >>> a = stacked_noise([5, 6, 7], (2, 2))
+    >>> b = stacked_noise([7], (2, 2))
+    >>> torch.equal(a[2:], b)
+    True
+    """
+    return StackedGenerator(seeds).randn(shape, dtype, device)
+
+
+def seed_labels(seeds: Sequence[int], num_classes: int, device: torch.device | str = "cpu") -> Tensor:
+    """Class label of each seed, ``seed % num_classes``, as an int64 tensor of shape ``(len(seeds),)``.
+
+    Examples
+    --------
+    >>> seed_labels([0, 9, 10], num_classes=10).tolist()
+    [0, 9, 0]
+    """
+    return torch.tensor([int(seed) % num_classes for seed in seeds], dtype=torch.int64, device=device)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Quantize images from [-1, 1] to 0..255.
+
+    The rule is ``floor(127.5 x + 128)`` clamped to 0..255: -1 becomes 0, +1 becomes 255, and what lies
+    between is rounded to the nearest level.
+
+    Examples
+    --------
+    >>> to_uint8(torch.tensor([-1.2, -1.0, 0.0, 1.0])).tolist()
+    [0, 0, 128, 255]
+    """
+    return (images * 127.5 + 128.0).clamp(0, 255).to(torch.uint8)
+
+
+def image_grid(images: Tensor, columns: int, padding: int = 2, background: float = 1.0) -> Tensor:
+    """Tile images into one, row by row.
+
+    Parameters
+    ----------
+    images : Tensor
+        Shape ``(B, C, H, W)``.
+    columns : int
+        Images per row, at least 1.
+    padding : int
+        Pixels between neighbors and around the edge.
+    background : float
+        Value of the padding and of empty places.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(C, rows (H + padding) + padding, columns (W + padding) + padding)``.
+
+    Examples
+    --------
+    >>> image_grid(torch.zeros(5, 1, 8, 8), columns=3, padding=1).shape
+    torch.Size([1, 19, 28])
+    """
+    if images.ndim != 4:
+        raise ValueError(
+            f"images have shape {tuple(images.shape)}; expected (batch, channels, height, width)"
+        )
+    if columns < 1:
+        raise ValueError(f"columns is {columns}; expected at least 1")
+    batch, channels, height, width = images.shape
+    rows = -(-batch // columns)
+    grid = images.new_full(
+        (channels, rows * (height + padding) + padding, columns * (width + padding) + padding), background
+    )
+    for index, image in enumerate(images):
+        top = padding + (index // columns) * (height + padding)
+        left = padding + (index % columns) * (width + padding)
+        grid[:, top : top + height, left : left + width] = image
+    return grid
+
+
+def temporary_path(path: Path) -> Path:
+    """Name beside `path` under which a file is written before `os.replace` puts it in place."""
+    return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+
+
+def save_png(image: Tensor, path: str | Path, scale: int = 1) -> None:
+    """Write one image of shape ``(C, H, W)`` in [-1, 1], C = 1 or 3, as a PNG file, atomically.
+
+    Parameters
+    ----------
+    image : Tensor
+        The image; quantized by `to_uint8`.
+    path : str or Path
+        The file; missing folders are made.
+    scale : int
+        Integer enlargement by pixel repetition.
+    """
+    from PIL import Image
+
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(f"image has shape {tuple(image.shape)}; expected (1 or 3, height, width)")
+    pixels = to_uint8(image.detach().float().cpu()).permute(1, 2, 0)
+    pixels = pixels.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+    array = pixels.squeeze(-1).numpy()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = temporary_path(path)
+    try:
+        Image.fromarray(array).save(partial, format="PNG")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

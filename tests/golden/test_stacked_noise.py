@@ -1,0 +1,38 @@
+"""The noise of a seed, against draws recorded from the reference generator."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gas_ext.data import StackedGenerator, stacked_noise
+
+GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "stacked_noise.npz"
+COPY = Path(__file__).resolve().parents[1] / "data" / "stacked_noise.npz"
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return np.load(GOLDEN if GOLDEN.exists() else COPY)
+
+
+def test_first_and_second_draw(golden):
+    generator = StackedGenerator(golden["seeds"].tolist())
+    for name in ("first", "second"):
+        assert torch.equal(generator.randn((3, 8, 8)), torch.from_numpy(golden[name]))
+
+
+@pytest.mark.parametrize(("name", "shape"), [("odd_3x5x7", (3, 5, 7)), ("tiny_5", (5,))])
+def test_sizes_that_are_no_multiple_of_sixteen(golden, name, shape):
+    assert torch.equal(stacked_noise(golden["seeds"].tolist(), shape), torch.from_numpy(golden[name]))
+
+
+def test_seeds_wrap_at_32_bits(golden):
+    expected = torch.from_numpy(golden["wrap_seeds_2p32plus3_and_minus1"])
+    assert torch.equal(stacked_noise([2**32 + 3, -1], (3, 8, 8)), expected)
+
+
+def test_float64_draw(golden):
+    expected = torch.from_numpy(golden["first2_float64"])
+    assert torch.equal(stacked_noise([0, 1], (3, 8, 8), dtype=torch.float64), expected)
