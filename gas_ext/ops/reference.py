@@ -67,3 +67,63 @@ def fused_update_reference(
     if next_input_dtype is not None:
         next_input = (c[NEXT_SCALE] * state).to(next_input_dtype)
     return UpdateResult(data.to(x.dtype), state.to(x.dtype), next_input)
+
+
+def fused_update_backward_reference(
+    grad_data: Tensor | None,
+    grad_state: Tensor | None,
+    grad_next_input: Tensor | None,
+    history: Sequence[Tensor],
+    output: Tensor,
+    state: Tensor | None,
+    coefficients: Tensor,
+    guided: bool,
+    needs_history: Sequence[int],
+    needs_output: bool,
+    needs_coefficients: bool,
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Compute the gradients of the update with ordinary torch operations.
+
+    With G = dL/dx_{n+1} + s dL/dy and H = dL/dD_n + c G (design: docs/kernels.md). The arguments are those
+    of ``torch.ops.gas_ext.fused_update_backward``; `state` is recomputed, so that second derivatives see it.
+    """
+    x = history[0]
+    work = accumulation_dtype(x.dtype)
+    c = coefficients.to(work)
+    past = [tensor.to(work) for tensor in history]
+    unconditional, conditional = split_guided(output.to(work), guided)
+    difference = conditional if unconditional is None else conditional - unconditional
+    m = conditional if unconditional is None else unconditional + c[GUIDANCE] * difference
+    data = c[SAMPLE_SCALE] * past[0] + c[OUTPUT_SCALE] * m
+    weights = c[FIRST_WEIGHT:]
+
+    zero = torch.zeros_like(past[0])
+    g_next = zero if grad_next_input is None else grad_next_input.to(work)
+    big_g = (zero if grad_state is None else grad_state.to(work)) + c[NEXT_SCALE] * g_next
+    big_h = (zero if grad_data is None else grad_data.to(work)) + c[DATA_WEIGHT] * big_g
+
+    grad_history = []
+    for k in needs_history:
+        grad = weights[k] * big_g + (c[SAMPLE_SCALE] * big_h if k == 0 else 0)
+        grad_history.append(grad.to(x.dtype))
+    grad_output = output.new_empty(0)
+    if needs_output:
+        grad_output = c[OUTPUT_SCALE] * big_h
+        if guided:
+            grad_output = torch.cat([(1 - c[GUIDANCE]) * grad_output, c[GUIDANCE] * grad_output])
+        grad_output = grad_output.to(output.dtype)
+    grad_coefficients = coefficients.new_empty(0)
+    if needs_coefficients:
+        next_state = c[DATA_WEIGHT] * data
+        for k, tensor in enumerate(past):
+            next_state = next_state + weights[k] * tensor
+        products = [
+            (big_h * past[0]).sum(),
+            (big_h * m).sum(),
+            c[OUTPUT_SCALE] * (big_h * difference).sum() if guided else zero.sum(),
+            (g_next * next_state).sum(),
+            (big_g * data).sum(),
+            *((big_g * tensor).sum() for tensor in past),
+        ]
+        grad_coefficients = torch.stack(products).to(coefficients.dtype)
+    return grad_history, grad_output, grad_coefficients

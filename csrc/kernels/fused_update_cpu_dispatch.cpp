@@ -1,0 +1,98 @@
+// Choice among the instruction sets that fused_update_cpu.cpp was compiled for.
+#include <cstdlib>
+#include <stdexcept>
+
+#include "fused_update_cpu.h"
+
+namespace gas_ext {
+
+// GAS_EXT_ISA_LIST is X(set, supported)..., worst first; CMake compiles one object for each.
+#if defined(__x86_64__)
+#define GAS_EXT_ISA_LIST(X)                               \
+  X(x86_64_v2, __builtin_cpu_supports("x86-64-v2"))       \
+  X(x86_64_v3, __builtin_cpu_supports("x86-64-v3"))       \
+  X(x86_64_v4, __builtin_cpu_supports("x86-64-v4"))
+#else
+#define GAS_EXT_ISA_LIST(X) X(plain, true)
+#endif
+
+#define GAS_EXT_DECLARE(set, supported) \
+  namespace set {                       \
+  extern const CpuKernels kernels;      \
+  }
+GAS_EXT_ISA_LIST(GAS_EXT_DECLARE)
+#undef GAS_EXT_DECLARE
+
+namespace {
+
+struct Candidate {
+  const CpuKernels* kernels;
+  bool supported;
+};
+
+std::vector<Candidate> candidates() {
+#define GAS_EXT_CANDIDATE(set, supported) Candidate{&set::kernels, static_cast<bool>(supported)},
+  return {GAS_EXT_ISA_LIST(GAS_EXT_CANDIDATE)};
+#undef GAS_EXT_CANDIDATE
+}
+
+std::string joined(const std::vector<std::string>& names) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+const CpuKernels& choose() {
+  const char* wanted = std::getenv("GAS_EXT_CPU_ISA");
+  const CpuKernels* best = nullptr;
+  for (const Candidate& candidate : candidates()) {
+    if (!candidate.supported) continue;
+    if (wanted == nullptr || std::string(wanted).empty() || candidate.kernels->name == std::string(wanted)) {
+      best = candidate.kernels;
+    }
+  }
+  if (best != nullptr) return *best;
+  if (wanted == nullptr || std::string(wanted).empty()) {
+    throw std::runtime_error("gas_ext: this processor is below x86-64-v2, the least that the kernels need");
+  }
+  throw std::runtime_error("gas_ext: GAS_EXT_CPU_ISA is '" + std::string(wanted) +
+                           "', but this processor and binary offer: " + joined(cpu_isas_supported()));
+}
+
+}  // namespace
+
+std::vector<std::string> cpu_isas_compiled() {
+  std::vector<std::string> names;
+  for (const Candidate& candidate : candidates()) names.emplace_back(candidate.kernels->name);
+  return names;
+}
+
+std::vector<std::string> cpu_isas_supported() {
+  std::vector<std::string> names;
+  for (const Candidate& candidate : candidates()) {
+    if (candidate.supported) names.emplace_back(candidate.kernels->name);
+  }
+  return names;
+}
+
+const CpuKernels& cpu_kernels() {
+  static const CpuKernels& chosen = choose();
+  return chosen;
+}
+
+void cpu_sum_partials(const BackwardArgs& args) {
+  const int count = args.coefficient_count();
+  const double* rows = static_cast<const double*>(args.partials);
+  const int64_t chunks = cpu_chunks(args.numel);
+  for (int i = 0; i < count; ++i) {
+    double sum = 0;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += rows[chunk * count + i];
+    if (args.coefficients_are_double) {
+      static_cast<double*>(args.grad_coefficients)[i] = sum;
+    } else {
+      static_cast<float*>(args.grad_coefficients)[i] = static_cast<float>(sum);
+    }
+  }
+}
+
+}  // namespace gas_ext

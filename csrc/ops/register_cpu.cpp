@@ -1,0 +1,39 @@
+// torch.ops.gas_ext.*: schemas, and the CPU implementations.
+#include "../kernels/fused_update_cpu.h"
+#include "fused_update.h"
+
+namespace gas_ext {
+namespace {
+
+// Elements that a thread must have to be worth waking: below two chunks everything runs in the caller.
+constexpr int64_t kGrainChunks = 1;
+
+struct Cpu {
+  static void forward(const ForwardArgs& args, const Tensor&) {
+    const auto kernel = cpu_kernels().forward;
+    torch::stable::parallel_for(0, cpu_chunks(args.numel), kGrainChunks,
+                                [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  }
+
+  static Tensor partials(const Tensor& like, int64_t numel, int terms) {
+    return empty_1d(like, cpu_chunks(numel) * (kFirstWeight + terms), ScalarType::Double);
+  }
+
+  static void backward(const BackwardArgs& args, const Tensor&) {
+    const auto kernel = cpu_kernels().backward;
+    torch::stable::parallel_for(0, cpu_chunks(args.numel), kGrainChunks,
+                                [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+    if (args.partials != nullptr || args.grad_coefficients != nullptr) cpu_sum_partials(args);
+  }
+};
+
+}  // namespace
+}  // namespace gas_ext
+
+STABLE_TORCH_LIBRARY(gas_ext, library) {
+  library.def(gas_ext::kForwardSchema);
+  library.def(gas_ext::kForwardOutSchema);
+  library.def(gas_ext::kBackwardSchema);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(gas_ext, CPU, library) { gas_ext::implement<gas_ext::Cpu>(library); }

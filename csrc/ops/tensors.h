@@ -1,0 +1,95 @@
+// The few tensor helpers that the operators need; the only header that includes LibTorch's stable ABI.
+#pragma once
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+namespace gas_ext {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Python checks arguments with friendlier words; these guard direct calls of torch.ops.gas_ext.
+inline void check(bool condition, const std::string& message) {
+  if (!condition) throw std::runtime_error("gas_ext: " + message);
+}
+
+// New tensor with the sizes and memory order of `like` (torch.empty_like, which keeps dense strides).
+inline Tensor empty_like(const Tensor& like, ScalarType dtype) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 6> stack{from(like),         from(std::optional<ScalarType>(dtype)),
+                                    from(std::nullopt), from(std::nullopt),
+                                    from(std::nullopt), from(std::nullopt)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+inline Tensor empty_1d(const Tensor& like, int64_t size, ScalarType dtype) {
+  const std::array<int64_t, 1> sizes{size};
+  return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, dtype);
+}
+
+inline bool same_sizes(const Tensor& a, const Tensor& b) {
+  if (a.dim() != b.dim()) return false;
+  for (int64_t d = 0; d < a.dim(); ++d) {
+    if (a.size(d) != b.size(d)) return false;
+  }
+  return true;
+}
+
+// Whether the elements fill one stretch of memory, each exactly once.
+inline bool is_dense(const Tensor& tensor) {
+  std::vector<std::pair<int64_t, int64_t>> dims;  // (stride, size)
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    if (tensor.size(d) == 0) return true;
+    if (tensor.size(d) > 1) dims.emplace_back(tensor.stride(d), tensor.size(d));
+  }
+  std::sort(dims.begin(), dims.end());
+  int64_t expected = 1;
+  for (const auto& [stride, size] : dims) {
+    if (stride != expected) return false;
+    expected *= size;
+  }
+  return true;
+}
+
+// Whether element i of `a` in memory is element i of `b`, given that `b` is dense.
+inline bool same_layout(const Tensor& a, const Tensor& b) {
+  if (b.numel() <= 1) return true;
+  for (int64_t d = 0; d < a.dim(); ++d) {
+    if (a.size(d) > 1 && a.stride(d) != b.stride(d)) return false;
+  }
+  return true;
+}
+
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cuda() == b.is_cuda() && a.is_cpu() == b.is_cpu() && a.get_device_index() == b.get_device_index();
+}
+
+inline int64_t element_bytes(ScalarType dtype) {
+  return dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
+}
+
+// Whether the memory of two dense tensors overlaps.
+inline bool overlap(const Tensor& a, const Tensor& b) {
+  const auto start = [](const Tensor& t) { return reinterpret_cast<std::uintptr_t>(t.const_data_ptr()); };
+  const auto bytes = [](const Tensor& t) {
+    return static_cast<std::uintptr_t>(t.numel() * element_bytes(t.scalar_type()));
+  };
+  if (a.numel() == 0 || b.numel() == 0) return false;
+  return start(a) < start(b) + bytes(b) && start(b) < start(a) + bytes(a);
+}
+
+}  // namespace gas_ext

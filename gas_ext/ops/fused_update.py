@@ -1,0 +1,345 @@
+"""The fused update as a differentiable function over the compiled operators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gas_ext.ops import library
+from gas_ext.ops.reference import (
+    FIRST_WEIGHT,
+    UpdateResult,
+    fused_update_backward_reference,
+    fused_update_reference,
+)
+
+MAX_TERMS = 64
+_HALF_TYPES = (torch.float16, torch.bfloat16)
+_STATE_DTYPES = (torch.float64, torch.float32, *_HALF_TYPES)
+
+
+def fused_update(
+    history: Sequence[Tensor],
+    output: Tensor,
+    coefficients: Tensor,
+    *,
+    guided: bool = False,
+    next_input_dtype: torch.dtype | None = None,
+    out: tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor] | None = None,
+) -> UpdateResult:
+    """Compute one solver step in one pass over memory.
+
+    With K = ``len(history)``, x_n = ``history[0]`` and the coefficient row
+    ``[p, q, w, s, c, a_0, ..., a_{K-1}]``::
+
+        m~      = m_u + w (m - m_u)             if guided, else m = output
+        D_n     = p x_n + q m~                  any prediction type is some p, q
+        x_{n+1} = c D_n + sum_k a_k history[k]
+        y       = s x_{n+1}                     the next network input, when asked
+
+    This is the update of the Generalized Solver (arXiv 2510.17699, section 3) with the theory and the
+    learned corrections folded into one row. It is differentiable in every tensor and every coefficient.
+
+    Parameters
+    ----------
+    history : sequence of Tensor
+        x_n first, then older states and data predictions in any order: 1 to 64 tensors of one shape, dtype
+        (float64, float32, float16 or bfloat16), and device. Tensors with the strides of a dense ``history[0]``
+        are taken as they are, others are copied once.
+    output : Tensor
+        The network's output, shaped like x_n; with `guided`, twice its batch, unconditional half first. It
+        may have a lower precision than the history (a bfloat16 network beside float32 states).
+    coefficients : Tensor
+        5 + K numbers, float64 or float32, on the device of the history.
+    guided : bool
+        Whether `output` is a doubled batch for classifier-free guidance.
+    next_input_dtype : torch.dtype, optional
+        When given, y is returned too, in this dtype.
+    out : tuple of Tensor, optional
+        Memory for (D_n, x_{n+1}) or (D_n, x_{n+1}, y), of the layout of ``history[0]``. It may share no memory
+        with an input. Not differentiable.
+
+    Returns
+    -------
+    UpdateResult
+        ``data`` (D_n) and ``state`` (x_{n+1}) in the history's dtype, ``next_input`` (y) or None.
+
+    Raises
+    ------
+    TypeError
+        A dtype is not supported, or dtypes are mixed within the history.
+    ValueError
+        Shapes, devices, the number of terms or of coefficients do not fit, or `out` aliases an input.
+
+    Examples
+    --------
+    >>> x = torch.ones(2, 3)
+    >>> row = torch.tensor([0.0, 1.0, 1.0, 1.0, 0.5, 2.0], dtype=torch.float64)
+    >>> fused_update([x], 4 * x, row).state[0]  # 0.5 * output + 2 * x
+    tensor([4., 4., 4.])
+    """
+    history = list(history)
+    _check_arguments(history, output, coefficients, guided)
+    x = history[0]
+    output = _match_output_dtype(output, x.dtype)
+    if out is not None:
+        return _update_into(out, history, output, coefficients, guided)
+    compiled = library.has_kernels(x.device)
+    if not compiled:
+        return fused_update_reference(
+            history, output, coefficients, guided=guided, next_input_dtype=next_input_dtype
+        )
+    # The kernels write y in the dtype of the state or of the output; another one is one more cast.
+    direct = next_input_dtype if next_input_dtype in (None, x.dtype, output.dtype) else x.dtype
+    coefficients = coefficients.contiguous()
+    data, state, next_input = FusedUpdate.apply(guided, direct, output, coefficients, *history)  # type: ignore[no-untyped-call]
+    if next_input_dtype is None:
+        return UpdateResult(data, state, None)
+    return UpdateResult(data, state, next_input.to(next_input_dtype))
+
+
+class FusedUpdate(torch.autograd.Function):
+    """Autograd over ``torch.ops.gas_ext.fused_update``; differentiable twice (the update is bilinear)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        guided: bool,
+        next_input_dtype: torch.dtype | None,
+        output: Tensor,
+        coefficients: Tensor,
+        *history: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return D_n, x_{n+1} and y (an empty tensor when not asked)."""
+        data, state, next_input = torch.ops.gas_ext.fused_update(
+            history, output, coefficients, guided, next_input_dtype
+        )
+        ctx.guided = guided
+        ctx.has_next_input = next_input_dtype is not None
+        ctx.set_materialize_grads(False)
+        # x_{n+1} is read for the gradient of the next input's scale only.
+        saved_state = (state,) if ctx.has_next_input else ()
+        ctx.save_for_backward(output, coefficients, *history, *saved_state)
+        if not ctx.has_next_input:
+            ctx.mark_non_differentiable(next_input)
+        return data, state, next_input
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return the gradients that are needed, by the equations of docs/kernels.md."""
+        grad_data, grad_state, grad_next_input = grads
+        if not ctx.has_next_input:
+            grad_next_input = None
+        output, coefficients, *history = ctx.saved_tensors
+        state = history.pop() if ctx.has_next_input else None
+        _, _, needs_output, needs_coefficients, *needs_history = ctx.needs_input_grad
+        if grad_data is None and grad_state is None and grad_next_input is None:
+            return (None,) * len(ctx.needs_input_grad)
+        wanted = [k for k, needed in enumerate(needs_history) if needed]
+        grad_wanted, grad_output, grad_coefficients = torch.ops.gas_ext.fused_update_backward(
+            grad_data,
+            grad_state,
+            grad_next_input,
+            history,
+            output,
+            state,
+            coefficients,
+            ctx.guided,
+            wanted,
+            needs_output,
+            needs_coefficients,
+        )
+        grad_history: list[Tensor | None] = [None] * len(history)
+        for k, grad in zip(wanted, grad_wanted, strict=True):
+            grad_history[k] = grad
+        return (
+            None,
+            None,
+            grad_output if needs_output else None,
+            grad_coefficients if needs_coefficients else None,
+            *grad_history,
+        )
+
+
+def _check_arguments(history: list[Tensor], output: Tensor, coefficients: Tensor, guided: bool) -> None:
+    if not 1 <= len(history) <= MAX_TERMS:
+        raise ValueError(f"history has {len(history)} tensors; give 1 to {MAX_TERMS}, x_n first.")
+    x = history[0]
+    if x.dtype not in _STATE_DTYPES:
+        raise TypeError(f"history is {x.dtype}; convert it to float64, float32, float16 or bfloat16.")
+    for k, tensor in enumerate(history):
+        if tensor.dtype != x.dtype:
+            raise TypeError(f"history[{k}] is {tensor.dtype} but history[0] is {x.dtype}; give one dtype.")
+        if tensor.shape != x.shape:
+            raise ValueError(
+                f"history[{k}] has shape {tuple(tensor.shape)} but history[0] has {tuple(x.shape)}; "
+                "give tensors of one shape."
+            )
+        if tensor.device != x.device:
+            raise ValueError(f"history[{k}] is on {tensor.device} but history[0] on {x.device}; move it.")
+    if not output.dtype.is_floating_point:
+        raise TypeError(f"output is {output.dtype}; give a floating-point tensor.")
+    if guided and x.ndim == 0:
+        raise ValueError("guided needs a batch dimension to double, but history[0] has none; add one.")
+    expected = (2 * x.shape[0], *x.shape[1:]) if guided else tuple(x.shape)
+    if tuple(output.shape) != expected:
+        doubled = " (the batch twice, unconditional half first)" if guided else ""
+        raise ValueError(f"output has shape {tuple(output.shape)}; expected {expected}{doubled}.")
+    if coefficients.ndim != 1 or coefficients.shape[0] != FIRST_WEIGHT + len(history):
+        raise ValueError(
+            f"coefficients have shape {tuple(coefficients.shape)}; give a vector of "
+            f"{FIRST_WEIGHT} + {len(history)} numbers for {len(history)} history tensors."
+        )
+    if coefficients.dtype not in (torch.float64, torch.float32):
+        raise TypeError(f"coefficients are {coefficients.dtype}; give float64 or float32.")
+    for name, tensor in (("output", output), ("coefficients", coefficients)):
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device} but the history on {x.device}; move it there.")
+
+
+def _match_output_dtype(output: Tensor, state: torch.dtype) -> Tensor:
+    """Convert an output for which no kernel is compiled: only float32 states take a lower precision."""
+    direct = output.dtype == state or (state == torch.float32 and output.dtype in _HALF_TYPES)
+    return output if direct else output.to(state)
+
+
+def _update_into(
+    out: tuple[Tensor, ...],
+    history: list[Tensor],
+    output: Tensor,
+    coefficients: Tensor,
+    guided: bool,
+) -> UpdateResult:
+    """Run the update into given memory, refusing what autograd or aliasing would spoil."""
+    x = history[0]
+    if len(out) not in (2, 3):
+        raise ValueError(f"out has {len(out)} tensors; give (data, state) or (data, state, next_input).")
+    inputs = [*history, output, coefficients]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+        raise ValueError("out cannot be used where a gradient is recorded; call under torch.no_grad().")
+    for i, target in enumerate(out):
+        if target.shape != x.shape or target.device != x.device:
+            raise ValueError(
+                f"out[{i}] has shape {tuple(target.shape)} on {target.device}; expected {tuple(x.shape)} on {x.device}."
+            )
+        if i < 2 and target.dtype != x.dtype:
+            raise TypeError(f"out[{i}] is {target.dtype}; expected {x.dtype}, the dtype of the history.")
+        others = [*inputs, *out[:i]]
+        if any(_share_memory(target, other) for other in others):
+            raise ValueError(f"out[{i}] shares memory with another argument; give it memory of its own.")
+    next_input = out[2] if len(out) == 3 else None
+    if (
+        library.has_kernels(x.device)
+        and all(target.stride() == torch.empty_like(x).stride() for target in out)
+        and (next_input is None or next_input.dtype in (x.dtype, output.dtype))
+    ):
+        torch.ops.gas_ext.fused_update_out(
+            history, output, coefficients.contiguous(), guided, out[0], out[1], next_input
+        )
+        return UpdateResult(out[0], out[1], next_input)
+    result = fused_update(
+        history,
+        output,
+        coefficients,
+        guided=guided,
+        next_input_dtype=None if next_input is None else next_input.dtype,
+    )
+    for target, value in zip(out, result, strict=False):
+        target.copy_(value)
+    return UpdateResult(out[0], out[1], next_input)
+
+
+def _share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether the address ranges of two tensors overlap."""
+    if a.numel() == 0 or b.numel() == 0 or a.device != b.device:
+        return False
+    start_a, end_a = _address_range(a)
+    start_b, end_b = _address_range(b)
+    return start_a < end_b and start_b < end_a
+
+
+def _address_range(tensor: Tensor) -> tuple[int, int]:
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    return start, start + (last + 1) * tensor.element_size()
+
+
+def _register() -> None:
+    """Give the operators fake kernels and the backward operator its own derivative."""
+
+    def fake_update(
+        history: list[Tensor],
+        output: Tensor,
+        coefficients: Tensor,
+        guided: bool,
+        next_input_dtype: torch.dtype | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        data = torch.empty_like(history[0])
+        if next_input_dtype is None:
+            return data, torch.empty_like(data), data.new_empty(0)
+        return data, torch.empty_like(data), torch.empty_like(data, dtype=next_input_dtype)
+
+    def fake_update_out(*_: Any) -> None:
+        return None
+
+    def fake_backward(
+        grad_data: Tensor | None,
+        grad_state: Tensor | None,
+        grad_next_input: Tensor | None,
+        history: list[Tensor],
+        output: Tensor,
+        state: Tensor | None,
+        coefficients: Tensor,
+        guided: bool,
+        needs_history: list[int],
+        needs_output: bool,
+        needs_coefficients: bool,
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        grad_history = [torch.empty_like(history[0]) for _ in needs_history]
+        grad_output = torch.empty_like(output) if needs_output else output.new_empty(0)
+        grad_coefficients = coefficients.new_empty(coefficients.shape[0] if needs_coefficients else 0)
+        return grad_history, grad_output, grad_coefficients
+
+    def keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.inputs = inputs
+
+    def double_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        return _double_backward(ctx.inputs, grads)
+
+    torch.library.register_fake("gas_ext::fused_update", fake_update)
+    torch.library.register_fake("gas_ext::fused_update_out", fake_update_out)
+    torch.library.register_fake("gas_ext::fused_update_backward", fake_backward)
+    torch.library.register_autograd(
+        "gas_ext::fused_update_backward", double_backward, setup_context=keep_inputs
+    )
+
+
+def _double_backward(inputs: tuple[Any, ...], grads: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Differentiate the backward equations once more, through their plain-torch form.
+
+    Second derivatives are rare (gradient checks, penalties on gradients), so they are not fused.
+    """
+    flat: list[Any] = [*inputs[:3], *inputs[3], *inputs[4:7]]
+    with torch.enable_grad():
+        fresh = [t.detach().requires_grad_() if isinstance(t, Tensor) else t for t in flat]
+        terms = len(inputs[3])
+        grad_history, grad_output, grad_coefficients = fused_update_backward_reference(
+            *fresh[:3], fresh[3 : 3 + terms], *fresh[3 + terms :], *inputs[7:]
+        )
+    results = [*grad_history, grad_output, grad_coefficients]
+    pairs = zip(results, [*(grads[0] or []), *grads[1:]], strict=True)
+    wanted = [(result, grad) for result, grad in pairs if grad is not None and result.requires_grad]
+    tensors = [t for t in fresh if isinstance(t, Tensor)]
+    found = iter(
+        torch.autograd.grad([r for r, _ in wanted], tensors, [g for _, g in wanted], allow_unused=True)
+    )
+    derivatives = [next(found) if isinstance(t, Tensor) else None for t in fresh]
+    return (*derivatives[:3], derivatives[3 : 3 + terms], *derivatives[3 + terms :], *(None,) * 4)
+
+
+if library.cpu_status().loaded:
+    library.cuda_status()
+    _register()

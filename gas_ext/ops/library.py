@@ -1,0 +1,116 @@
+"""Loading of the compiled operators, and what can be said about them.
+
+Importing the package always works: where an operator library cannot be loaded, the reason is kept for
+`gas-ext info`, and the pure-torch reference runs instead, with one warning.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class LoadStatus:
+    """Whether an operator library is in use, and why not."""
+
+    loaded: bool
+    reason: str  # empty when loaded
+
+
+def build_info() -> dict[str, Any]:
+    """Return what the compiled part was built from and with; empty without a compiled part.
+
+    Returns
+    -------
+    dict
+        Versions (package, compiler, CMake, torch headers, CUDA toolkit), CUDA architectures, and the CPU
+        instruction sets compiled, supported by this processor and in use.
+    """
+    try:
+        module = importlib.import_module("gas_ext._build_info")
+    except ImportError:
+        return {}
+    info: dict[str, Any] = dict(module.build_info())
+    info["cpu_isa_in_use"] = module.cpu_isa_in_use()
+    return info
+
+
+def _load(name: str) -> LoadStatus:
+    path = PACKAGE / name
+    if not path.exists():
+        return LoadStatus(False, f"{name} is not in this installation; build it with pip install .")
+    try:
+        torch.ops.load_library(str(path))
+    except (OSError, RuntimeError) as error:
+        return LoadStatus(False, f"{name} could not be loaded beside torch {torch.__version__}: {error}")
+    return LoadStatus(True, "")
+
+
+@cache
+def cpu_status() -> LoadStatus:
+    """Load the schemas and the CPU operators, once."""
+    status = _load("_ops_cpu.so")
+    if not status.loaded:
+        warnings.warn(
+            f"gas_ext runs on its slower pure-torch reference: {status.reason}", RuntimeWarning, stacklevel=2
+        )
+    return status
+
+
+@cache
+def cuda_status() -> LoadStatus:
+    """Load the CUDA operators, once, where this torch can use them."""
+    if not cpu_status().loaded:
+        return LoadStatus(False, cpu_status().reason)
+    if torch.version.cuda is None:
+        return LoadStatus(False, f"torch {torch.__version__} is a CPU build; install a CUDA build of torch")
+    toolkit = build_info().get("cuda_toolkit", "")
+    if not toolkit:
+        return LoadStatus(
+            False, "this installation was built without CUDA; rebuild with nvcc on PATH and GAS_EXT_CUDA=1"
+        )
+    if int(toolkit.split(".")[0]) > int(torch.version.cuda.split(".")[0]):
+        return LoadStatus(
+            False,
+            f"the CUDA operators were built with CUDA {toolkit}, newer than torch's {torch.version.cuda}; "
+            "rebuild them with CUDACXX set to an nvcc of torch's release",
+        )
+    return _load("_ops_cuda.so")
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether compiled kernels serve tensors on `device`.
+
+    >>> has_kernels(torch.device("meta"))
+    False
+    """
+    if device.type == "cpu":
+        return cpu_status().loaded
+    if device.type == "cuda":
+        return cuda_status().loaded
+    return False
+
+
+def info() -> dict[str, Any]:
+    """Return the build information with the state of both operator libraries in this process."""
+    return {
+        "build": build_info(),
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "cuda_available": torch.cuda.is_available(),
+        "cpu_operators": _describe(cpu_status()),
+        "cuda_operators": _describe(cuda_status()),
+    }
+
+
+def _describe(status: LoadStatus) -> str:
+    return "loaded" if status.loaded else f"not loaded: {status.reason}"
