@@ -5,8 +5,8 @@
 namespace gas_ext {
 namespace {
 
-// Elements that a thread must have to be worth waking: below two chunks everything runs in the caller.
-constexpr int64_t kGrainChunks = 1;
+// Chunks that a thread must have to be worth waking: 32,768 elements, as in torch.
+constexpr int64_t kGrainChunks = 2;
 
 struct Cpu {
   static void forward(const ForwardArgs& args, const Tensor&) {

@@ -340,6 +340,5 @@ def _double_backward(inputs: tuple[Any, ...], grads: tuple[Any, ...]) -> tuple[A
     return (*derivatives[:3], derivatives[3 : 3 + terms], *derivatives[3 + terms :], *(None,) * 4)
 
 
-if library.cpu_status().loaded:
-    library.cuda_status()
+if library.CPU_STATUS.loaded:
     _register()

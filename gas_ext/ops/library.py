@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import warnings
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +54,7 @@ def _load(name: str) -> LoadStatus:
     return LoadStatus(True, "")
 
 
-@cache
-def cpu_status() -> LoadStatus:
-    """Load the schemas and the CPU operators, once."""
+def _load_cpu() -> LoadStatus:
     status = _load("_ops_cpu.so")
     if not status.loaded:
         warnings.warn(
@@ -66,11 +63,9 @@ def cpu_status() -> LoadStatus:
     return status
 
 
-@cache
-def cuda_status() -> LoadStatus:
-    """Load the CUDA operators, once, where this torch can use them."""
-    if not cpu_status().loaded:
-        return LoadStatus(False, cpu_status().reason)
+def _load_cuda(cpu: LoadStatus) -> LoadStatus:
+    if not cpu.loaded:
+        return cpu  # the schemas are registered by the CPU library
     if torch.version.cuda is None:
         return LoadStatus(False, f"torch {torch.__version__} is a CPU build; install a CUDA build of torch")
     toolkit = build_info().get("cuda_toolkit", "")
@@ -87,6 +82,11 @@ def cuda_status() -> LoadStatus:
     return _load("_ops_cuda.so")
 
 
+# Loaded once, at import, so that torch.compile meets plain constants.
+CPU_STATUS = _load_cpu()
+CUDA_STATUS = _load_cuda(CPU_STATUS)
+
+
 def has_kernels(device: torch.device) -> bool:
     """Whether compiled kernels serve tensors on `device`.
 
@@ -94,10 +94,8 @@ def has_kernels(device: torch.device) -> bool:
     False
     """
     if device.type == "cpu":
-        return cpu_status().loaded
-    if device.type == "cuda":
-        return cuda_status().loaded
-    return False
+        return CPU_STATUS.loaded
+    return device.type == "cuda" and CUDA_STATUS.loaded
 
 
 def info() -> dict[str, Any]:
@@ -107,8 +105,8 @@ def info() -> dict[str, Any]:
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
         "cuda_available": torch.cuda.is_available(),
-        "cpu_operators": _describe(cpu_status()),
-        "cuda_operators": _describe(cuda_status()),
+        "cpu_operators": _describe(CPU_STATUS),
+        "cuda_operators": _describe(CUDA_STATUS),
     }
 
 

@@ -1,0 +1,476 @@
+"""The compiled update against its pure-torch reference, and as a torch operator."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gas_ext.ops import fused_update, fused_update_reference, library
+from gas_ext.ops.fused_update import MAX_TERMS
+from gas_ext.ops.reference import FIRST_WEIGHT, fused_update_backward_reference
+
+STATE_DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+DTYPE_PAIRS = [
+    (torch.float64, torch.float64),
+    (torch.float32, torch.float32),
+    (torch.float32, torch.float16),
+    (torch.float32, torch.bfloat16),
+    (torch.float16, torch.float16),
+    (torch.bfloat16, torch.bfloat16),
+]
+SHAPES = [(), (0, 3), (1,), (2, 3), (17,), (3, 5, 7), (2, 4, 31, 33), (2, 2, 3, 4, 5)]
+
+
+def make_inputs(
+    shape: tuple[int, ...],
+    terms: int = 3,
+    guided: bool = False,
+    dtype: torch.dtype = torch.float32,
+    output_dtype: torch.dtype | None = None,
+    seed: int = 0,
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """History, output and coefficients of moderate size, from a seed."""
+    generator = torch.Generator().manual_seed(seed)
+    history = [torch.randn(shape, generator=generator).to(dtype) for _ in range(terms)]
+    output_shape = (2 * shape[0], *shape[1:]) if guided else shape
+    output = torch.randn(output_shape, generator=generator).to(output_dtype or dtype)
+    coefficients = torch.randn(FIRST_WEIGHT + terms, generator=generator, dtype=torch.float64)
+    return history, output, coefficients
+
+
+def to_float64(history: list[Tensor], output: Tensor, coefficients: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+    return [t.double() for t in history], output.double(), coefficients.double()
+
+
+def assert_as_good_as_torch(actual: Tensor, same_dtype: Tensor, exact: Tensor, atol: float) -> None:
+    """Error to the float64 reference at most twice that of torch's own formula in the same dtype."""
+    error = (actual.double() - exact).abs().max().item() if exact.numel() else 0.0
+    allowed = (same_dtype.double() - exact).abs().max().item() if exact.numel() else 0.0
+    assert error <= 2 * allowed + atol, f"error {error}, torch's own {allowed}"
+
+
+def atol_of(dtype: torch.dtype) -> float:
+    """Two units in the last place at magnitude 8, the size of the values here."""
+    return 16 * torch.finfo(dtype).eps
+
+
+def test_kernels_are_loaded() -> None:
+    """The rest of this file would pass on the fallback too; here it must be the compiled operator."""
+    assert library.CPU_STATUS.loaded, library.CPU_STATUS.reason
+
+
+@pytest.mark.parametrize(("dtype", "output_dtype"), DTYPE_PAIRS)
+@pytest.mark.parametrize(
+    ("shape", "guided"), [(shape, False) for shape in SHAPES] + [(shape, True) for shape in SHAPES if shape]
+)
+def test_forward_matches_reference(
+    shape: tuple[int, ...], dtype: torch.dtype, output_dtype: torch.dtype, guided: bool
+) -> None:
+    inputs = make_inputs(shape, guided=guided, dtype=dtype, output_dtype=output_dtype)
+    result = fused_update(*inputs, guided=guided, next_input_dtype=output_dtype)
+    same_dtype = fused_update_reference(*inputs, guided=guided, next_input_dtype=output_dtype)
+    exact = fused_update_reference(*to_float64(*inputs), guided=guided, next_input_dtype=torch.float64)
+    for name, value, reference, truth in zip(result._fields, result, same_dtype, exact, strict=True):
+        assert value is not None
+        assert value.dtype == (output_dtype if name == "next_input" else dtype)
+        assert value.shape == torch.Size(shape)
+        assert_as_good_as_torch(value, reference, truth, atol_of(value.dtype))
+
+
+def gradients(
+    function: Callable[..., tuple[Tensor, ...]], inputs: tuple[list[Tensor], Tensor, Tensor], **options: object
+) -> list[Tensor]:
+    """Gradients of a fixed weighted sum of all outputs with respect to every input."""
+    history, output, coefficients = inputs
+    leaves = [t.detach().clone().requires_grad_() for t in (*history, output, coefficients)]
+    results = function(leaves[:-2], leaves[-2], leaves[-1], **options)
+    total = torch.zeros((), dtype=torch.float64)
+    for i, value in enumerate(results):
+        weights = torch.cos(torch.arange(value.numel(), dtype=torch.float64) + i).reshape(value.shape)
+        total = total + (weights.to(value.dtype) * value).double().sum()
+    return list(torch.autograd.grad(total, leaves))
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize(("dtype", "output_dtype"), DTYPE_PAIRS)
+@pytest.mark.parametrize("shape", [(0, 3), (2, 3), (17,), (3, 5, 7), (2, 4, 31, 33)])
+def test_gradients_match_reference(
+    shape: tuple[int, ...], dtype: torch.dtype, output_dtype: torch.dtype, guided: bool
+) -> None:
+    inputs = make_inputs(shape, guided=guided, dtype=dtype, output_dtype=output_dtype)
+    options = {"guided": guided, "next_input_dtype": output_dtype}
+    actual = gradients(fused_update, inputs, **options)
+    same_dtype = gradients(fused_update_reference, inputs, **options)
+    exact = gradients(
+        fused_update_reference, to_float64(*inputs), guided=guided, next_input_dtype=torch.float64
+    )
+    for i, (value, reference, truth) in enumerate(zip(actual, same_dtype, exact, strict=True)):
+        assert value.dtype == reference.dtype
+        # Coefficient gradients are sums over all elements, so their tolerance grows with the root of the size.
+        scale = max(1.0, torch.Size(shape).numel() ** 0.5) if i == len(actual) - 1 else 1.0
+        assert_as_good_as_torch(value, reference, truth, scale * 2 * atol_of(dtype) + atol_of(output_dtype))
+
+
+@pytest.mark.parametrize("terms", [1, 2, 8, 9, 20, MAX_TERMS])
+def test_any_number_of_terms(terms: int) -> None:
+    inputs = make_inputs((3, 50), terms=terms, dtype=torch.float64)
+    for actual, expected in zip(
+        gradients(fused_update_outputs, inputs), gradients(reference_outputs, inputs), strict=True
+    ):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+def fused_update_outputs(history: list[Tensor], output: Tensor, coefficients: Tensor) -> tuple[Tensor, ...]:
+    return tuple(fused_update(history, output, coefficients))[:2]  # type: ignore[return-value]
+
+
+def reference_outputs(history: list[Tensor], output: Tensor, coefficients: Tensor) -> tuple[Tensor, ...]:
+    return tuple(fused_update_reference(history, output, coefficients))[:2]  # type: ignore[return-value]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    shape=st.lists(st.integers(0, 6), min_size=1, max_size=5).map(tuple),
+    terms=st.integers(1, 12),
+    guided=st.booleans(),
+    dtype=st.sampled_from(STATE_DTYPES),
+    layouts=st.lists(
+        st.sampled_from(["dense", "transposed", "sliced", "expanded", "offset"]), min_size=14, max_size=14
+    ),
+)
+def test_any_strides(
+    shape: tuple[int, ...], terms: int, guided: bool, dtype: torch.dtype, layouts: list[str]
+) -> None:
+    history, output, coefficients = make_inputs(shape, terms, guided, dtype)
+    history = [with_layout(t, layout) for t, layout in zip(history, layouts, strict=False)]
+    output = with_layout(output, layouts[-1])
+    result = fused_update(history, output, coefficients, guided=guided, next_input_dtype=dtype)
+    expected = fused_update_reference(history, output, coefficients, guided=guided, next_input_dtype=dtype)
+    for value, reference in zip(result, expected, strict=True):
+        torch.testing.assert_close(value, reference, rtol=2e-2 if dtype.itemsize == 2 else 1e-5, atol=4 * atol_of(dtype))
+
+
+def with_layout(tensor: Tensor, layout: str) -> Tensor:
+    """Values of a tensor (of its first slice, for "expanded") in another memory order."""
+    if layout == "transposed":
+        return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == "sliced":
+        padded = torch.empty(*tensor.shape[:-1], 2 * tensor.shape[-1], dtype=tensor.dtype)
+        padded[..., ::2] = tensor
+        return padded[..., ::2]
+    if layout == "expanded" and tensor.shape[0] > 0:
+        return tensor[:1].expand_as(tensor)
+    if layout == "offset":
+        flat = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)
+        flat[1:] = tensor.flatten()
+        return flat[1:].view(tensor.shape)
+    return tensor
+
+
+def test_channels_last_is_kept_and_not_copied() -> None:
+    history, output, coefficients = make_inputs((2, 3, 8, 8))
+    expected = fused_update(history, output, coefficients)
+    history = [t.contiguous(memory_format=torch.channels_last) for t in history]
+    output = output.contiguous(memory_format=torch.channels_last)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        result = fused_update(history, output, coefficients)
+    assert "aten::copy_" not in {event.key for event in profile.key_averages()}
+    assert result.state.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(result.state, expected.state, rtol=0, atol=0)
+    torch.testing.assert_close(result.data, expected.data, rtol=0, atol=0)
+
+
+def test_guided_halves_are_views() -> None:
+    history, output, coefficients = make_inputs((4, 3, 8, 8), guided=True)
+    leaf = output.requires_grad_()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        fused_update(history, leaf, coefficients, guided=True).state.sum().backward()
+    # The gradient of sum() is an expanded scalar: one copy makes it dense. Nothing else is copied.
+    copies = {event.key: event.count for event in profile.key_averages()}.get("aten::copy_", 0)
+    assert copies == 1
+    assert leaf.grad is not None
+    assert leaf.grad.shape == output.shape
+
+
+def test_gradcheck_twice() -> None:
+    for guided in (False, True):
+        history, output, coefficients = make_inputs((2, 3), 2, guided, torch.float64)
+        leaves = [t.requires_grad_() for t in (output, coefficients, *history)]
+
+        def update(output: Tensor, row: Tensor, *past: Tensor, guided: bool = guided) -> tuple[Tensor, ...]:
+            return tuple(fused_update(past, output, row, guided=guided, next_input_dtype=torch.float64))  # type: ignore[return-value]
+
+        assert torch.autograd.gradcheck(update, leaves)
+        assert torch.autograd.gradgradcheck(update, leaves)
+
+
+def test_float32_coefficients() -> None:
+    history, output, coefficients = make_inputs((5, 7))
+    inputs = (history, output, coefficients.float())
+    for actual, expected in zip(
+        gradients(fused_update_outputs, inputs), gradients(reference_outputs, inputs), strict=True
+    ):
+        assert actual.dtype == torch.float32
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_only_wanted_gradients_are_computed() -> None:
+    history, output, coefficients = make_inputs((5, 7), terms=3)
+    history[1].requires_grad_()
+    fused_update(history, output, coefficients).state.sum().backward()
+    assert history[1].grad is not None
+    torch.testing.assert_close(history[1].grad, torch.full((5, 7), float(coefficients[FIRST_WEIGHT + 1])))
+    assert history[0].grad is None
+    assert output.grad is None
+    grads = torch.ops.gas_ext.fused_update_backward(
+        None, output, None, history, output, None, coefficients, False, [1], False, False
+    )
+    assert [g.shape for g in grads[0]] == [output.shape]
+    assert grads[1].numel() == grads[2].numel() == 0
+
+
+def test_no_graph_without_gradients() -> None:
+    history, output, coefficients = make_inputs((2, 3))
+    history[0].requires_grad_()
+    with torch.no_grad():
+        result = fused_update(history, output, coefficients)
+    assert result.state.grad_fn is None
+    assert fused_update([t.detach() for t in history], output, coefficients).state.grad_fn is None
+
+
+def test_backward_reference_is_the_derivative() -> None:
+    """The equations of the backward pass against autograd of the forward equations."""
+    history, output, coefficients = make_inputs((4, 3), 3, True, torch.float64)
+    leaves = [t.requires_grad_() for t in (*history, output, coefficients)]
+    data, state, y = fused_update_reference(
+        history, output, coefficients, guided=True, next_input_dtype=torch.float64
+    )
+    assert y is not None
+    grads = [torch.randn_like(t, generator=None) for t in (data, state, y)]
+    expected = torch.autograd.grad((data, state, y), leaves, grads)
+    grad_history, grad_output, grad_row = fused_update_backward_reference(
+        *grads, history, output, state, coefficients, True, [0, 1, 2], True, True
+    )
+    for actual, truth in zip([*grad_history, grad_output, grad_row], expected, strict=True):
+        torch.testing.assert_close(actual, truth, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", STATE_DTYPES)
+def test_opcheck(dtype: torch.dtype) -> None:
+    history, output, coefficients = make_inputs((3, 2, 5), dtype=dtype)
+    ops = torch.ops.gas_ext
+    torch.library.opcheck(ops.fused_update.default, (history, output, coefficients, False, dtype))
+    torch.library.opcheck(ops.fused_update.default, (history, output, coefficients, False, None))
+    out = [torch.empty_like(history[0]) for _ in range(3)]
+    torch.library.opcheck(ops.fused_update_out.default, (history, output, coefficients, False, *out))
+    leaves = [t.requires_grad_() for t in history]
+    arguments = (output, output, output, leaves, output, output, coefficients, False, [0, 2], True, True)
+    # float64 alone differentiates the backward operator: the others would compare rounded second derivatives.
+    checks = ("test_schema", "test_faketensor") + (
+        ("test_autograd_registration", "test_aot_dispatch_dynamic") if dtype == torch.float64 else ()
+    )
+    torch.library.opcheck(ops.fused_update_backward.default, arguments, test_utils=checks)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("guided", [False, True])
+def test_fake_kernels_agree(memory_format: torch.memory_format, guided: bool) -> None:
+    """Shape, dtype and strides of the fakes, for outputs of another memory order too."""
+    history, output, coefficients = make_inputs((2, 3, 4, 5), guided=guided)
+    history = [t.contiguous(memory_format=memory_format) for t in history]
+    for sample in ((history, output, coefficients), (history[::-1], output.double(), coefficients)):
+        arguments = (sample[0], sample[1].float(), sample[2], guided, torch.float32)
+        torch.library.opcheck(
+            torch.ops.gas_ext.fused_update.default, arguments, test_utils=("test_schema", "test_faketensor")
+        )
+
+
+def test_out_writes_into_given_memory() -> None:
+    history, output, coefficients = make_inputs((3, 5))
+    expected = fused_update(history, output, coefficients, next_input_dtype=torch.float32)
+    out = tuple(torch.empty(3, 5) for _ in range(3))
+    result = fused_update(history, output, coefficients, out=out)  # type: ignore[arg-type]
+    for given, returned, value in zip(out, result, expected, strict=True):
+        assert returned is given
+        torch.testing.assert_close(given, value, rtol=0, atol=0)
+    strided = (torch.empty(5, 3).t(), torch.empty(3, 10)[:, ::2])
+    fused_update(history, output, coefficients, out=strided)
+    torch.testing.assert_close(strided[1], expected.state, rtol=0, atol=0)
+
+
+def test_out_refuses_aliasing() -> None:
+    history, output, coefficients = make_inputs((3, 5))
+    free = torch.empty(3, 5)
+    for target in (history[2], output, output.view(-1)[:15].view(3, 5)):
+        with pytest.raises(ValueError, match="shares memory"):
+            fused_update(history, output, coefficients, out=(free, target))
+        with pytest.raises(RuntimeError, match="shares memory"):
+            torch.ops.gas_ext.fused_update_out(history, output, coefficients, False, free, target, None)
+    with pytest.raises(ValueError, match="shares memory"):
+        fused_update(history, output, coefficients, out=(free, free))
+    with pytest.raises(ValueError, match="no_grad"):
+        fused_update([t.requires_grad_() for t in history], output, coefficients, out=(free, torch.empty(3, 5)))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda h, m, c: ([], m, c), ValueError, "0 tensors"),
+        (lambda h, m, c: (h[:1] * 65, m, c), ValueError, "65 tensors"),
+        (lambda h, m, c: ([t.long() for t in h], m, c), TypeError, "int64"),
+        (lambda h, m, c: ([h[0], h[1].half(), h[2]], m, c), TypeError, r"history\[1\]"),
+        (lambda h, m, c: ([h[0], h[1][:1], h[2]], m, c), ValueError, "one shape"),
+        (lambda h, m, c: (h, m[:1], c), ValueError, "output has shape"),
+        (lambda h, m, c: (h, m.long(), c), TypeError, "output is"),
+        (lambda h, m, c: (h, m, c[:-1]), ValueError, "5 \\+ 3"),
+        (lambda h, m, c: (h, m, c.half()), TypeError, "coefficients are"),
+        (lambda h, m, c: (h, m.to("meta"), c), ValueError, "output is on meta"),
+        (lambda h, m, c: ([h[0], h[1], h[2].to("meta")], m, c), ValueError, "meta"),
+    ],
+)
+def test_rejects_wrong_arguments(change: Callable[..., tuple], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        fused_update(*change(*make_inputs((2, 3))))
+
+
+def test_guided_needs_a_doubled_batch() -> None:
+    history, output, coefficients = make_inputs((2, 3))
+    with pytest.raises(ValueError, match="unconditional half first"):
+        fused_update(history, output, coefficients, guided=True)
+    scalars, scalar, row = make_inputs(())
+    with pytest.raises(ValueError, match="batch dimension"):
+        fused_update(scalars, scalar, row, guided=True)
+
+
+def test_operators_check_for_themselves() -> None:
+    """Direct calls of torch.ops.gas_ext never read past a tensor's end."""
+    history, output, coefficients = make_inputs((2, 3))
+    update = torch.ops.gas_ext.fused_update
+    for arguments in (
+        ([], output, coefficients),
+        (history, output[:1], coefficients),
+        (history, output, coefficients[:-1]),
+        (history, output, coefficients.half()),
+        (history, output.long(), coefficients),
+        ([history[0], history[1][:1], history[2]], output, coefficients),
+        ([history[0], history[1].double(), history[2]], output, coefficients),
+    ):
+        with pytest.raises(RuntimeError, match="gas_ext"):
+            update(*arguments, False, None)
+    with pytest.raises(RuntimeError, match="gas_ext"):
+        update(history, output, coefficients, False, torch.float16)
+
+
+def test_dtype_pairs_without_a_kernel_are_converted() -> None:
+    history, output, coefficients = make_inputs((2, 3), dtype=torch.float16, output_dtype=torch.float32)
+    result = fused_update(history, output, coefficients, next_input_dtype=torch.bfloat16)
+    assert result.state.dtype == torch.float16
+    assert result.next_input is not None
+    assert result.next_input.dtype == torch.bfloat16
+    expected = fused_update_reference(history, output.half(), coefficients)
+    torch.testing.assert_close(result.state, expected.state, rtol=2e-3, atol=4e-3)
+
+
+def test_autocast_keeps_the_state_dtype() -> None:
+    history, output, coefficients = make_inputs((2, 3))
+    plain = fused_update(history, output.bfloat16(), coefficients)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = fused_update(history, output.bfloat16(), coefficients)
+    assert result.state.dtype == torch.float32
+    torch.testing.assert_close(result.state, plain.state, rtol=0, atol=0)
+
+
+def test_compiles_into_one_graph() -> None:
+    torch._dynamo.reset()
+    history, output, coefficients = make_inputs((2, 3), dtype=torch.float64)
+    leaves = [t.requires_grad_() for t in (*history, output, coefficients)]
+
+    def two_steps(*leaves: Tensor) -> Tensor:
+        *past, m, row = leaves
+        first = fused_update(past, m.sin(), row, next_input_dtype=torch.float32)
+        assert first.next_input is not None
+        return fused_update([first.state, *past[1:]], first.next_input.double().cos(), row).state
+
+    compiled = torch.compile(two_steps, fullgraph=True, backend="aot_eager")
+    expected, actual = two_steps(*leaves), compiled(*leaves)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    for a, e in zip(
+        torch.autograd.grad(actual.sum(), leaves), torch.autograd.grad(expected.sum(), leaves), strict=True
+    ):
+        torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-12)
+
+
+FINGERPRINT = """
+import hashlib, sys, torch
+from gas_ext.ops import fused_update
+torch.set_num_threads(int(sys.argv[1]))
+digest = hashlib.sha256()
+for state, network in (("float64", "float64"), ("float32", "float32"), ("float32", "float16"),
+                       ("float32", "bfloat16"), ("float16", "float16"), ("bfloat16", "bfloat16")):
+    state, network = getattr(torch, state), getattr(torch, network)
+    g = torch.Generator().manual_seed(1)
+    n = 100_003
+    history = [torch.randn(n, generator=g).to(state).requires_grad_() for _ in range(9)]
+    output = torch.randn(2 * n, generator=g).to(network).requires_grad_()
+    row = torch.randn(14, generator=g, dtype=torch.float64).requires_grad_()
+    result = fused_update(history, output, row, guided=True, next_input_dtype=network)
+    loss = sum((r.double() * torch.arange(n).remainder(7)).sum() for r in result)
+    loss.backward()
+    for t in (*result, row.grad, output.grad, *(h.grad for h in history)):
+        digest.update(t.detach().contiguous().view(torch.uint8).numpy().tobytes())
+print(digest.hexdigest())
+"""
+
+
+def fingerprint(threads: int, isa: str) -> str:
+    """Hash of every forward and backward result in a fresh process."""
+    environment = {**os.environ, "GAS_EXT_CPU_ISA": isa}
+    done = subprocess.run(
+        [sys.executable, "-c", FINGERPRINT, str(threads)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_same_bits_for_any_thread_count_and_instruction_set() -> None:
+    supported = library.build_info()["cpu_isas_supported"]
+    expected = fingerprint(1, supported[-1])
+    assert len(expected) == 64
+    assert fingerprint(2, supported[-1]) == expected
+    assert fingerprint(5, supported[-1]) == expected
+    for isa in supported[:-1]:
+        assert fingerprint(2, isa) == expected, f"{isa} differs from {supported[-1]}"
+
+
+def test_unknown_instruction_set_is_refused() -> None:
+    code = (
+        "import torch; from gas_ext.ops import fused_update; x = torch.ones(2); "
+        "fused_update([x], x, torch.ones(6, dtype=torch.float64))"
+    )
+    environment = {**os.environ, "GAS_EXT_CPU_ISA": "z80"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "'z80'" in done.stderr
+    assert "this processor and binary offer" in done.stderr
+
+
+@pytest.mark.skipif(
+    os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") < 20e9, reason="needs 13 GB of memory for itself"
+)
+def test_more_than_2_to_the_31_elements() -> None:
+    numel = 2**31 + 5
+    x = torch.zeros(numel, dtype=torch.bfloat16)
+    x[-3:] = torch.tensor([1.0, 2.0, 3.0])
+    row = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.5, 2.0], dtype=torch.float64)
+    with torch.no_grad():
+        result = fused_update([x], x, row)
+    assert result.data[-4:].tolist() == [0.0, 2.0, 4.0, 6.0]  # x + m
+    assert result.state[-4:].tolist() == [0.0, 3.0, 6.0, 9.0]  # 0.5 (x + m) + 2 x
