@@ -1,0 +1,224 @@
+"""Sampling with a solver: one network evaluation and one fused update per step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gas_ext.coefficients import SolverCoefficients, check_prediction_type
+from gas_ext.ops import fused_update
+from gas_ext.solver import GeneralizedSolver
+
+Denoiser = Callable[[Tensor, Tensor, Any], Tensor]
+Condition = Any  # None, a tensor whose first dimension is the batch, or a dict, list or tuple of such
+
+
+class Trajectory(NamedTuple):
+    """What a solve went through.
+
+    Attributes
+    ----------
+    states : tuple of Tensor
+        x_0 (noise) to x_N (result), in the schedule's coordinates.
+    data : tuple of Tensor
+        Data predictions D_0 to D_{N-1}.
+    timesteps : Tensor
+        (N + 1,) float64, from 1 to t_eps.
+    """
+
+    states: tuple[Tensor, ...]
+    data: tuple[Tensor, ...]
+    timesteps: Tensor
+
+
+class GASSampler(nn.Module):
+    """Turns noise into samples with a solver and a network.
+
+    Parameters
+    ----------
+    solver : GeneralizedSolver
+        The solver, on the device of the noise.
+    denoiser : callable
+        denoiser(x, t, condition) -> output of the shape of x. x_t = alpha(t) x_0 + sigma(t) eps in the
+        schedule's coordinates; t is a float64 0-d tensor, the schedule's own time.
+    prediction_type : str, optional
+        What the network predicts: "epsilon", "sample", "v_prediction" or "flow_prediction" (eps - x_0). If not
+        given, what the solver was made for, else "sample".
+    guidance_scale : float, optional
+        Classifier-free guidance: m_u + guidance_scale (m - m_u). If not given, what the solver was made for;
+        None and 1 mean a single, conditional evaluation.
+
+    Raises
+    ------
+    ValueError
+        If the solver was made for another prediction type or guidance scale.
+
+    Examples
+    --------
+    >>> from gas_ext import GeneralizedSolver, NoiseSchedule
+    >>> solver = GeneralizedSolver(NoiseSchedule.flow(), steps=4, order=1)
+    >>> sampler = GASSampler(solver, lambda x, t, condition: x, prediction_type="flow_prediction")
+    >>> with torch.no_grad():
+    ...     sampler(torch.ones(1, 2)).shape
+    torch.Size([1, 2])
+    """
+
+    def __init__(
+        self,
+        solver: GeneralizedSolver,
+        denoiser: Denoiser,
+        prediction_type: str | None = None,
+        guidance_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        for name, given, made_for in (
+            ("prediction_type", prediction_type, solver.prediction_type),
+            ("guidance_scale", guidance_scale, solver.guidance_scale),
+        ):
+            if None not in (given, made_for) and given != made_for:
+                raise ValueError(
+                    f"The solver was made for {name} {made_for!r}, not {given!r}; leave {name} out, or train a "
+                    "solver for it."
+                )
+        self.solver = solver
+        self.denoiser = denoiser
+        self.prediction_type = prediction_type or solver.prediction_type or "sample"
+        self.guidance_scale = solver.guidance_scale if guidance_scale is None else guidance_scale
+        check_prediction_type(solver.schedule, self.prediction_type)
+
+    @classmethod
+    def from_pretrained(cls, name: str, device: str | torch.device = "cpu") -> GASSampler:
+        """Return a sampler that ships with the package.
+
+        Parameters
+        ----------
+        name : str
+            "demo": the embedded teacher and its four-step solver.
+        device : device
+            Where both are put.
+
+        Raises
+        ------
+        ValueError
+            If no sampler of that name exists.
+        """
+        if name != "demo":
+            raise ValueError(f"There is no pretrained sampler {name!r}; expected 'demo'.")
+        from importlib.resources import as_file, files
+
+        from gas_ext.teachers.demo import load_demo_teacher
+
+        teacher = load_demo_teacher(device)
+        with as_file(files("gas_ext") / "teachers" / "weights" / "demo" / "solver.safetensors") as path:
+            solver = GeneralizedSolver.load(
+                path, schedule=teacher.schedule, weights_hash=teacher.weights_hash
+            )
+        return cls(solver.to(device), teacher, prediction_type=teacher.prediction_type)
+
+    @property
+    def guided(self) -> bool:
+        """Whether each step evaluates the doubled, unconditional and conditional, batch."""
+        return self.guidance_scale is not None and self.guidance_scale != 1.0
+
+    def coefficients(self) -> SolverCoefficients:
+        """Return the numbers of one solve for this sampler's network."""
+        return self.solver.coefficients(self.prediction_type, self.guidance_scale)
+
+    def forward(
+        self,
+        noise: Tensor,
+        condition: Condition = None,
+        unconditional_condition: Condition = None,
+        *,
+        return_trajectory: bool = False,
+    ) -> Tensor | tuple[Tensor, Trajectory]:
+        """Solve from noise at t = 1 to a sample at t_eps.
+
+        Differentiable in the noise, the solver's parameters and the network unless under `torch.no_grad`.
+
+        Parameters
+        ----------
+        noise : Tensor
+            (B, ...) standard normal, floating point; the states keep its dtype. It is multiplied by
+            `schedule.init_noise_sigma`.
+        condition : optional
+            Handed to the network; a tensor (B, ...), or a dict, list or tuple of such where guidance is used.
+        unconditional_condition : optional
+            The condition of guidance's other half, of the structure of `condition`; it broadcasts over the batch.
+        return_trajectory : bool
+            Also return all states and data predictions.
+
+        Returns
+        -------
+        Tensor, or Tensor and Trajectory
+
+        Raises
+        ------
+        TypeError
+            If the noise is not floating point.
+        ValueError
+            If the noise has no batch dimension, stands on another device than the solver, guidance lacks its
+            unconditional condition, or the network's output has another shape.
+        """
+        self._check(noise, condition, unconditional_condition)
+        solver, table = self.solver, self.coefficients()
+        if self.guided:
+            condition = _doubled(unconditional_condition, condition)
+        x = noise if solver.schedule.init_noise_sigma == 1.0 else noise * solver.schedule.init_noise_sigma
+        states: list[Tensor] = [x]
+        data: list[Tensor] = []
+        for n in range(solver.steps):
+            seen = torch.cat([x, x]) if self.guided else x
+            output = self.denoiser(seen, table.evaluation_timesteps[n], condition)
+            if output.shape != seen.shape:
+                raise ValueError(
+                    f"The network returned shape {tuple(output.shape)} for an input of shape {tuple(seen.shape)}; "
+                    "it must return one output per input."
+                )
+            # States from the newest back, then data predictions from the newest back.
+            oldest = max(0, n + 1 - solver.order)
+            history = states[oldest:][::-1] + data[oldest:][::-1]
+            update = fused_update(history, output, table.rows[n], guided=self.guided)
+            x = update.state
+            states.append(x)
+            data.append(update.data)
+        if return_trajectory:
+            return x, Trajectory(tuple(states), tuple(data), table.timesteps)
+        return x
+
+    def _check(self, noise: Tensor, condition: Condition, unconditional_condition: Condition) -> None:
+        if not noise.is_floating_point():
+            raise TypeError(f"The noise is {noise.dtype}, but must be floating point; draw it with torch.randn.")
+        if noise.ndim == 0:
+            raise ValueError("The noise is a single number, but needs a batch dimension; add one in front.")
+        device = self.solver.time_offsets.device
+        if noise.device != device:
+            raise ValueError(f"The noise is on {noise.device} and the solver on {device}; move one of them.")
+        if self.guided and (condition is None or unconditional_condition is None):
+            missing = "condition" if condition is None else "unconditional_condition"
+            raise ValueError(f"Guidance with scale {self.guidance_scale} needs {missing}, which is None.")
+
+
+def _doubled(unconditional: Condition, condition: Condition) -> Condition:
+    """Return the condition of the doubled batch, unconditional half first, broadcast over the batch."""
+    if isinstance(condition, Mapping) and isinstance(unconditional, Mapping):
+        return {name: _doubled(unconditional[name], value) for name, value in condition.items()}
+    if isinstance(condition, (list, tuple)) and isinstance(unconditional, (list, tuple)):
+        pairs = zip(unconditional, condition, strict=True)
+        return type(condition)(_doubled(u, c) for u, c in pairs)
+    if not (isinstance(condition, Tensor) and isinstance(unconditional, Tensor)):
+        raise ValueError(
+            f"Guidance cannot join an unconditional condition of type {type(unconditional).__name__} with a "
+            f"condition of type {type(condition).__name__}; pass two tensors, or two containers of tensors alike."
+        )
+    try:
+        expanded = unconditional.to(condition).expand_as(condition)
+    except RuntimeError as error:
+        raise ValueError(
+            f"The unconditional condition has shape {tuple(unconditional.shape)}, which does not broadcast to the "
+            f"condition's {tuple(condition.shape)}."
+        ) from error
+    return torch.cat([expanded, condition])

@@ -1,0 +1,115 @@
+"""Solver files: safetensors with one JSON record, and the checkpoints published with the GS/GAS paper."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+FORMAT_VERSION = 1
+_KEY = "gas_ext_solver"
+
+Record: TypeAlias = dict[str, Any]
+
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "schedule": dict,
+    "steps": int,
+    "order": int,
+    "t_eps": float,
+    "theory_guidance": bool,
+    "theory_order": int,
+    "compat": (str, type(None)),
+    "prediction_type": (str, type(None)),
+    "guidance_scale": (int, float, type(None)),
+    "teacher": dict,
+    "training": dict,
+}
+
+
+def write_solver_file(path: Path, record: Record, tensors: Mapping[str, Tensor]) -> None:
+    """Write a solver; `path` appears, or changes, only when the file is complete."""
+    text = json.dumps({"format_version": FORMAT_VERSION, **record})
+    data = serialize({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {_KEY: text})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def read_solver_file(path: Path) -> tuple[Record, dict[str, Tensor]]:
+    """Read a solver file; ValueError says in one sentence why it cannot be used."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no solver file {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is not a safetensors file, or is damaged: {error}.") from error
+    if _KEY not in metadata:
+        raise ValueError(f"{path} is a safetensors file but holds no solver saved by gas_ext.")
+    return _check_record(path, metadata[_KEY]), tensors
+
+
+def _check_record(path: Path, text: str) -> Record:
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: its description is not JSON ({error}).") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} is damaged: its description is not a JSON object.")
+    version = record.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has solver format {version!r}, but this gas_ext reads format {FORMAT_VERSION}; "
+            "use the release that wrote it."
+        )
+    for name, kind in _FIELDS.items():
+        if not isinstance(record.get(name, ...), kind):
+            raise ValueError(f"{path} is damaged: its field {name!r} is missing or of the wrong type.")
+    return record
+
+
+def read_reference_checkpoint(path: Path, steps: int) -> tuple[dict[str, Tensor], int]:
+    """Return the averaged parameters of a published student under this library's names, and its order.
+
+    The file lists [logits (N - 1), offsets (N), c_1, a_1, c_2, a_2, ...] (N each) under ema.shadow_params.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no checkpoint {path}.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        values = content["ema"]["shadow_params"]
+        shapes = [tuple(value.shape) for value in values]
+    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, KeyError) as error:
+        raise ValueError(f"{path} is not a GS/GAS training checkpoint, or is damaged: {error!r}.") from error
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a GS/GAS training checkpoint: it holds no list of tensors.") from error
+    order = (len(values) - 2) // 2
+    if order < 1 or shapes != [(steps - 1,)] + [(steps,)] * (2 * order + 1):
+        found = f"parameters of shapes {shapes[:3]}"
+        raise ValueError(f"{path} holds {found}, which is no student of {steps} steps; pass its own steps.")
+    tensors = {
+        "timestep_logits": values[0],
+        "time_offsets": values[1],
+        "data_corrections": torch.stack(values[2::2]),
+        "state_corrections": torch.stack(values[3::2]),
+    }
+    return {name: value.detach() for name, value in tensors.items()}, order
