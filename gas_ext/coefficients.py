@@ -1,9 +1,9 @@
 """From a schedule, times and corrections to every number a solve needs, for all steps at once.
 
-With lambda = log(alpha / sigma), h_n = lambda_{n+1} - lambda_n and D_n the data prediction at step n, one step
-of DPM-Solver++ (multistep, Lu et al. 2022) is x_{n+1} = sigma_{n+1} / sigma_n x_n + sum_j c_nj D_j. A learned
-solver adds corrections to it (GAS, arXiv 2510.17699, section 3). Everything here is float64, differentiable, on
-the device of its inputs, and free of host synchronization.
+With lambda = log(alpha / sigma), h_n = lambda_{n+1} - lambda_n and D_n the data prediction at step n, one
+step of DPM-Solver++ (multistep, Lu et al. 2022) is x_{n+1} = sigma_{n+1} / sigma_n x_n + sum_j c_nj D_j. A
+learned solver adds corrections to it (GAS, arXiv 2510.17699, section 3). Everything here is float64,
+differentiable, on the device of its inputs, and free of host synchronization.
 
 Where alpha(1) = 0, lambda_0 = -inf and h_0 = inf: all weights are written so that they reach their finite
 limits (h_0 stands only in denominators and in exp(-h_0)).
@@ -58,10 +58,10 @@ def data_prediction_coefficients(
 ) -> tuple[Tensor, Tensor]:
     """Return p, q of D = p x + q m, where m is the network's output at (x, evaluation time).
 
-    "epsilon", "v_prediction" and "flow_prediction" outputs are read at the unshifted time t. A "sample" output is
-    first turned into noise at the evaluation time t', as published solvers do:
-    D = (x - sigma(t) (x - alpha(t') m) / sigma(t')) / alpha(t); where alpha(1) = 0 that has no limit and the
-    output is taken as D itself. All agree where t' = t.
+    "epsilon", "v_prediction" and "flow_prediction" outputs are read at the unshifted time t. A "sample" output
+    is first turned into noise at the evaluation time t', as published solvers do:
+    D = (x - sigma(t) (x - alpha(t') m) / sigma(t')) / alpha(t); on schedules with alpha(1) = 0 that has no
+    limit, and the output is taken as D itself. All agree where t' = t.
 
     Parameters
     ----------
@@ -70,8 +70,8 @@ def data_prediction_coefficients(
     timesteps, evaluation_timesteps : Tensor
         Times t of x and t' of the network, of one shape.
     prediction_type : str
-        "epsilon": m = eps; "sample": m = x_0; "v_prediction": m = (alpha eps - sigma x_0) / hypot(alpha, sigma)
-        (Salimans and Ho 2022); "flow_prediction": m = eps - x_0.
+        "epsilon": m = eps; "sample": m = x_0; "flow_prediction": m = eps - x_0; "v_prediction":
+        m = (alpha eps - sigma x_0) / sqrt(alpha^2 + sigma^2) (Salimans and Ho 2022).
 
     Returns
     -------
@@ -120,7 +120,11 @@ def check_prediction_type(schedule: NoiseSchedule, prediction_type: str) -> None
 
 
 def guided_weights(
-    schedule: NoiseSchedule, timesteps: Tensor, data_corrections: Tensor, state_corrections: Tensor, theory_order: int
+    schedule: NoiseSchedule,
+    timesteps: Tensor,
+    data_corrections: Tensor,
+    state_corrections: Tensor,
+    theory_order: int = 3,
 ) -> StepWeights:
     """Return DPM-Solver++ weights of the current times plus corrections ("theory guidance").
 
@@ -131,9 +135,9 @@ def guided_weights(
     timesteps : Tensor
         (N + 1,) decreasing.
     data_corrections, state_corrections : Tensor
-        (order, N). Row i acts i steps back. State corrections add to the weights of x. Of the data corrections,
-        the first min(n + 1, order, theory_order) act on the theory's own terms (D_n and its divided differences)
-        with the signs of published solvers, the others on D_{n-i} itself.
+        (order, N). Row i acts i steps back. State corrections add to the weights of x. Of the data
+        corrections, the first min(n + 1, order, theory_order) act on the theory's own terms (D_n and its
+        divided differences) with the signs of published solvers, the others on D_{n-i} itself.
     theory_order : int
         1, 2 or 3: order of the multistep formula.
 
@@ -244,7 +248,9 @@ def _state_weights(ratio: Tensor, state_corrections: Tensor) -> Tensor:
     return torch.cat([weights[:, :1] + ratio[:, None], weights[:, 1:]], dim=1)
 
 
-def fused_rows(p: Tensor, q: Tensor, weights: StepWeights, guidance_scale: float | None) -> tuple[Tensor, ...]:
+def fused_rows(
+    p: Tensor, q: Tensor, weights: StepWeights, guidance_scale: float | None = None
+) -> tuple[Tensor, ...]:
     """Return one row per step in the layout of `gas_ext.ops.fused_update`; see `SolverCoefficients`."""
     steps, order = weights.data.shape
     guidance = torch.full_like(p, 1.0 if guidance_scale is None else guidance_scale)

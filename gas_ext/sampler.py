@@ -45,8 +45,8 @@ class GASSampler(nn.Module):
         denoiser(x, t, condition) -> output of the shape of x. x_t = alpha(t) x_0 + sigma(t) eps in the
         schedule's coordinates; t is a float64 0-d tensor, the schedule's own time.
     prediction_type : str, optional
-        What the network predicts: "epsilon", "sample", "v_prediction" or "flow_prediction" (eps - x_0). If not
-        given, what the solver was made for, else "sample".
+        What the network predicts: "epsilon", "sample", "v_prediction" or "flow_prediction" (eps - x_0). If
+        not given, what the solver was made for, else "sample".
     guidance_scale : float, optional
         Classifier-free guidance: m_u + guidance_scale (m - m_u). If not given, what the solver was made for;
         None and 1 mean a single, conditional evaluation.
@@ -80,8 +80,8 @@ class GASSampler(nn.Module):
         ):
             if None not in (given, made_for) and given != made_for:
                 raise ValueError(
-                    f"The solver was made for {name} {made_for!r}, not {given!r}; leave {name} out, or train a "
-                    "solver for it."
+                    f"The solver was made for {name} {made_for!r}, not {given!r}; "
+                    f"leave {name} out, or train a solver for it."
                 )
         self.solver = solver
         self.denoiser = denoiser
@@ -147,7 +147,7 @@ class GASSampler(nn.Module):
         condition : optional
             Handed to the network; a tensor (B, ...), or a dict, list or tuple of such where guidance is used.
         unconditional_condition : optional
-            The condition of guidance's other half, of the structure of `condition`; it broadcasts over the batch.
+            The condition of guidance's other half, structured like `condition`; broadcasts over the batch.
         return_trajectory : bool
             Also return all states and data predictions.
 
@@ -175,8 +175,8 @@ class GASSampler(nn.Module):
             output = self.denoiser(seen, table.evaluation_timesteps[n], condition)
             if output.shape != seen.shape:
                 raise ValueError(
-                    f"The network returned shape {tuple(output.shape)} for an input of shape {tuple(seen.shape)}; "
-                    "it must return one output per input."
+                    f"The network returned shape {tuple(output.shape)} for an input of shape "
+                    f"{tuple(seen.shape)}; it must return one output per input."
                 )
             # States from the newest back, then data predictions from the newest back.
             oldest = max(0, n + 1 - solver.order)
@@ -191,7 +191,7 @@ class GASSampler(nn.Module):
 
     def _check(self, noise: Tensor, condition: Condition, unconditional_condition: Condition) -> None:
         if not noise.is_floating_point():
-            raise TypeError(f"The noise is {noise.dtype}, but must be floating point; draw it with torch.randn.")
+            raise TypeError(f"The noise is {noise.dtype}, but must be floating point; use torch.randn.")
         if noise.ndim == 0:
             raise ValueError("The noise is a single number, but needs a batch dimension; add one in front.")
         device = self.solver.time_offsets.device
@@ -204,21 +204,21 @@ class GASSampler(nn.Module):
 
 def _doubled(unconditional: Condition, condition: Condition) -> Condition:
     """Return the condition of the doubled batch, unconditional half first, broadcast over the batch."""
+    if isinstance(condition, Tensor) and isinstance(unconditional, Tensor):
+        try:
+            return torch.cat([unconditional.to(condition).expand_as(condition), condition])
+        except RuntimeError as error:
+            raise ValueError(
+                f"The unconditional condition has shape {tuple(unconditional.shape)}, which does not broadcast "
+                f"to the condition's {tuple(condition.shape)}."
+            ) from error
     if isinstance(condition, Mapping) and isinstance(unconditional, Mapping):
-        return {name: _doubled(unconditional[name], value) for name, value in condition.items()}
-    if isinstance(condition, (list, tuple)) and isinstance(unconditional, (list, tuple)):
-        pairs = zip(unconditional, condition, strict=True)
-        return type(condition)(_doubled(u, c) for u, c in pairs)
-    if not (isinstance(condition, Tensor) and isinstance(unconditional, Tensor)):
-        raise ValueError(
-            f"Guidance cannot join an unconditional condition of type {type(unconditional).__name__} with a "
-            f"condition of type {type(condition).__name__}; pass two tensors, or two containers of tensors alike."
-        )
-    try:
-        expanded = unconditional.to(condition).expand_as(condition)
-    except RuntimeError as error:
-        raise ValueError(
-            f"The unconditional condition has shape {tuple(unconditional.shape)}, which does not broadcast to the "
-            f"condition's {tuple(condition.shape)}."
-        ) from error
-    return torch.cat([expanded, condition])
+        if condition.keys() == unconditional.keys():
+            return {name: _doubled(unconditional[name], value) for name, value in condition.items()}
+    elif isinstance(condition, (list, tuple)) and isinstance(unconditional, (list, tuple)):
+        if len(condition) == len(unconditional):
+            return tuple(map(_doubled, unconditional, condition))
+    raise ValueError(
+        f"Guidance cannot join an unconditional condition of type {type(unconditional).__name__} with a "
+        f"condition of type {type(condition).__name__}; pass two tensors, or two like containers of tensors."
+    )

@@ -22,8 +22,8 @@ _T_MAX = 1.25
 
 
 def as_float64(value: Times) -> Tensor:
-    """Turn a number or a tensor into a float64 tensor, keeping device and gradient."""
-    return torch.as_tensor(value).to(torch.float64)
+    """Turn a number or a tensor into a float64 tensor, exactly, keeping device and gradient."""
+    return torch.as_tensor(value, dtype=torch.float64)
 
 
 class NoiseSchedule(ABC):
@@ -45,7 +45,7 @@ class NoiseSchedule(ABC):
     --------
     >>> schedule = NoiseSchedule.vp_linear(0.1, 20.0)
     >>> round(schedule.sigma(1e-4).item(), 12)
-    0.003163832567
+    0.003177963027
     >>> round(schedule.inverse_lambda(schedule.lambda_(0.3)).item(), 12)
     0.3
     """
@@ -62,7 +62,9 @@ class NoiseSchedule(ABC):
         return _VPLinear(beta_0, beta_1)
 
     @staticmethod
-    def vp_from_edm(sigma_min: float = 0.0, sigma_max: float = math.inf, t_eps: float = 1e-3) -> NoiseSchedule:
+    def vp_from_edm(
+        sigma_min: float = 0.0, sigma_max: float = math.inf, t_eps: float = 1e-3
+    ) -> NoiseSchedule:
         """Linear VP schedule that stays in the sigma range of an EDM network.
 
         The range of sigma / alpha on [t_eps, 1] of the usual VP schedule (beta 0.1 to 20) is cut to
@@ -92,7 +94,7 @@ class NoiseSchedule(ABC):
 
         A last entry of 0 (zero terminal SNR) is accepted: alpha itself is then linear in the last interval.
         """
-        table = torch.as_tensor(alphas_cumprod).detach().to("cpu", torch.float64).flatten()
+        table = _table(alphas_cumprod)
         times = torch.arange(1, table.numel() + 1, dtype=torch.float64) / table.numel()
         return NoiseSchedule.from_knots(times, 0.5 * torch.log(table))
 
@@ -102,14 +104,14 @@ class NoiseSchedule(ABC):
 
         Times must increase to 1 and log alpha decrease; the last log alpha may be -inf (zero terminal SNR).
         """
-        knots = torch.as_tensor(log_alpha).detach().to("cpu", torch.float64).flatten()
+        knots = _table(log_alpha)
         ends_at_zero = knots.numel() > 0 and knots[-1].item() == -math.inf
         family = _VPZeroTerminal if ends_at_zero else _VPKnots
-        return family(torch.as_tensor(times).detach().to("cpu", torch.float64).flatten(), knots)
+        return family(_table(times), knots)
 
     @staticmethod
     def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> NoiseSchedule:
-        """Variance exploding (EDM): alpha = 1, and time is the rho-warped sigma of Karras et al. (2022), eq. 5.
+        """Variance exploding (EDM): alpha = 1, time is the rho-warped sigma of Karras et al. (2022), eq. 5.
 
         sigma(t) = (a + t (b - a))^rho with a = sigma_min^(1/rho), b = sigma_max^(1/rho), so that sigma(0) =
         sigma_min, sigma(1) = sigma_max, and uniform times are EDM's own spacing.
@@ -166,7 +168,7 @@ class NoiseSchedule(ABC):
             if family == "flow":
                 return NoiseSchedule.flow(**values)
         except TypeError as error:
-            raise ValueError(f"The record of a {family} schedule is incomplete or foreign: {error}.") from error
+            raise ValueError(f"The record of a {family} schedule is incomplete: {error}.") from error
         raise ValueError(f"Schedule family {family!r} is unknown; expected vp_linear, vp_knots, edm or flow.")
 
     def __eq__(self, other: object) -> bool:
@@ -198,7 +200,9 @@ class _VPLinear(_VariancePreserving):
     def __init__(self, beta_0: float, beta_1: float) -> None:
         self.beta_0, self.beta_1 = float(beta_0), float(beta_1)
         if not (0.0 <= self.beta_0 <= self.beta_1 < math.inf and self.beta_1 > 0.0):
-            raise ValueError(f"beta_0 = {beta_0} and beta_1 = {beta_1}, but expected 0 <= beta_0 <= beta_1, finite.")
+            raise ValueError(
+                f"Expected 0 <= beta_0 <= beta_1 < inf, but got beta_0 = {beta_0}, beta_1 = {beta_1}."
+            )
 
     def log_alpha(self, t: Times) -> Tensor:
         t = as_float64(t)
@@ -222,8 +226,8 @@ class _VPKnots(_VariancePreserving):
     def __init__(self, times: Tensor, log_alpha: Tensor) -> None:
         if times.shape != log_alpha.shape or times.numel() < 2:
             raise ValueError(
-                f"Got {times.numel()} times and {log_alpha.numel()} values of log alpha, but expected equally many, "
-                "at least two of finite log alpha."
+                f"Got {times.numel()} times and {log_alpha.numel()} values of log alpha, "
+                "but expected equally many, at least two."
             )
         falling = bool((times.diff() > 0).all()) and bool((log_alpha.diff() < 0).all())
         if not (falling and bool(torch.isfinite(times + log_alpha).all()) and log_alpha[0] <= 0 <= times[0]):
@@ -231,7 +235,7 @@ class _VPKnots(_VariancePreserving):
         # The domain begins where the first segment, continued downwards, reaches alpha = 1.
         slope = (log_alpha[1] - log_alpha[0]) / (times[1] - times[0])
         self.t_min = max(0.0, (times[0] - log_alpha[0] / slope).item())
-        self._knots = {times.device: (times.clone(), log_alpha.clone())}
+        self._knots = {times.device: (times, log_alpha)}
         self._check_end(times)
 
     def _check_end(self, times: Tensor) -> None:
@@ -267,7 +271,7 @@ class _VPZeroTerminal(_VPKnots):
 
     def __init__(self, times: Tensor, log_alpha: Tensor) -> None:
         if times.shape != log_alpha.shape or times.numel() < 3:
-            raise ValueError("A schedule that ends at alpha = 0 needs equally many times and log alphas, at least 3.")
+            raise ValueError("Knots that end at alpha = 0 must be as many times as log alphas, at least 3.")
         if times[-1].item() != 1.0:
             raise ValueError(f"alpha reaches 0 at t = {times[-1].item()}, but this must happen at t = 1.")
         self._tail_start = times[-2].item()
@@ -306,12 +310,13 @@ class _EDM(NoiseSchedule):
             )
         self._start = self.sigma_min ** (1.0 / self.rho)
         self._slope = self.sigma_max ** (1.0 / self.rho) - self._start
-        self.t_min = -0.5 * self._start / self._slope  # sigma = sigma_min / 2^rho; it would be 0 at twice this
+        self.t_min = -0.5 * self._start / self._slope  # sigma = sigma_min / 2^rho; 0 at twice this
         self.init_noise_sigma = self.sigma_max
 
     def _root(self, t: Times) -> Tensor:
         """Return sigma^(1/rho), which is linear in t."""
-        return self._start + as_float64(t) * self._slope
+        root: Tensor = self._start + as_float64(t) * self._slope
+        return root
 
     def log_alpha(self, t: Times) -> Tensor:
         return torch.zeros_like(as_float64(t))
@@ -323,10 +328,12 @@ class _EDM(NoiseSchedule):
         return -self.rho * torch.log(self._root(t))
 
     def inverse_lambda(self, lam: Times) -> Tensor:
-        return (torch.exp(-as_float64(lam) / self.rho) - self._start) / self._slope
+        t: Tensor = (torch.exp(-as_float64(lam) / self.rho) - self._start) / self._slope
+        return t
 
     def to_dict(self) -> dict[str, Any]:
-        return {"family": self.family, "sigma_min": self.sigma_min, "sigma_max": self.sigma_max, "rho": self.rho}
+        values = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max, "rho": self.rho}
+        return {"family": self.family, **values}
 
 
 class _Flow(NoiseSchedule):
@@ -354,6 +361,11 @@ class _Flow(NoiseSchedule):
 
     def to_dict(self) -> dict[str, Any]:
         return {"family": self.family}
+
+
+def _table(values: Tensor | Sequence[float]) -> Tensor:
+    """Return a new flat float64 tensor on the CPU, without gradient."""
+    return torch.as_tensor(values, dtype=torch.float64, device="cpu").detach().flatten().clone()
 
 
 def _log_alpha_of_lambda(lam: Times) -> Tensor:

@@ -158,8 +158,8 @@ class GeneralizedSolver(nn.Module):
     def evaluation_timesteps(self) -> Tensor:
         """Return the times the network sees: t_n + offset_n, (N,) float64, kept in the schedule's domain.
 
-        The sum is taken as it is from t_eps up to halfway between 1 and the upper end of the domain. Beyond, it
-        bends smoothly and stays below that end and above the middle of t_eps and the lower end.
+        The sum is taken as it is from t_eps up to halfway between 1 and the upper end of the domain. Beyond,
+        it bends smoothly, and stays below that end and above the middle of t_eps and the lower end.
         """
         return self._evaluation_timesteps(self.timesteps())
 
@@ -243,7 +243,8 @@ class GeneralizedSolver(nn.Module):
             "teacher": self.teacher,
             "training": self.training_summary,
         }
-        write_solver_file(Path(path), record, {name: value.detach() for name, value in self.named_parameters()})
+        tensors = {name: value.detach() for name, value in self.named_parameters()}
+        write_solver_file(Path(path), record, tensors)
 
     @classmethod
     def load(
@@ -315,8 +316,8 @@ class GeneralizedSolver(nn.Module):
             if value is None or value.shape != parameter.shape or not value.is_floating_point():
                 got = "nothing" if value is None else f"{tuple(value.shape)} {value.dtype}"
                 raise ValueError(
-                    f"{source} holds {got} for {name}, but a solver of {self.steps} steps and order {self.order} "
-                    f"needs {tuple(parameter.shape)} floating-point numbers."
+                    f"{source} holds {got} for {name}, but {self.steps} steps of order {self.order} need "
+                    f"{tuple(parameter.shape)} floating-point numbers."
                 )
             if not bool(torch.isfinite(value).all()):
                 raise ValueError(f"{source} holds numbers in {name} that are not finite; it cannot be used.")
@@ -369,7 +370,7 @@ class GeneralizedSolver(nn.Module):
 
 
 def _bend(x: Tensor, start: float, room: float) -> Tensor:
-    """Return x up to `start`; beyond, a smooth bend that approaches start + room (a plain cut if room is 0)."""
+    """Return x up to `start`, and beyond a smooth bend towards start + room; a plain cut if room is 0."""
     if room <= 0.0:
         return x.clamp(max=start)
     excess = (x - start).clamp(min=0.0)

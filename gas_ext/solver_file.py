@@ -101,7 +101,7 @@ def read_reference_checkpoint(path: Path, steps: int) -> tuple[dict[str, Tensor]
     except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, KeyError) as error:
         raise ValueError(f"{path} is not a GS/GAS training checkpoint, or is damaged: {error!r}.") from error
     except (TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a GS/GAS training checkpoint: it holds no list of tensors.") from error
+        raise ValueError(f"{path} is not a GS/GAS training checkpoint: no list of tensors.") from error
     order = (len(values) - 2) // 2
     if order < 1 or shapes != [(steps - 1,)] + [(steps,)] * (2 * order + 1):
         found = f"parameters of shapes {shapes[:3]}"

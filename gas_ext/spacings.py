@@ -1,4 +1,4 @@
-"""Where a solver's timesteps stand: the classical spacings, and the stick breaking that makes them learnable."""
+"""Where a solver's timesteps stand: classical spacings, and the stick breaking that makes times learnable."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def spaced_timesteps(schedule: NoiseSchedule, steps: int, t_eps: float, spacing:
 
     Examples
     --------
-    >>> spaced_timesteps(NoiseSchedule.flow(), 4, 0.2).tolist()
-    [1.0, 0.8, 0.6, 0.4, 0.2]
+    >>> spaced_timesteps(NoiseSchedule.flow(), 2, 0.25).tolist()
+    [1.0, 0.625, 0.25]
     """
     check_interval(schedule, steps, t_eps)
     fractions = torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64)
     if spacing == "uniform":
-        times = 1.0 + fractions * (t_eps - 1.0)
+        times = torch.linspace(1.0, t_eps, steps + 1, dtype=torch.float64)
     elif spacing == "quadratic":
         times = (1.0 + fractions * (math.sqrt(t_eps) - 1.0)) ** 2
     elif spacing in ("logsnr", "edm"):
@@ -72,7 +72,7 @@ def check_interval(schedule: NoiseSchedule, steps: int, t_eps: float) -> None:
     if steps < 1:
         raise ValueError(f"steps is {steps}, but a solver needs at least one.")
     if not max(schedule.t_min, 0.0) <= t_eps < 1.0 or t_eps == schedule.t_min:
-        raise ValueError(f"t_eps is {t_eps}, but for {schedule!r} it must lie between {schedule.t_min:g} and 1.")
+        raise ValueError(f"t_eps is {t_eps}, but {schedule!r} needs one between {schedule.t_min:g} and 1.")
 
 
 def stick_breaking(logits: Tensor, t_eps: float) -> Tensor:
@@ -101,10 +101,11 @@ def stick_breaking(logits: Tensor, t_eps: float) -> Tensor:
     logits = logits.to(torch.float64)
     keep = torch.sigmoid(logits) * (1.0 - 2.0 * _MARGIN) + _MARGIN
     take = torch.sigmoid(-logits) * (1.0 - 2.0 * _MARGIN) + _MARGIN
-    left = torch.cat([torch.ones_like(logits[:1]) if logits.numel() else logits.new_ones(1), torch.cumprod(keep, 0)])
+    one = logits.new_ones(1)
+    left = torch.cat([one, torch.cumprod(keep, 0)])
     gaps = torch.cat([left[:-1] * take, left[-1:]]).clamp(min=_SMALLEST_GAP)
     inner = torch.cumsum(gaps, 0)[:-1] / gaps.sum()
-    ascending = torch.cat([logits.new_full((1,), t_eps), t_eps + (1.0 - t_eps) * inner, logits.new_ones(1)])
+    ascending = torch.cat([t_eps * one, t_eps + (1.0 - t_eps) * inner, one])
     return ascending.flip(0)
 
 
@@ -128,8 +129,8 @@ def inverse_stick_breaking(timesteps: Tensor) -> Tensor:
     """
     times = timesteps.detach().to(torch.float64)
     if times.ndim != 1 or times.numel() < 2 or times[0] != 1.0 or not bool((times.diff() < 0).all()):
-        raise ValueError(f"Timesteps must be a list that decreases strictly from 1, but got {times.tolist()}.")
-    left = ((1.0 - times) / (1.0 - times[-1])).flip(0)  # part of the interval above each time, from t_eps upwards
+        raise ValueError(f"Timesteps must decrease strictly from 1, but got {times.tolist()}.")
+    left = ((1.0 - times) / (1.0 - times[-1])).flip(0)  # part of the interval above each time
     keep = (left[1:-1] / left[:-2] - _MARGIN) / (1.0 - 2.0 * _MARGIN)
     if not bool(((keep > 0.0) & (keep < 1.0)).all()):
         raise ValueError(
