@@ -121,7 +121,17 @@ class CMakeBuild(build_ext):
         if nvcc:
             arguments.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
         cmake, ninja = tool("cmake"), tool("ninja")
-        call(cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", *arguments)
+        call(
+            cmake,
+            "-S",
+            str(ROOT),
+            "-B",
+            str(build),
+            "-G",
+            "Ninja",
+            f"-DCMAKE_MAKE_PROGRAM={ninja}",
+            *arguments,
+        )
         jobs = os.environ.get("MAX_JOBS")
         call(cmake, "--build", str(build), *(["--parallel", jobs] if jobs else []))
         call(cmake, "--install", str(build), "--prefix", str(package), "--strip")

@@ -47,7 +47,9 @@ inline float fused_multiply_add(float a, float b, float c) {
 #endif
 inline double fused_multiply_add(double a, double b, double c) { return std::fma(a, b, c); }
 
-inline float to_float(bfloat16 value) { return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16); }
+inline float to_float(bfloat16 value) {
+  return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16);
+}
 
 inline bfloat16 to_bfloat16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);

@@ -35,13 +35,21 @@ __device__ __forceinline__ float to_work(__nv_bfloat16 value) { return __bfloat1
 template <class T>
 __device__ __forceinline__ T from_work(work_t<T> value);
 template <>
-__device__ __forceinline__ double from_work<double>(double value) { return value; }
+__device__ __forceinline__ double from_work<double>(double value) {
+  return value;
+}
 template <>
-__device__ __forceinline__ float from_work<float>(float value) { return value; }
+__device__ __forceinline__ float from_work<float>(float value) {
+  return value;
+}
 template <>
-__device__ __forceinline__ __half from_work<__half>(float value) { return __float2half_rn(value); }
+__device__ __forceinline__ __half from_work<__half>(float value) {
+  return __float2half_rn(value);
+}
 template <>
-__device__ __forceinline__ __nv_bfloat16 from_work<__nv_bfloat16>(float value) { return __float2bfloat16_rn(value); }
+__device__ __forceinline__ __nv_bfloat16 from_work<__nv_bfloat16>(float value) {
+  return __float2bfloat16_rn(value);
+}
 
 __device__ __forceinline__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 __device__ __forceinline__ double multiply_add(double a, double b, double c) { return fma(a, b, c); }
@@ -96,8 +104,8 @@ __device__ __forceinline__ void for_each_element(const VectorPlan& plan, int64_t
 
 // m~ = m_u + w (m - m_u) and m - m_u; m~ = m without guidance.
 template <int N, class M, class W>
-__device__ __forceinline__ void guided_output(const void* output, const void* uncond, int64_t index, W guidance,
-                                              W (&m)[N], W (&difference)[N]) {
+__device__ __forceinline__ void guided_output(const void* output, const void* uncond, int64_t index,
+                                              W guidance, W (&m)[N], W (&difference)[N]) {
   load<N, M>(output, index, m);
   if (uncond == nullptr) return;
   W m_u[N];
@@ -158,8 +166,8 @@ __global__ void __launch_bounds__(kBlockThreads)
 
 // G = dL/dx_{n+1} + s dL/dy; g_next receives dL/dy.
 template <int N, class T, class M, class W>
-__device__ __forceinline__ void state_gradient(const BackwardArgs& args, W next_scale, int64_t index, W (&G)[N],
-                                               W (&g_next)[N]) {
+__device__ __forceinline__ void state_gradient(const BackwardArgs& args, W next_scale, int64_t index,
+                                               W (&G)[N], W (&g_next)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) G[i] = g_next[i] = W(0);
   if (args.grad_state != nullptr) load<N, T>(args.grad_state, index, G);
@@ -238,7 +246,8 @@ struct BackwardHeadBody {
     add_inner_product(H, x, sums[kSampleScale]);
     add_inner_product(G, x, sums[kFirstWeight]);
 #pragma unroll
-    for (int i = 0; i < N; ++i) other[i] = multiply_add(c[kSampleScale], x[i], c[kOutputScale] * m[i]);  // D_n
+    for (int i = 0; i < N; ++i)
+      other[i] = multiply_add(c[kSampleScale], x[i], c[kOutputScale] * m[i]);  // D_n
     add_inner_product(G, other, sums[kDataWeight]);
     if (args.grad_next_input != nullptr) {
       load<N, T>(args.state, index, other);
@@ -325,8 +334,8 @@ __global__ void __launch_bounds__(kBlockThreads)
 // Second stage: block i adds column i of the partial sums in a fixed order.
 template <class W>
 __global__ void __launch_bounds__(kBlockThreads)
-    sum_partials_kernel(const W* __restrict__ partials, int64_t blocks, const void* coefficients, bool is_double,
-                        void* grad_coefficients) {
+    sum_partials_kernel(const W* __restrict__ partials, int64_t blocks, const void* coefficients,
+                        bool is_double, void* grad_coefficients) {
   __shared__ double shared[kBlockThreads];
   const int i = blockIdx.x;
   double sum = 0;

@@ -36,16 +36,16 @@ enum class DtypePair { f64_f64, f32_f32, f32_f16, f32_bf16, f16_f16, bf16_bf16 }
 struct ForwardArgs {
   DtypePair dtypes;
   int64_t numel = 0;
-  int terms = 0;                            // history tensors, 1..kMaxTerms
-  const void* history[kMaxTerms] = {};      // state dtype; history[0] is x_n
-  const void* output = nullptr;             // m, network dtype
-  const void* output_uncond = nullptr;      // m_u, network dtype; null without guidance
-  const void* coefficients = nullptr;       // kFirstWeight + terms numbers
-  bool coefficients_are_double = true;      // else float
-  void* data = nullptr;                     // D_n, state dtype
-  void* state = nullptr;                    // x_{n+1}, state dtype
-  void* next_input = nullptr;               // y; null when not asked
-  bool next_input_in_state_dtype = false;   // else in the network dtype
+  int terms = 0;                           // history tensors, 1..kMaxTerms
+  const void* history[kMaxTerms] = {};     // state dtype; history[0] is x_n
+  const void* output = nullptr;            // m, network dtype
+  const void* output_uncond = nullptr;     // m_u, network dtype; null without guidance
+  const void* coefficients = nullptr;      // kFirstWeight + terms numbers
+  bool coefficients_are_double = true;     // else float
+  void* data = nullptr;                    // D_n, state dtype
+  void* state = nullptr;                   // x_{n+1}, state dtype
+  void* next_input = nullptr;              // y; null when not asked
+  bool next_input_in_state_dtype = false;  // else in the network dtype
 };
 
 // Null gradients mean: not there (inputs) or not wanted (outputs).

@@ -4,10 +4,11 @@
 // Elements are walked in tiles that stay in the first-level cache. All arithmetic is in plain loops over
 // such tiles, which the compiler vectorizes; fused multiply-adds are explicit, so that the order of rounding
 // is the same in every set and in the CUDA kernels.
+#include "fused_update_cpu.h"
+
 #include <algorithm>
 
 #include "cpu_numeric.h"
-#include "fused_update_cpu.h"
 
 namespace gas_ext::GAS_EXT_ISA {
 namespace {

@@ -8,9 +8,9 @@ namespace gas_ext {
 
 // GAS_EXT_ISA_LIST is X(set, supported)..., worst first; CMake compiles one object for each.
 #if defined(__x86_64__)
-#define GAS_EXT_ISA_LIST(X)                               \
-  X(x86_64_v2, __builtin_cpu_supports("x86-64-v2"))       \
-  X(x86_64_v3, __builtin_cpu_supports("x86-64-v3"))       \
+#define GAS_EXT_ISA_LIST(X)                         \
+  X(x86_64_v2, __builtin_cpu_supports("x86-64-v2")) \
+  X(x86_64_v3, __builtin_cpu_supports("x86-64-v3")) \
   X(x86_64_v4, __builtin_cpu_supports("x86-64-v4"))
 #else
 #define GAS_EXT_ISA_LIST(X) X(plain, true)

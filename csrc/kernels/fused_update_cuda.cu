@@ -1,7 +1,6 @@
 // Launch code of the fused update; grid and alignment come from launch_plan.h. Not run on a GPU yet.
-#include "fused_update_cuda.h"
-
 #include "fused_update.cuh"
+#include "fused_update_cuda.h"
 
 // The tests define this to run the kernels on the CPU.
 #ifndef GAS_EXT_LAUNCH

@@ -33,8 +33,8 @@ class VectorPlanner {
   void add(const void* pointer, int element_bytes) {
     if (pointer == nullptr) return;
     const auto address = reinterpret_cast<std::uintptr_t>(pointer);
-    const auto phase = static_cast<int>((address / static_cast<unsigned>(element_bytes)) %
-                                        static_cast<unsigned>(width_));
+    const auto phase =
+        static_cast<int>((address / static_cast<unsigned>(element_bytes)) % static_cast<unsigned>(width_));
     if (address % static_cast<unsigned>(element_bytes) != 0) common_ = false;
     if (phase_ < 0) phase_ = phase;
     if (phase_ != phase) common_ = false;
@@ -65,7 +65,8 @@ inline int backward_groups(int terms) { return 1 + (terms - 1 + kTermsPerGroup -
 
 // Bytes of BackwardArgs::partials: a column of kMaxReductionBlocks numbers at most for each coefficient.
 inline int64_t cuda_workspace_elements(int64_t numel, int terms) {
-  const int64_t blocks = std::clamp<int64_t>((numel + kBlockThreads - 1) / kBlockThreads, 1, kMaxReductionBlocks);
+  const int64_t blocks =
+      std::clamp<int64_t>((numel + kBlockThreads - 1) / kBlockThreads, 1, kMaxReductionBlocks);
   return blocks * (kFirstWeight + terms);
 }
 

@@ -15,7 +15,8 @@ inline DtypePair dtype_pair(ScalarType state, ScalarType network) {
   if (state == S::Float && network == S::BFloat16) return DtypePair::f32_bf16;
   if (state == S::Half && network == S::Half) return DtypePair::f16_f16;
   if (state == S::BFloat16 && network == S::BFloat16) return DtypePair::bf16_bf16;
-  throw std::runtime_error("gas_ext: no kernel for this pair of state and output dtypes; convert the output first");
+  throw std::runtime_error(
+      "gas_ext: no kernel for this pair of state and output dtypes; convert the output first");
 }
 
 // The inputs that forward and backward share, brought to one memory order: that of `layout`, which is x_n
@@ -44,7 +45,8 @@ class Inputs {
 
   // The tensor itself where its memory order is the common one, else a copy.
   Tensor dense(const Tensor& tensor, ScalarType dtype) {
-    check(same_sizes(tensor, layout_), "all tensors must have the shape of history[0] (output: twice the batch with guidance)");
+    check(same_sizes(tensor, layout_),
+          "all tensors must have the shape of history[0] (output: twice the batch with guidance)");
     check(tensor.scalar_type() == dtype, "a tensor's dtype differs from its group's");
     check(same_device(tensor, layout_), "all tensors must be on one device");
     if (same_layout(tensor, layout_)) return tensor;

@@ -36,8 +36,9 @@ void run_forward(const Inputs& inputs, Tensor& data, Tensor& state, Tensor* next
 
 // D_n, x_{n+1} and the next network input; an empty third tensor where that is not asked.
 template <class Device>
-std::tuple<Tensor, Tensor, Tensor> fused_update(std::vector<Tensor> history, Tensor output, Tensor coefficients,
-                                                bool guided, std::optional<ScalarType> next_input_dtype) {
+std::tuple<Tensor, Tensor, Tensor> fused_update(std::vector<Tensor> history, Tensor output,
+                                                Tensor coefficients, bool guided,
+                                                std::optional<ScalarType> next_input_dtype) {
   const Inputs inputs(history, output, coefficients, guided);
   Tensor data = empty_like(inputs.layout(), inputs.state_dtype());
   Tensor state = empty_like(inputs.layout(), inputs.state_dtype());
@@ -48,8 +49,8 @@ std::tuple<Tensor, Tensor, Tensor> fused_update(std::vector<Tensor> history, Ten
 }
 
 template <class Device>
-void fused_update_out(std::vector<Tensor> history, Tensor output, Tensor coefficients, bool guided, Tensor data,
-                      Tensor state, std::optional<Tensor> next_input) {
+void fused_update_out(std::vector<Tensor> history, Tensor output, Tensor coefficients, bool guided,
+                      Tensor data, Tensor state, std::optional<Tensor> next_input) {
   const Inputs inputs(history, output, coefficients, guided);
   std::vector<Tensor> targets{data, state};
   if (next_input) targets.push_back(*next_input);
@@ -58,7 +59,8 @@ void fused_update_out(std::vector<Tensor> history, Tensor output, Tensor coeffic
     check(same_sizes(target, inputs.layout()) && same_layout(target, inputs.layout()) &&
               same_device(target, inputs.layout()),
           "out tensors must have the shape, strides and device of history[0]");
-    check(i == 2 || target.scalar_type() == inputs.state_dtype(), "out tensors must have the dtype of history[0]");
+    check(i == 2 || target.scalar_type() == inputs.state_dtype(),
+          "out tensors must have the dtype of history[0]");
     check(!inputs.overlaps(target), "an out tensor shares memory with an input; give it memory of its own");
     for (size_t j = 0; j < i; ++j) {
       check(!overlap(target, targets[j]), "two out tensors share memory; give each memory of its own");
@@ -102,8 +104,8 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> fused_update_backward(
     grad_history.push_back(empty_like(layout, inputs.state_dtype()));
     args.grad_history[k] = grad_history.back().mutable_data_ptr();
   }
-  Tensor grad_output = needs_output ? empty_like(output, output.scalar_type())
-                                    : empty_1d(layout, 0, output.scalar_type());
+  Tensor grad_output =
+      needs_output ? empty_like(output, output.scalar_type()) : empty_1d(layout, 0, output.scalar_type());
   std::vector<Target> output_targets;
   if (needs_output) {
     const auto [conditional, unconditional] = inputs.halves(grad_output);

@@ -41,6 +41,7 @@ py::dict build_info() {
 PYBIND11_MODULE(_build_info, module) {
   module.doc() = "Build information of gas_ext: versions, compilers, instruction sets, CUDA architectures.";
   module.def("build_info", &build_info, "What the extension was built from and with.");
-  module.def("cpu_isa_in_use", [] { return std::string(gas_ext::cpu_kernels().name); },
-             "Instruction set of the CPU kernels that this process uses (GAS_EXT_CPU_ISA overrides).");
+  module.def(
+      "cpu_isa_in_use", [] { return std::string(gas_ext::cpu_kernels().name); },
+      "Instruction set of the CPU kernels that this process uses (GAS_EXT_CPU_ISA overrides).");
 }

@@ -47,8 +47,8 @@ def fused_update(
     ----------
     history : sequence of Tensor
         x_n first, then older states and data predictions in any order: 1 to 64 tensors of one shape, dtype
-        (float64, float32, float16 or bfloat16), and device. Tensors with the strides of a dense ``history[0]``
-        are taken as they are, others are copied once.
+        (float64, float32, float16 or bfloat16), and device. Tensors with the strides of a dense
+        ``history[0]`` are taken as they are, others are copied once.
     output : Tensor
         The network's output, shaped like x_n; with `guided`, twice its batch, unconditional half first. It
         may have a lower precision than the history (a bfloat16 network beside float32 states).
@@ -59,8 +59,8 @@ def fused_update(
     next_input_dtype : torch.dtype, optional
         When given, y is returned too, in this dtype.
     out : tuple of Tensor, optional
-        Memory for (D_n, x_{n+1}) or (D_n, x_{n+1}, y), of the layout of ``history[0]``. It may share no memory
-        with an input. Not differentiable.
+        Memory for (D_n, x_{n+1}) or (D_n, x_{n+1}, y), shaped like ``history[0]``. It may share no memory with
+        an input. Not differentiable.
 
     Returns
     -------
@@ -95,7 +95,7 @@ def fused_update(
     # The kernels write y in the dtype of the state or of the output; another one is one more cast.
     direct = next_input_dtype if next_input_dtype in (None, x.dtype, output.dtype) else x.dtype
     coefficients = coefficients.contiguous()
-    data, state, next_input = FusedUpdate.apply(guided, direct, output, coefficients, *history)  # type: ignore[no-untyped-call]
+    data, state, next_input = FusedUpdate.apply(guided, direct, output, coefficients, *history)
     if next_input_dtype is None:
         return UpdateResult(data, state, None)
     return UpdateResult(data, state, next_input.to(next_input_dtype))
@@ -223,7 +223,8 @@ def _update_into(
     for i, target in enumerate(out):
         if target.shape != x.shape or target.device != x.device:
             raise ValueError(
-                f"out[{i}] has shape {tuple(target.shape)} on {target.device}; expected {tuple(x.shape)} on {x.device}."
+                f"out[{i}] has shape {tuple(target.shape)} on {target.device}; "
+                f"expected {tuple(x.shape)} on {x.device}."
             )
         if i < 2 and target.dtype != x.dtype:
             raise TypeError(f"out[{i}] is {target.dtype}; expected {x.dtype}, the dtype of the history.")
@@ -248,7 +249,8 @@ def _update_into(
         next_input_dtype=None if next_input is None else next_input.dtype,
     )
     for target, value in zip(out, result, strict=False):
-        target.copy_(value)
+        if value is not None:
+            target.copy_(value)
     return UpdateResult(out[0], out[1], next_input)
 
 
@@ -322,22 +324,25 @@ def _double_backward(inputs: tuple[Any, ...], grads: tuple[Any, ...]) -> tuple[A
 
     Second derivatives are rare (gradient checks, penalties on gradients), so they are not fused.
     """
-    flat: list[Any] = [*inputs[:3], *inputs[3], *inputs[4:7]]
+    *grads_in, history, output, state, coefficients = inputs[:7]
+    leaves = [_leaf(t) for t in (*grads_in, *history, output, state, coefficients)]
+    terms = len(history)
+    arguments: list[Any] = [*leaves[:3], leaves[3 : 3 + terms], *leaves[3 + terms :], *inputs[7:]]
     with torch.enable_grad():
-        fresh = [t.detach().requires_grad_() if isinstance(t, Tensor) else t for t in flat]
-        terms = len(inputs[3])
-        grad_history, grad_output, grad_coefficients = fused_update_backward_reference(
-            *fresh[:3], fresh[3 : 3 + terms], *fresh[3 + terms :], *inputs[7:]
-        )
+        grad_history, grad_output, grad_coefficients = fused_update_backward_reference(*arguments)
     results = [*grad_history, grad_output, grad_coefficients]
     pairs = zip(results, [*(grads[0] or []), *grads[1:]], strict=True)
     wanted = [(result, grad) for result, grad in pairs if grad is not None and result.requires_grad]
-    tensors = [t for t in fresh if isinstance(t, Tensor)]
+    tensors = [t for t in leaves if t is not None]
     found = iter(
         torch.autograd.grad([r for r, _ in wanted], tensors, [g for _, g in wanted], allow_unused=True)
     )
-    derivatives = [next(found) if isinstance(t, Tensor) else None for t in fresh]
+    derivatives = [None if t is None else next(found) for t in leaves]
     return (*derivatives[:3], derivatives[3 : 3 + terms], *derivatives[3 + terms :], *(None,) * 4)
+
+
+def _leaf(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().requires_grad_()
 
 
 if library.CPU_STATUS.loaded:

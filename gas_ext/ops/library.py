@@ -48,7 +48,7 @@ def _load(name: str) -> LoadStatus:
     if not path.exists():
         return LoadStatus(False, f"{name} is not in this installation; build it with pip install .")
     try:
-        torch.ops.load_library(str(path))
+        torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError) as error:
         return LoadStatus(False, f"{name} could not be loaded beside torch {torch.__version__}: {error}")
     return LoadStatus(True, "")

@@ -46,7 +46,9 @@ def make_inputs(
     return history, output, coefficients
 
 
-def to_float64(history: list[Tensor], output: Tensor, coefficients: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+def to_float64(
+    history: list[Tensor], output: Tensor, coefficients: Tensor
+) -> tuple[list[Tensor], Tensor, Tensor]:
     return [t.double() for t in history], output.double(), coefficients.double()
 
 
@@ -86,7 +88,9 @@ def test_forward_matches_reference(
 
 
 def gradients(
-    function: Callable[..., tuple[Tensor, ...]], inputs: tuple[list[Tensor], Tensor, Tensor], **options: object
+    function: Callable[..., tuple[Tensor, ...]],
+    inputs: tuple[list[Tensor], Tensor, Tensor],
+    **options: object,
 ) -> list[Tensor]:
     """Gradients of a fixed weighted sum of all outputs with respect to every input."""
     history, output, coefficients = inputs
@@ -114,7 +118,7 @@ def test_gradients_match_reference(
     )
     for i, (value, reference, truth) in enumerate(zip(actual, same_dtype, exact, strict=True)):
         assert value.dtype == reference.dtype
-        # Coefficient gradients are sums over all elements, so their tolerance grows with the root of the size.
+        # Coefficient gradients are sums over all elements: their tolerance grows with the root of the size.
         scale = max(1.0, torch.Size(shape).numel() ** 0.5) if i == len(actual) - 1 else 1.0
         assert_as_good_as_torch(value, reference, truth, scale * 2 * atol_of(dtype) + atol_of(output_dtype))
 
@@ -155,7 +159,9 @@ def test_any_strides(
     result = fused_update(history, output, coefficients, guided=guided, next_input_dtype=dtype)
     expected = fused_update_reference(history, output, coefficients, guided=guided, next_input_dtype=dtype)
     for value, reference in zip(result, expected, strict=True):
-        torch.testing.assert_close(value, reference, rtol=2e-2 if dtype.itemsize == 2 else 1e-5, atol=4 * atol_of(dtype))
+        torch.testing.assert_close(
+            value, reference, rtol=2e-2 if dtype.itemsize == 2 else 1e-5, atol=4 * atol_of(dtype)
+        )
 
 
 def with_layout(tensor: Tensor, layout: str) -> Tensor:
@@ -298,9 +304,9 @@ def test_out_writes_into_given_memory() -> None:
     expected = fused_update(history, output, coefficients, next_input_dtype=torch.float32)
     out = tuple(torch.empty(3, 5) for _ in range(3))
     result = fused_update(history, output, coefficients, out=out)  # type: ignore[arg-type]
-    for given, returned, value in zip(out, result, expected, strict=True):
-        assert returned is given
-        torch.testing.assert_close(given, value, rtol=0, atol=0)
+    for target, returned, value in zip(out, result, expected, strict=True):
+        assert returned is target
+        torch.testing.assert_close(target, value, rtol=0, atol=0)
     strided = (torch.empty(5, 3).t(), torch.empty(3, 10)[:, ::2])
     fused_update(history, output, coefficients, out=strided)
     torch.testing.assert_close(strided[1], expected.state, rtol=0, atol=0)
@@ -317,7 +323,9 @@ def test_out_refuses_aliasing() -> None:
     with pytest.raises(ValueError, match="shares memory"):
         fused_update(history, output, coefficients, out=(free, free))
     with pytest.raises(ValueError, match="no_grad"):
-        fused_update([t.requires_grad_() for t in history], output, coefficients, out=(free, torch.empty(3, 5)))
+        fused_update(
+            [t.requires_grad_() for t in history], output, coefficients, out=(free, torch.empty(3, 5))
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,92 @@
+"""Loading of the operators, the build information, and life without a compiled part."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import gas_ext
+from gas_ext.ops import library
+
+PACKAGE = Path(gas_ext.__file__).parent
+
+
+def test_build_info_names_versions_and_instruction_sets() -> None:
+    build = library.build_info()
+    assert build["version"] == gas_ext.__version__
+    assert build["torch_target"] == "2.13"
+    assert build["compiler"]
+    assert set(build["cpu_isas_supported"]) <= set(build["cpu_isas_compiled"])
+    assert build["cpu_isa_in_use"] in build["cpu_isas_supported"]
+
+
+def test_info_is_json_and_tells_the_state_of_both_operator_libraries() -> None:
+    info = json.loads(json.dumps(library.info()))
+    assert info["cpu_operators"] == "loaded"
+    assert info["torch"] == torch.__version__
+    built_with_cuda = bool(info["build"]["cuda_toolkit"])
+    if built_with_cuda and torch.version.cuda is not None:
+        assert info["cuda_operators"] == "loaded"
+    else:
+        assert info["cuda_operators"].startswith("not loaded: ")
+
+
+def test_cuda_operators_are_registered_when_loaded() -> None:
+    registered = torch._C._dispatch_has_kernel_for_dispatch_key("gas_ext::fused_update", "CUDA")
+    assert registered == library.CUDA_STATUS.loaded
+
+
+def run_beside(package: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh process that imports the copy of the package in `package`."""
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=package.parent, capture_output=True, text=True, check=False
+    )
+
+
+def copy_without(tmp_path: Path, pattern: str) -> Path:
+    """Copy the package to an empty folder, less the files that match."""
+    ignored = shutil.ignore_patterns(pattern, "__pycache__", "weights")
+    return Path(shutil.copytree(PACKAGE, tmp_path / "gas_ext", ignore=ignored))
+
+
+UPDATE = """
+import json, torch
+from gas_ext import ops
+x = torch.ones(2, 3, requires_grad=True)
+row = torch.tensor([0.0, 1.0, 1.0, 1.0, 0.5, 2.0], dtype=torch.float64)
+ops.fused_update([x], 4 * x, row).state.sum().backward()
+print(json.dumps([x.grad.tolist(), ops.info()["cpu_operators"], ops.info()["cuda_operators"]]))
+"""
+
+
+def test_without_a_compiled_part_the_reference_runs_with_one_warning(tmp_path: Path) -> None:
+    done = run_beside(copy_without(tmp_path, "*.so"), UPDATE)
+    assert done.returncode == 0, done.stderr
+    gradient, cpu, cuda = json.loads(done.stdout)
+    assert gradient == [[4.0] * 3] * 2
+    assert "_ops_cpu.so is not in this installation" in cpu
+    assert cuda == cpu
+    assert done.stderr.count("pure-torch reference") == 1
+
+
+def test_a_damaged_library_is_named_and_the_reference_runs(tmp_path: Path) -> None:
+    package = copy_without(tmp_path, "_ops_cuda.so")
+    (package / "_ops_cpu.so").write_bytes(b"not a library")
+    done = run_beside(package, UPDATE)
+    assert done.returncode == 0, done.stderr
+    _, cpu, _ = json.loads(done.stdout)
+    assert cpu.startswith("not loaded: _ops_cpu.so could not be loaded beside torch")
+
+
+def test_cpu_operators_work_without_the_cuda_library(tmp_path: Path) -> None:
+    done = run_beside(copy_without(tmp_path, "_ops_cuda.so"), UPDATE)
+    assert done.returncode == 0, done.stderr
+    gradient, cpu, cuda = json.loads(done.stdout)
+    assert gradient == [[4.0] * 3] * 2
+    assert cpu == "loaded"
+    assert cuda.startswith("not loaded: ")
