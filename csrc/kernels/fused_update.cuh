@@ -10,6 +10,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "fused_update.h"
 #include "launch_plan.h"
@@ -54,25 +55,47 @@ __device__ __forceinline__ __nv_bfloat16 from_work<__nv_bfloat16>(float value) {
 __device__ __forceinline__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 __device__ __forceinline__ double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 
-// N consecutive elements, aligned so that they move in one instruction of up to 16 bytes.
-template <class T, int N>
-struct alignas(N * sizeof(T)) Pack {
-  T items[N];
+// The built-in type that moves so many bytes in one instruction. A struct of elements would leave it to the
+// compiler to join their loads and stores, which it does not always do.
+template <int Bytes>
+struct raw_type;
+template <>
+struct raw_type<16> {
+  using type = uint4;
+};
+template <>
+struct raw_type<8> {
+  using type = uint2;
+};
+template <>
+struct raw_type<4> {
+  using type = unsigned int;
+};
+template <>
+struct raw_type<2> {
+  using type = unsigned short;
 };
 
 template <int N, class T, class W>
 __device__ __forceinline__ void load(const void* base, int64_t index, W (&values)[N]) {
-  const auto pack = *reinterpret_cast<const Pack<T, N>*>(static_cast<const T*>(base) + index);
+  using Raw = typename raw_type<N * sizeof(T)>::type;
+  const Raw raw = *reinterpret_cast<const Raw*>(static_cast<const T*>(base) + index);
+  T items[N];
+  memcpy(items, &raw, sizeof(raw));
 #pragma unroll
-  for (int i = 0; i < N; ++i) values[i] = to_work(pack.items[i]);
+  for (int i = 0; i < N; ++i) values[i] = to_work(items[i]);
 }
 
 template <int N, class T, class W>
 __device__ __forceinline__ void store(void* base, int64_t index, const W (&values)[N]) {
-  Pack<T, N> pack;
+  using Raw = typename raw_type<N * sizeof(T)>::type;
+  T items[N];
 #pragma unroll
-  for (int i = 0; i < N; ++i) pack.items[i] = from_work<T>(values[i]);
-  *reinterpret_cast<Pack<T, N>*>(static_cast<T*>(base) + index) = pack;
+  for (int i = 0; i < N; ++i) items[i] = from_work<T>(values[i]);
+  Raw raw;
+  memcpy(&raw, items, sizeof(raw));
+  // Write-back is the default policy; as an intrinsic the store stays one instruction.
+  __stwb(reinterpret_cast<Raw*>(static_cast<T*>(base) + index), raw);
 }
 
 template <class W>
