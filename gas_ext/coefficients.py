@@ -58,8 +58,8 @@ def data_prediction_coefficients(
 ) -> tuple[Tensor, Tensor]:
     """Return p, q of D = p x + q m, where m is the network's output at (x, evaluation time).
 
-    "epsilon", "v_prediction" and "flow_prediction" outputs are read at the unshifted time t. A "sample" output
-    is first turned into noise at the evaluation time t', as published solvers do:
+    Outputs "epsilon", "v_prediction" and "flow_prediction" are read at the unshifted time t. A "sample" is
+    first turned into noise at the evaluation time t', as published solvers do:
     D = (x - sigma(t) (x - alpha(t') m) / sigma(t')) / alpha(t); on schedules with alpha(1) = 0 that has no
     limit, and the output is taken as D itself. All agree where t' = t.
 

@@ -209,15 +209,14 @@ def _doubled(unconditional: Condition, condition: Condition) -> Condition:
             return torch.cat([unconditional.to(condition).expand_as(condition), condition])
         except RuntimeError as error:
             raise ValueError(
-                f"The unconditional condition has shape {tuple(unconditional.shape)}, which does not broadcast "
-                f"to the condition's {tuple(condition.shape)}."
+                f"The unconditional condition has shape {tuple(unconditional.shape)}, which does not "
+                f"broadcast to the condition's {tuple(condition.shape)}."
             ) from error
-    if isinstance(condition, Mapping) and isinstance(unconditional, Mapping):
-        if condition.keys() == unconditional.keys():
-            return {name: _doubled(unconditional[name], value) for name, value in condition.items()}
-    elif isinstance(condition, (list, tuple)) and isinstance(unconditional, (list, tuple)):
-        if len(condition) == len(unconditional):
-            return tuple(map(_doubled, unconditional, condition))
+    pair = (unconditional, condition)
+    if all(isinstance(side, Mapping) for side in pair) and unconditional.keys() == condition.keys():
+        return {name: _doubled(unconditional[name], value) for name, value in condition.items()}
+    if all(isinstance(side, (list, tuple)) for side in pair) and len(unconditional) == len(condition):
+        return tuple(map(_doubled, unconditional, condition))
     raise ValueError(
         f"Guidance cannot join an unconditional condition of type {type(unconditional).__name__} with a "
         f"condition of type {type(condition).__name__}; pass two tensors, or two like containers of tensors."
