@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,6 +132,27 @@ def seed_labels(seeds: Sequence[int], num_classes: int, device: torch.device | s
     [0, 9, 0]
     """
     return torch.tensor([int(seed) % num_classes for seed in seeds], dtype=torch.int64, device=device)
+
+
+def take(condition: Any, index: Tensor | slice) -> Any:
+    """Select samples of a condition: a tensor, None, or a dict, list or tuple of such.
+
+    Examples
+    --------
+    >>> take({"label": torch.arange(5), "scale": None}, slice(1, 3))
+    {'label': tensor([1, 2]), 'scale': None}
+    """
+    if condition is None:
+        return None
+    if isinstance(condition, Tensor):
+        return condition[index.to(condition.device) if isinstance(index, Tensor) else index]
+    if isinstance(condition, Mapping):
+        return {name: take(value, index) for name, value in condition.items()}
+    if isinstance(condition, list | tuple):
+        return type(condition)(take(value, index) for value in condition)
+    raise TypeError(
+        f"a condition of type {type(condition).__name__} cannot be split: use tensors or containers of them"
+    )
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -1,0 +1,108 @@
+"""Adam with a full second-moment matrix, for the few dozen numbers of a solver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class FullMatrixAdam(Optimizer):
+    """Adam whose second moment is a matrix over all parameters together.
+
+    The numbers of a solver are strongly coupled: moving a time and correcting the weights after it nearly
+    cancel, so a loss surface seen coordinate by coordinate is a long, bent valley in which Adam crawls. With
+    m and S the bias-corrected averages of g and g g^T, d = sqrt(diag S) and C = S / (d d^T) the correlation
+    of the gradients, the step is
+
+        - rate * (C + damping I)^(-1/2) (m / d):
+
+    Adam's own step m / d, decorrelated. C has a few dozen rows, so its eigenvectors cost nothing beside one
+    network evaluation. Full-matrix preconditioning is due to AdaGrad (Duchi, Hazan and Singer, 2011).
+
+    Parameters
+    ----------
+    params : iterable
+        Parameters or parameter groups; each group has its own `lr`, and one matrix spans all groups.
+    lr : float
+        Learning rate of groups that give none.
+    betas : (float, float)
+        Decay of the averages of g and of g g^T, each in [0, 1).
+    damping : float
+        Added to the eigenvalues of the correlation, greater than 0; far above 1 it leaves Adam's direction.
+    eps : float
+        Added to d against division by zero.
+
+    Examples
+    --------
+    >>> x = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
+    >>> optimizer = FullMatrixAdam([x], lr=0.1)
+    >>> for _ in range(100):
+    ...     optimizer.zero_grad()
+    ...     (x.sum() ** 2 + 0.01 * x[0] ** 2).backward()
+    ...     optimizer.step()
+    >>> bool((x.abs() < 0.2).all())
+    True
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-2,
+        betas: tuple[float, float] = (0.9, 0.98),
+        damping: float = 1e-3,
+        eps: float = 1e-12,
+    ) -> None:
+        if not lr >= 0:
+            raise ValueError(f"lr is {lr}; expected a number of at least 0")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas are {betas}; expected two numbers in [0, 1)")
+        if not damping > 0:
+            raise ValueError(f"damping is {damping}; expected a number greater than 0")
+        super().__init__(params, {"lr": lr, "betas": betas, "damping": damping, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Move all parameters once; a parameter without a gradient counts as one with gradient 0."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        members = [(group, p) for group in self.param_groups for p in group["params"]]
+        gradient = torch.cat([_flat_gradient(p) for _, p in members])
+        group, first = members[0]
+        update = self._direction(self.state[first], gradient, group["betas"], group["damping"], group["eps"])
+        offset = 0
+        for group, p in members:
+            piece = update[offset : offset + p.numel()].view_as(p)
+            p.add_(piece.to(p.dtype), alpha=-group["lr"])
+            offset += p.numel()
+        return loss
+
+    @staticmethod
+    def _direction(
+        state: dict[str, Any], gradient: Tensor, betas: tuple[float, float], damping: float, eps: float
+    ) -> Tensor:
+        """Update the averages kept in `state` and return the decorrelated step."""
+        if not state:
+            state["step"] = 0
+            state["mean"] = torch.zeros_like(gradient)
+            state["second"] = gradient.new_zeros(gradient.numel(), gradient.numel())
+        state["step"] += 1
+        state["mean"].lerp_(gradient, 1 - betas[0])
+        state["second"].lerp_(torch.outer(gradient, gradient), 1 - betas[1])
+        mean = state["mean"] / (1 - betas[0] ** state["step"])
+        second = state["second"] / (1 - betas[1] ** state["step"])
+        scale = second.diagonal().sqrt() + eps
+        values, vectors = torch.linalg.eigh(second / scale / scale[:, None])
+        root = (values.clamp_min(0) + damping).rsqrt()
+        direction: Tensor = vectors @ (root * (vectors.T @ (mean / scale)))
+        return direction
+
+
+def _flat_gradient(parameter: Tensor) -> Tensor:
+    gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    return gradient.detach().to(torch.float64).reshape(-1)
