@@ -1,7 +1,7 @@
 """What nvcc makes of the CUDA kernels: registers, spills, occupancy and memory instructions, without a GPU.
 
-``python tests/static/cuda_resources.py`` measures every architecture and rewrites the table of docs/kernels.md
-and the budget file that test_cuda_resources.py compares with.
+``python tests/static/cuda_resources.py`` measures every architecture and rewrites the table of
+docs/kernels.md and the budget file that test_cuda_resources.py compares with.
 """
 
 from __future__ import annotations
