@@ -1,0 +1,43 @@
+"""How a command ends: 0 done, 1 failed with one sentence, 2 wrong usage, 130 interrupted."""
+
+from __future__ import annotations
+
+import functools
+import signal
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import typer
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+INTERRUPTED = 128 + signal.SIGINT  # what a shell reports for a process ended by Ctrl-C
+
+# What a user can set right; anything else is a fault of the program and keeps its traceback.
+_EXPECTED = (ValueError, TypeError, OSError, RuntimeError)
+
+
+def friendly(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn the errors a user can set right into one line on standard error and exit code 1."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            typer.echo("interrupted: nothing was written", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except _EXPECTED as error:
+            # typer.Exit is a RuntimeError and carries its own exit code.
+            if isinstance(error, typer.Exit | typer.Abort):
+                raise
+            typer.echo(f"error: {_one_line(error)}", err=True)
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text or type(error).__name__

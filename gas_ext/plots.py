@@ -1,0 +1,294 @@
+"""Pictures of what a solver does: samples side by side, and its numbers beside the classical ones.
+
+Colors are from the set of Okabe and Ito, which people with any common color vision can tell apart.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gas_ext.data import temporary_path, to_uint8
+from gas_ext.evaluation import Row
+from gas_ext.solver import GeneralizedSolver
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CLASSICAL_COLOR = "#E69F00"  # orange
+LEARNED_COLOR = "#0072B2"  # blue
+TEACHER_COLOR = "#404040"
+_COLORS = {"teacher": TEACHER_COLOR, "classical": CLASSICAL_COLOR, "learned": LEARNED_COLOR}
+_GRID_COLOR = "#D9D9D9"
+_MUTED = "#595959"
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of the given size in inches, outside of pyplot's global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=160, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    """Write the figure as PNG, atomically."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = temporary_path(path)
+    try:
+        figure.savefig(partial, format="png")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Samples of one solver, ``(columns, C, H, W)`` in [-1, 1], and its row of the table."""
+
+    row: Row
+    images: Tensor
+
+
+def plot_samples(strips: Sequence[Strip], path: str | Path, *, title: str = "", columns: int = 10) -> None:
+    """Draw samples of several solvers side by side; the images of one column share their seed.
+
+    Parameters
+    ----------
+    strips : sequence of Strip
+        One per solver, all with the same number of images, from the same seeds.
+    path : str or Path
+        The PNG file.
+    title : str
+        Heading.
+    columns : int
+        Images per row; more images continue in further blocks of rows below.
+    """
+    count = len(strips[0].images)
+    if any(len(strip.images) != count for strip in strips):
+        raise ValueError(
+            f"strips hold {[len(s.images) for s in strips]} images; expected the same seeds in each"
+        )
+    columns = min(columns, count)
+    blocks = -(-count // columns)
+    cell, label, gap, top = 0.62, 2.75, 0.2, 0.75  # inches
+    width = label + columns * cell + 0.25
+    height = top + blocks * (len(strips) * cell + gap)
+    figure = _new_figure(width, height)
+    figure.text(0.2 / width, 1 - 0.2 / height, title, fontsize=13, fontweight="bold", va="top")
+    figure.text(
+        0.2 / width,
+        1 - 0.47 / height,
+        "Each column starts from the same noise.  L1: mean absolute difference to the teacher's sample.",
+        fontsize=8.5,
+        color=_MUTED,
+        va="top",
+    )
+    for block in range(blocks):
+        for line, strip in enumerate(strips):
+            bottom = height - top - block * (len(strips) * cell + gap) - (line + 1) * cell
+            _draw_row(figure, strip, slice(block * columns, (block + 1) * columns), bottom, cell, label)
+    _save(figure, path)
+
+
+def _draw_row(figure: Figure, strip: Strip, part: slice, bottom: float, cell: float, label: float) -> None:
+    """Draw one row of images at `bottom` inches with its caption to the left."""
+    width, height = figure.get_size_inches()
+    images = to_uint8(strip.images[part].detach().float().cpu()).permute(0, 2, 3, 1).numpy()
+    for column, image in enumerate(images):
+        axes = figure.add_axes(
+            ((label + column * cell) / width, bottom / height, 0.96 * cell / width, 0.96 * cell / height)
+        )
+        gray = image.shape[-1] == 1
+        axes.imshow(image[..., 0] if gray else image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_axis_off()
+    row = strip.row
+    color = _COLORS.get(row.solver, TEACHER_COLOR)
+    middle = (bottom + 0.48 * cell) / height
+    figure.add_artist(
+        _bar(0.14 / width, (bottom + 0.04 * cell) / height, 0.05 / width, 0.88 * cell / height, color)
+    )
+    figure.text(
+        0.28 / width,
+        middle + 0.15 / height,
+        f"{row.solver.capitalize()}, {row.nfe} evaluations",
+        fontsize=10,
+        fontweight="bold",
+        va="center",
+    )
+    figure.text(
+        0.28 / width, middle - 0.015 / height, row.description, fontsize=7.5, color=_MUTED, va="center"
+    )
+    figure.text(0.28 / width, middle - 0.165 / height, _distances(row), fontsize=8.5, va="center")
+
+
+def _bar(x: float, y: float, width: float, height: float, color: str) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x, y), width, height, color=color, linewidth=0)
+
+
+def _distances(row: Row) -> str:
+    """Caption text: distances of a row."""
+    text = "the reference" if row.solver == "teacher" else f"L1 {row.l1_to_teacher:.4f}"
+    if row.frechet_to_teacher is not None:
+        text += f"   Frechet to teacher {row.frechet_to_teacher:.3g}"
+    return text
+
+
+def plot_solver(
+    learned: GeneralizedSolver,
+    classical: GeneralizedSolver,
+    path: str | Path,
+    *,
+    classical_name: str = "classical",
+    title: str = "",
+) -> None:
+    """Draw the learned times and step weights against those of a classical solver.
+
+    Parameters
+    ----------
+    learned, classical : GeneralizedSolver
+        Two solvers of one schedule and number of steps.
+    path : str or Path
+        The PNG file.
+    classical_name : str
+        Name of the classical solver in the legend.
+    title : str
+        Heading.
+    """
+    if learned.steps != classical.steps:
+        raise ValueError(
+            f"solvers have {learned.steps} and {classical.steps} steps; expected the same number"
+        )
+    steps = learned.steps
+    columns = min(steps, 4)
+    rows = -(-steps // columns)
+    width, times_height, weights_height = max(2.6 * columns, 8.0), 1.75, 2.15
+    height = 1.0 + times_height + 0.7 + rows * (weights_height + 0.55) + 0.15
+    figure = _new_figure(width, height)
+    figure.text(0.25 / width, 1 - 0.2 / height, title, fontsize=13, fontweight="bold", va="top")
+    axes = figure.add_axes(
+        (
+            1.35 / width,
+            1 - (0.75 + times_height) / height,
+            (width - 1.65) / width,
+            (times_height - 0.15) / height,
+        )
+    )
+    _draw_times(axes, learned, classical, classical_name)
+    every = [
+        weight for solver in (learned, classical) for n in range(steps) for weight in _step_weights(solver, n)
+    ]
+    span = max(every) - min(every)
+    limits = (min(*every, 0.0) - 0.06 * span, max(every) + 0.06 * span)
+    cell = (width - 0.75) / columns
+    for n in range(steps):
+        left = 0.65 + (n % columns) * cell
+        bottom = height - (0.75 + times_height + 0.9) - (n // columns + 1) * (weights_height + 0.55) + 0.55
+        axes = figure.add_axes((left / width, bottom / height, (cell - 0.3) / width, weights_height / height))
+        _draw_weights(axes, n, learned, classical, limits, first=n % columns == 0)
+    _save(figure, path)
+
+
+@torch.no_grad()
+def _draw_times(
+    axes: Axes, learned: GeneralizedSolver, classical: GeneralizedSolver, classical_name: str
+) -> None:
+    """Draw times on a log-SNR axis: one line per solver, and where the learned one evaluates the network."""
+    schedule = learned.schedule
+
+    def log_snr(times: Tensor) -> list[float]:
+        values: list[float] = schedule.lambda_(times).cpu().tolist()
+        return values
+
+    lines = [
+        (2, "classical", log_snr(classical.timesteps()), CLASSICAL_COLOR, "s", CLASSICAL_COLOR),
+        (1, "learned", log_snr(learned.timesteps()), LEARNED_COLOR, "o", LEARNED_COLOR),
+        (0, "learned,\nnetwork at", log_snr(learned.evaluation_timesteps()), LEARNED_COLOR, "^", "white"),
+    ]
+    for height, name, places, color, marker, face in lines:
+        above = name == "classical"
+        axes.axhline(height, color=_GRID_COLOR, linewidth=1, zorder=0)
+        axes.plot(places, [height] * len(places), marker, color=color, markerfacecolor=face, markersize=8)
+        for n, place in enumerate(places):
+            axes.annotate(
+                str(n),
+                (place, height),
+                (0, 8 if above else -8),
+                textcoords="offset points",
+                ha="center",
+                va="bottom" if above else "top",
+                fontsize=8,
+                color=_MUTED,
+            )
+    for a, b in zip(lines[0][2], lines[1][2], strict=True):
+        axes.plot([a, b], [1.85, 1.15], color=_GRID_COLOR, linewidth=1, zorder=0)
+    axes.set_yticks([height for height, *_ in lines], [name for _, name, *_ in lines], fontsize=9)
+    axes.set_ylim(-0.75, 2.5)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.set_xlabel(
+        r"$\lambda = \log(\alpha / \sigma)$      noise  $\leftarrow$   $\rightarrow$  image", fontsize=9
+    )
+    axes.set_title(f"Times of the states.  Classical: {classical_name}", fontsize=10, loc="left")
+    _clear_frame(axes)
+
+
+@torch.no_grad()
+def _draw_weights(
+    axes: Axes,
+    n: int,
+    learned: GeneralizedSolver,
+    classical: GeneralizedSolver,
+    limits: tuple[float, float],
+    first: bool,
+) -> None:
+    """Draw the weights of one update as pairs of bars: states x_n, x_{n-1}, ..., then predictions D_n, ..."""
+    names = [f"$x_{{{n - i}}}$" for i in range(n + 1)] + [f"$D_{{{n - i}}}$" for i in range(n + 1)]
+    places = [float(i) + (0.6 if i > n else 0.0) for i in range(len(names))]
+    for solver, shift, color, name in (
+        (classical, -0.2, CLASSICAL_COLOR, "classical"),
+        (learned, 0.2, LEARNED_COLOR, "learned"),
+    ):
+        heights = _step_weights(solver, n)
+        axes.bar([p + shift for p in places], heights, width=0.4, color=color, label=name)
+    axes.axhline(0, color=_MUTED, linewidth=0.8)
+    axes.set_xticks(places, names, fontsize=8 if n < 4 else 6)
+    axes.set_xlim(places[0] - 0.7, max(places[-1], 2.6) + 0.7)
+    axes.set_ylim(*limits)
+    axes.tick_params(length=0)
+    axes.tick_params(axis="y", labelsize=8, labelleft=first)
+    axes.grid(axis="y", color=_GRID_COLOR, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_title(f"step {n}: weights of $x_{{{n + 1}}}$", fontsize=10, loc="left")
+    if n == 0:
+        axes.legend(fontsize=8, frameon=False, loc="upper right")
+    _clear_frame(axes)
+
+
+@torch.no_grad()
+def _step_weights(solver: GeneralizedSolver, n: int) -> list[float]:
+    """Weights of x_n ... x_0, then of D_n ... D_0, in update n; zero beyond the solver's order."""
+    weights = solver.weights()
+    result: list[float] = []
+    for table in (weights.state, weights.data):
+        row = table[n, : n + 1].detach().cpu().tolist()
+        result += row + [0.0] * (n + 1 - len(row))
+    return result
+
+
+def _clear_frame(axes: Axes) -> None:
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(_GRID_COLOR)

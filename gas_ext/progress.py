@@ -1,0 +1,117 @@
+"""Progress of long work: bars on a terminal, plain log lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+Advance = Callable[..., None]  # advance(amount=1, note="")
+
+_LOG_EVERY = 15.0  # seconds between log lines of one task
+
+
+class Reporter(Protocol):
+    """What long-running functions tell their caller."""
+
+    def task(self, name: str, total: int) -> Any:
+        """Context manager that yields ``advance(amount=1, note="")`` for a task of `total` units."""
+
+    def message(self, text: str) -> None:
+        """Tell one line."""
+
+
+class SilentReporter:
+    """Says nothing.
+
+    Examples
+    --------
+    >>> with SilentReporter().task("work", 3) as advance:
+    ...     advance()
+    """
+
+    @contextmanager
+    def task(self, name: str, total: int) -> Iterator[Advance]:
+        """Yield a function that does nothing."""
+        yield lambda amount=1, note="": None
+
+    def message(self, text: str) -> None:
+        """Do nothing."""
+
+
+class LogReporter:
+    """One line at the start and end of a task, and every 15 seconds between, on standard error."""
+
+    def __init__(self, write: Callable[[str], object] | None = None) -> None:
+        self._write = write or (lambda line: print(line, file=sys.stderr, flush=True))
+
+    @contextmanager
+    def task(self, name: str, total: int) -> Iterator[Advance]:
+        """Yield a function that counts, and now and then writes a line."""
+        start = last = time.monotonic()
+        done, latest = 0, ""
+
+        def advance(amount: int = 1, note: str = "") -> None:
+            nonlocal last, done, latest
+            done, latest = done + amount, note
+            if done < total and time.monotonic() - last > _LOG_EVERY:
+                last = time.monotonic()
+                self._write(f"{name}: {done}/{total} {note}".rstrip())
+
+        self._write(f"{name} ...")
+        yield advance
+        self._write(f"{name}: done in {time.monotonic() - start:.1f} s {latest}".rstrip())
+
+    def message(self, text: str) -> None:
+        """Write one line."""
+        self._write(text)
+
+
+class BarReporter:
+    """One bar per task, drawn by rich on standard error."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True)
+
+    @contextmanager
+    def task(self, name: str, total: int) -> Iterator[Advance]:
+        """Yield a function that moves the bar and shows the latest note beside it."""
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (
+            TextColumn("{task.description:<28}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self._console) as progress:
+            task = progress.add_task(name, total=total, note="")
+
+            def advance(amount: int = 1, note: str = "") -> None:
+                progress.advance(task, amount)
+                if note:
+                    progress.update(task, note=note)
+
+            yield advance
+
+    def message(self, text: str) -> None:
+        """Print one line."""
+        self._console.print(text, highlight=False, markup=False)
+
+
+def make_reporter() -> Reporter:
+    """Return bars if standard error is a terminal, log lines otherwise."""
+    return BarReporter() if sys.stderr.isatty() else LogReporter()
