@@ -1,8 +1,10 @@
-"""Golden data for all tests, and a summary of how close to it they came."""
+"""Golden data for all tests, a summary of how close to it they came, and the choice of GPU tests."""
 
+import os
 from collections import defaultdict
 
 import pytest
+import torch
 from golden_data import GoldenRecord
 
 _RECORD = pytest.StashKey[GoldenRecord]()
@@ -24,3 +26,13 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.section("golden maxima")
         for (family, quantity), (value, where) in sorted(record.items()):
             terminalreporter.write_line(f"{family:32s} {quantity:22s} {value:9.2e}  {where}")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave GPU tests out, as one line of the count, where there is no GPU and nobody asked for them."""
+    asked = config.getoption("-m") or os.environ.get("FAIL_WITHOUT_CUDA") == "1"
+    if asked or torch.cuda.is_available():
+        return
+    left_out = [item for item in items if item.get_closest_marker("gpu")]
+    items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+    config.hook.pytest_deselected(items=left_out)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -35,15 +35,16 @@ def make_inputs(
     guided: bool = False,
     dtype: torch.dtype = torch.float32,
     output_dtype: torch.dtype | None = None,
-    seed: int = 0,
+    *,
+    device: torch.device,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """History, output and coefficients of moderate size, from a seed."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     history = [torch.randn(shape, generator=generator).to(dtype) for _ in range(terms)]
     output_shape = (2 * shape[0], *shape[1:]) if guided else shape
     output = torch.randn(output_shape, generator=generator).to(output_dtype or dtype)
     coefficients = torch.randn(FIRST_WEIGHT + terms, generator=generator, dtype=torch.float64)
-    return history, output, coefficients
+    return [t.to(device) for t in history], output.to(device), coefficients.to(device)
 
 
 def to_float64(
@@ -64,9 +65,9 @@ def atol_of(dtype: torch.dtype) -> float:
     return 16 * torch.finfo(dtype).eps
 
 
-def test_kernels_are_loaded() -> None:
+def test_kernels_are_loaded(device: torch.device) -> None:
     """The rest of this file would pass on the fallback too; here it must be the compiled operator."""
-    assert library.CPU_STATUS.loaded, library.CPU_STATUS.reason
+    assert library.has_kernels(device), library.info()
 
 
 @pytest.mark.parametrize(("dtype", "output_dtype"), DTYPE_PAIRS)
@@ -74,9 +75,9 @@ def test_kernels_are_loaded() -> None:
     ("shape", "guided"), [(shape, False) for shape in SHAPES] + [(shape, True) for shape in SHAPES if shape]
 )
 def test_forward_matches_reference(
-    shape: tuple[int, ...], dtype: torch.dtype, output_dtype: torch.dtype, guided: bool
+    device: torch.device, shape: tuple[int, ...], dtype: torch.dtype, output_dtype: torch.dtype, guided: bool
 ) -> None:
-    inputs = make_inputs(shape, guided=guided, dtype=dtype, output_dtype=output_dtype)
+    inputs = make_inputs(shape, guided=guided, dtype=dtype, output_dtype=output_dtype, device=device)
     result = fused_update(*inputs, guided=guided, next_input_dtype=output_dtype)
     same_dtype = fused_update_reference(*inputs, guided=guided, next_input_dtype=output_dtype)
     exact = fused_update_reference(*to_float64(*inputs), guided=guided, next_input_dtype=torch.float64)
@@ -96,10 +97,10 @@ def gradients(
     history, output, coefficients = inputs
     leaves = [t.detach().clone().requires_grad_() for t in (*history, output, coefficients)]
     results = function(leaves[:-2], leaves[-2], leaves[-1], **options)
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device=output.device)
     for i, value in enumerate(results):
         weights = torch.cos(torch.arange(value.numel(), dtype=torch.float64) + i).reshape(value.shape)
-        total = total + (weights.to(value.dtype) * value).double().sum()
+        total = total + (weights.to(value) * value).double().sum()
     return list(torch.autograd.grad(total, leaves))
 
 
@@ -107,9 +108,9 @@ def gradients(
 @pytest.mark.parametrize(("dtype", "output_dtype"), DTYPE_PAIRS)
 @pytest.mark.parametrize("shape", [(0, 3), (2, 3), (17,), (3, 5, 7), (2, 4, 31, 33)])
 def test_gradients_match_reference(
-    shape: tuple[int, ...], dtype: torch.dtype, output_dtype: torch.dtype, guided: bool
+    device: torch.device, shape: tuple[int, ...], dtype: torch.dtype, output_dtype: torch.dtype, guided: bool
 ) -> None:
-    inputs = make_inputs(shape, guided=guided, dtype=dtype, output_dtype=output_dtype)
+    inputs = make_inputs(shape, guided=guided, dtype=dtype, output_dtype=output_dtype, device=device)
     options = {"guided": guided, "next_input_dtype": output_dtype}
     actual = gradients(fused_update, inputs, **options)
     same_dtype = gradients(fused_update_reference, inputs, **options)
@@ -124,8 +125,8 @@ def test_gradients_match_reference(
 
 
 @pytest.mark.parametrize("terms", [1, 2, 8, 9, 20, MAX_TERMS])
-def test_any_number_of_terms(terms: int) -> None:
-    inputs = make_inputs((3, 50), terms=terms, dtype=torch.float64)
+def test_any_number_of_terms(device: torch.device, terms: int) -> None:
+    inputs = make_inputs((3, 50), terms=terms, dtype=torch.float64, device=device)
     for actual, expected in zip(
         gradients(fused_update_outputs, inputs), gradients(reference_outputs, inputs), strict=True
     ):
@@ -140,7 +141,12 @@ def reference_outputs(history: list[Tensor], output: Tensor, coefficients: Tenso
     return tuple(fused_update_reference(history, output, coefficients))[:2]  # type: ignore[return-value]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     shape=st.lists(st.integers(0, 6), min_size=1, max_size=5).map(tuple),
     terms=st.integers(1, 12),
@@ -151,9 +157,14 @@ def reference_outputs(history: list[Tensor], output: Tensor, coefficients: Tenso
     ),
 )
 def test_any_strides(
-    shape: tuple[int, ...], terms: int, guided: bool, dtype: torch.dtype, layouts: list[str]
+    device: torch.device,
+    shape: tuple[int, ...],
+    terms: int,
+    guided: bool,
+    dtype: torch.dtype,
+    layouts: list[str],
 ) -> None:
-    history, output, coefficients = make_inputs(shape, terms, guided, dtype)
+    history, output, coefficients = make_inputs(shape, terms, guided, dtype, device=device)
     history = [with_layout(t, layout) for t, layout in zip(history, layouts, strict=False)]
     output = with_layout(output, layouts[-1])
     result = fused_update(history, output, coefficients, guided=guided, next_input_dtype=dtype)
@@ -169,20 +180,20 @@ def with_layout(tensor: Tensor, layout: str) -> Tensor:
     if layout == "transposed":
         return tensor.transpose(0, -1).contiguous().transpose(0, -1)
     if layout == "sliced":
-        padded = torch.empty(*tensor.shape[:-1], 2 * tensor.shape[-1], dtype=tensor.dtype)
+        padded = tensor.new_empty(*tensor.shape[:-1], 2 * tensor.shape[-1])
         padded[..., ::2] = tensor
         return padded[..., ::2]
     if layout == "expanded" and tensor.shape[0] > 0:
         return tensor[:1].expand_as(tensor)
     if layout == "offset":
-        flat = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)
+        flat = tensor.new_empty(tensor.numel() + 1)
         flat[1:] = tensor.flatten()
         return flat[1:].view(tensor.shape)
     return tensor
 
 
-def test_channels_last_is_kept_and_not_copied() -> None:
-    history, output, coefficients = make_inputs((2, 3, 8, 8))
+def test_channels_last_is_kept_and_not_copied(device: torch.device) -> None:
+    history, output, coefficients = make_inputs((2, 3, 8, 8), device=device)
     expected = fused_update(history, output, coefficients)
     history = [t.contiguous(memory_format=torch.channels_last) for t in history]
     output = output.contiguous(memory_format=torch.channels_last)
@@ -194,8 +205,8 @@ def test_channels_last_is_kept_and_not_copied() -> None:
     torch.testing.assert_close(result.data, expected.data, rtol=0, atol=0)
 
 
-def test_guided_halves_are_views() -> None:
-    history, output, coefficients = make_inputs((4, 3, 8, 8), guided=True)
+def test_guided_halves_are_views(device: torch.device) -> None:
+    history, output, coefficients = make_inputs((4, 3, 8, 8), guided=True, device=device)
     leaf = output.requires_grad_()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         fused_update(history, leaf, coefficients, guided=True).state.sum().backward()
@@ -206,9 +217,9 @@ def test_guided_halves_are_views() -> None:
     assert leaf.grad.shape == output.shape
 
 
-def test_gradcheck_twice() -> None:
+def test_gradcheck_twice(device: torch.device) -> None:
     for guided in (False, True):
-        history, output, coefficients = make_inputs((2, 3), 2, guided, torch.float64)
+        history, output, coefficients = make_inputs((2, 3), 2, guided, torch.float64, device=device)
         leaves = [t.requires_grad_() for t in (output, coefficients, *history)]
 
         def update(output: Tensor, row: Tensor, *past: Tensor, guided: bool = guided) -> tuple[Tensor, ...]:
@@ -218,8 +229,8 @@ def test_gradcheck_twice() -> None:
         assert torch.autograd.gradgradcheck(update, leaves)
 
 
-def test_float32_coefficients() -> None:
-    history, output, coefficients = make_inputs((5, 7))
+def test_float32_coefficients(device: torch.device) -> None:
+    history, output, coefficients = make_inputs((5, 7), device=device)
     inputs = (history, output, coefficients.float())
     for actual, expected in zip(
         gradients(fused_update_outputs, inputs), gradients(reference_outputs, inputs), strict=True
@@ -228,12 +239,14 @@ def test_float32_coefficients() -> None:
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_only_wanted_gradients_are_computed() -> None:
-    history, output, coefficients = make_inputs((5, 7), terms=3)
+def test_only_wanted_gradients_are_computed(device: torch.device) -> None:
+    history, output, coefficients = make_inputs((5, 7), terms=3, device=device)
     history[1].requires_grad_()
     fused_update(history, output, coefficients).state.sum().backward()
     assert history[1].grad is not None
-    torch.testing.assert_close(history[1].grad, torch.full((5, 7), float(coefficients[FIRST_WEIGHT + 1])))
+    torch.testing.assert_close(
+        history[1].grad, torch.full_like(history[1], float(coefficients[FIRST_WEIGHT + 1]))
+    )
     assert history[0].grad is None
     assert output.grad is None
     grads = torch.ops.gas_ext.fused_update_backward(
@@ -243,8 +256,8 @@ def test_only_wanted_gradients_are_computed() -> None:
     assert grads[1].numel() == grads[2].numel() == 0
 
 
-def test_no_graph_without_gradients() -> None:
-    history, output, coefficients = make_inputs((2, 3))
+def test_no_graph_without_gradients(device: torch.device) -> None:
+    history, output, coefficients = make_inputs((2, 3), device=device)
     history[0].requires_grad_()
     with torch.no_grad():
         result = fused_update(history, output, coefficients)
@@ -252,9 +265,9 @@ def test_no_graph_without_gradients() -> None:
     assert fused_update([t.detach() for t in history], output, coefficients).state.grad_fn is None
 
 
-def test_backward_reference_is_the_derivative() -> None:
+def test_backward_reference_is_the_derivative(device: torch.device) -> None:
     """The equations of the backward pass against autograd of the forward equations."""
-    history, output, coefficients = make_inputs((4, 3), 3, True, torch.float64)
+    history, output, coefficients = make_inputs((4, 3), 3, True, torch.float64, device=device)
     leaves = [t.requires_grad_() for t in (*history, output, coefficients)]
     data, state, y = fused_update_reference(
         history, output, coefficients, guided=True, next_input_dtype=torch.float64
@@ -270,8 +283,8 @@ def test_backward_reference_is_the_derivative() -> None:
 
 
 @pytest.mark.parametrize("dtype", STATE_DTYPES)
-def test_opcheck(dtype: torch.dtype) -> None:
-    history, output, coefficients = make_inputs((3, 2, 5), dtype=dtype)
+def test_opcheck(device: torch.device, dtype: torch.dtype) -> None:
+    history, output, coefficients = make_inputs((3, 2, 5), dtype=dtype, device=device)
     ops = torch.ops.gas_ext
     torch.library.opcheck(ops.fused_update.default, (history, output, coefficients, False, dtype))
     torch.library.opcheck(ops.fused_update.default, (history, output, coefficients, False, None))
@@ -288,9 +301,9 @@ def test_opcheck(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("guided", [False, True])
-def test_fake_kernels_agree(memory_format: torch.memory_format, guided: bool) -> None:
+def test_fake_kernels_agree(device: torch.device, memory_format: torch.memory_format, guided: bool) -> None:
     """Shape, dtype and strides of the fakes, for outputs of another memory order too."""
-    history, output, coefficients = make_inputs((2, 3, 4, 5), guided=guided)
+    history, output, coefficients = make_inputs((2, 3, 4, 5), guided=guided, device=device)
     history = [t.contiguous(memory_format=memory_format) for t in history]
     for sample in ((history, output, coefficients), (history[::-1], output.double(), coefficients)):
         arguments = (sample[0], sample[1].float(), sample[2], guided, torch.float32)
@@ -299,22 +312,22 @@ def test_fake_kernels_agree(memory_format: torch.memory_format, guided: bool) ->
         )
 
 
-def test_out_writes_into_given_memory() -> None:
-    history, output, coefficients = make_inputs((3, 5))
+def test_out_writes_into_given_memory(device: torch.device) -> None:
+    history, output, coefficients = make_inputs((3, 5), device=device)
     expected = fused_update(history, output, coefficients, next_input_dtype=torch.float32)
-    out = tuple(torch.empty(3, 5) for _ in range(3))
+    out = tuple(torch.empty(3, 5, device=device) for _ in range(3))
     result = fused_update(history, output, coefficients, out=out)  # type: ignore[arg-type]
     for target, returned, value in zip(out, result, expected, strict=True):
         assert returned is target
         torch.testing.assert_close(target, value, rtol=0, atol=0)
-    strided = (torch.empty(5, 3).t(), torch.empty(3, 10)[:, ::2])
+    strided = (torch.empty(5, 3, device=device).t(), torch.empty(3, 10, device=device)[:, ::2])
     fused_update(history, output, coefficients, out=strided)
     torch.testing.assert_close(strided[1], expected.state, rtol=0, atol=0)
 
 
-def test_out_refuses_aliasing() -> None:
-    history, output, coefficients = make_inputs((3, 5))
-    free = torch.empty(3, 5)
+def test_out_refuses_aliasing(device: torch.device) -> None:
+    history, output, coefficients = make_inputs((3, 5), device=device)
+    free = torch.empty(3, 5, device=device)
     for target in (history[2], output, output.view(-1)[:15].view(3, 5)):
         with pytest.raises(ValueError, match="shares memory"):
             fused_update(history, output, coefficients, out=(free, target))
@@ -324,7 +337,7 @@ def test_out_refuses_aliasing() -> None:
         fused_update(history, output, coefficients, out=(free, free))
     with pytest.raises(ValueError, match="no_grad"):
         fused_update(
-            [t.requires_grad_() for t in history], output, coefficients, out=(free, torch.empty(3, 5))
+            [t.requires_grad_() for t in history], output, coefficients, out=(free, torch.empty_like(free))
         )
 
 
@@ -344,23 +357,25 @@ def test_out_refuses_aliasing() -> None:
         (lambda h, m, c: ([h[0], h[1], h[2].to("meta")], m, c), ValueError, "meta"),
     ],
 )
-def test_rejects_wrong_arguments(change: Callable[..., tuple], error: type[Exception], words: str) -> None:
+def test_rejects_wrong_arguments(
+    device: torch.device, change: Callable[..., tuple], error: type[Exception], words: str
+) -> None:
     with pytest.raises(error, match=words):
-        fused_update(*change(*make_inputs((2, 3))))
+        fused_update(*change(*make_inputs((2, 3), device=device)))
 
 
-def test_guided_needs_a_doubled_batch() -> None:
-    history, output, coefficients = make_inputs((2, 3))
+def test_guided_needs_a_doubled_batch(device: torch.device) -> None:
+    history, output, coefficients = make_inputs((2, 3), device=device)
     with pytest.raises(ValueError, match="unconditional half first"):
         fused_update(history, output, coefficients, guided=True)
-    scalars, scalar, row = make_inputs(())
+    scalars, scalar, row = make_inputs((), device=device)
     with pytest.raises(ValueError, match="batch dimension"):
         fused_update(scalars, scalar, row, guided=True)
 
 
-def test_operators_check_for_themselves() -> None:
+def test_operators_check_for_themselves(device: torch.device) -> None:
     """Direct calls of torch.ops.gas_ext never read past a tensor's end."""
-    history, output, coefficients = make_inputs((2, 3))
+    history, output, coefficients = make_inputs((2, 3), device=device)
     update = torch.ops.gas_ext.fused_update
     for arguments in (
         ([], output, coefficients),
@@ -377,8 +392,10 @@ def test_operators_check_for_themselves() -> None:
         update(history, output, coefficients, False, torch.float16)
 
 
-def test_dtype_pairs_without_a_kernel_are_converted() -> None:
-    history, output, coefficients = make_inputs((2, 3), dtype=torch.float16, output_dtype=torch.float32)
+def test_dtype_pairs_without_a_kernel_are_converted(device: torch.device) -> None:
+    history, output, coefficients = make_inputs(
+        (2, 3), dtype=torch.float16, output_dtype=torch.float32, device=device
+    )
     result = fused_update(history, output, coefficients, next_input_dtype=torch.bfloat16)
     assert result.state.dtype == torch.float16
     assert result.next_input is not None
@@ -387,18 +404,18 @@ def test_dtype_pairs_without_a_kernel_are_converted() -> None:
     torch.testing.assert_close(result.state, expected.state, rtol=2e-3, atol=4e-3)
 
 
-def test_autocast_keeps_the_state_dtype() -> None:
-    history, output, coefficients = make_inputs((2, 3))
+def test_autocast_keeps_the_state_dtype(device: torch.device) -> None:
+    history, output, coefficients = make_inputs((2, 3), device=device)
     plain = fused_update(history, output.bfloat16(), coefficients)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16):
         result = fused_update(history, output.bfloat16(), coefficients)
     assert result.state.dtype == torch.float32
     torch.testing.assert_close(result.state, plain.state, rtol=0, atol=0)
 
 
-def test_compiles_into_one_graph() -> None:
+def test_compiles_into_one_graph(device: torch.device) -> None:
     torch._dynamo.reset()
-    history, output, coefficients = make_inputs((2, 3), dtype=torch.float64)
+    history, output, coefficients = make_inputs((2, 3), dtype=torch.float64, device=device)
     leaves = [t.requires_grad_() for t in (*history, output, coefficients)]
 
     def two_steps(*leaves: Tensor) -> Tensor:

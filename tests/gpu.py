@@ -1,0 +1,18 @@
+"""What a test says that needs a GPU."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+
+def require_cuda(devices: int = 1) -> None:
+    """Skip without so many CUDA devices; fail instead where FAIL_WITHOUT_CUDA=1 says they must be there."""
+    if torch.cuda.is_available() and torch.cuda.device_count() >= devices:
+        return
+    reason = f"needs {devices} CUDA device{'s' if devices > 1 else ''}"
+    if os.environ.get("FAIL_WITHOUT_CUDA") == "1":
+        pytest.fail(f"FAIL_WITHOUT_CUDA=1, and this test {reason}")
+    pytest.skip(reason)
