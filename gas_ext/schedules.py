@@ -178,8 +178,10 @@ class NoiseSchedule(ABC):
         return hash(str(self.to_dict()))
 
     def __repr__(self) -> str:
-        values = {name: value for name, value in self.to_dict().items() if not isinstance(value, list)}
+        values = self.to_dict()
         family = values.pop("family")
+        if family == "vp_knots":
+            return f"NoiseSchedule.from_knots(<{len(values['times'])} knots>)"
         return f"NoiseSchedule.{family}({', '.join(f'{name}={value}' for name, value in values.items())})"
 
 

@@ -32,6 +32,8 @@ from gas_ext.spacings import (
     stick_breaking,
 )
 
+MAX_ORDER = 32  # order states and order - 1 older data predictions fit into one fused update
+
 
 class GeneralizedSolver(nn.Module):
     """Times, time offsets and weights of an N-step solver, trained by back-propagating through the solve.
@@ -45,7 +47,7 @@ class GeneralizedSolver(nn.Module):
     steps : int
         Number N of network evaluations, at least 1.
     order : int, optional
-        How many states and data predictions a step may use, 1 to N; N if not given.
+        How many states and data predictions a step may use, 1 to min(N, 32); the highest if not given.
     t_eps : float
         Last time.
     theory_guidance : bool
@@ -103,9 +105,12 @@ class GeneralizedSolver(nn.Module):
     ) -> None:
         super().__init__()
         check_interval(schedule, steps, t_eps)
-        order = steps if order is None else order
-        if not 1 <= order <= steps:
-            raise ValueError(f"order is {order}, but must lie between 1 and the number of steps, {steps}.")
+        highest = min(steps, MAX_ORDER)
+        order = highest if order is None else order
+        if not 1 <= order <= highest:
+            raise ValueError(
+                f"order is {order}, but must lie between 1 and {highest} (the steps, at most {MAX_ORDER})."
+            )
         if theory_order not in (1, 2, 3):
             raise ValueError(f"theory_order is {theory_order}, but must be 1, 2 or 3.")
         if compat not in (None, "reference-s4s"):

@@ -1,4 +1,4 @@
-"""Where the golden data lies, and how it is read: `../shared/golden` beside the repository, else tests/data/golden."""
+"""Reads the golden data: `../shared/golden` beside the repository, or else the copy in tests/data/golden."""
 
 import json
 from functools import cache
@@ -62,7 +62,7 @@ def knots(table: str, variant: str) -> NoiseSchedule:
     """A discrete schedule from stored knots: table "ldm" or "sd", variant "f32" or "f64"."""
     data = arrays("schedules.npz")
     prefix = f"discrete_{table}/{variant}/"
-    return NoiseSchedule.from_knots(tensor(data[prefix + "t_array"]), tensor(data[prefix + "log_alpha_array"]))
+    return NoiseSchedule.from_knots(data[prefix + "t_array"], data[prefix + "log_alpha_array"])
 
 
 def schedule_of(entry: dict) -> NoiseSchedule:

@@ -68,8 +68,8 @@ def test_float64(name, case, golden_record):
 def test_float32(name, case, golden_record):
     """At most twice the distance from the float64 data of the reference's own float32 runs (same family).
 
-    Most cases stay far below that distance. Where alpha(1) is 0.005 or so, the float32 network alone decides: a
-    few cases exceed it even with the whole update computed in float64.
+    Nearly all cases stay below that distance itself. Where alpha(1) is near 0.005, rounding in the float32
+    network decides, and a few exceed it even when the whole update is computed in float64.
     """
     family = family_of(name, case)
     floors = index()["f32_vs_f64_of_the_reference"][family]
