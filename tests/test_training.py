@@ -1,0 +1,222 @@
+import math
+
+import pytest
+import torch
+from mixture import SCHEDULE, mixture_denoiser
+
+from gas_ext import GASSampler, GeneralizedSolver
+from gas_ext.baselines import classical_solver
+from gas_ext.training import TrainingConfig, train_solver
+
+
+@pytest.fixture(scope="module")
+def problem():
+    noise = torch.randn(96, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    condition = torch.arange(96) % 3
+    with torch.no_grad():
+        target = GASSampler(classical_solver(SCHEDULE, 64, 3, "logsnr").solver, mixture_denoiser)(
+            noise, condition
+        )
+    return noise, target, condition
+
+
+def fresh(steps=4):
+    return GeneralizedSolver(SCHEDULE, steps, theory_order=2, timesteps="quadratic")
+
+
+def distance(solver, noise, target, condition):
+    with torch.no_grad():
+        return (GASSampler(solver, mixture_denoiser)(noise, condition) - target).abs().mean().item()
+
+
+@pytest.mark.parametrize("optimizer", ["full_adam", "adam"])
+def test_learns_and_generalizes_to_held_out_samples(problem, optimizer):
+    train, held_out = [part[:64] for part in problem], [part[64:] for part in problem]
+    solver = fresh()
+    before = distance(solver, *held_out)
+    summary = train_solver(
+        solver,
+        mixture_denoiser,
+        *train,
+        config=TrainingConfig(iterations=80, batch_size=16, optimizer=optimizer),
+    )
+    assert distance(solver, *held_out) < 0.6 * before
+    assert len(summary.losses) == 80
+    assert summary.rejected == 0
+    assert sum(summary.losses[-10:]) < 0.7 * sum(summary.losses[:10])
+
+
+@pytest.mark.parametrize("loss", ["l2", "huber"])
+def test_other_losses(problem, loss):
+    solver = fresh()
+    before = distance(solver, *problem)
+    train_solver(solver, mixture_denoiser, *problem, config=TrainingConfig(iterations=40, loss=loss))
+    assert distance(solver, *problem) < before
+
+
+def test_loss_callable_is_used(problem):
+    seen = []
+
+    def loss(prediction, target):
+        seen.append(prediction.shape)
+        return (prediction - target).abs().max()
+
+    train_solver(
+        fresh(), mixture_denoiser, *problem, loss=loss, config=TrainingConfig(iterations=3, batch_size=5)
+    )
+    assert seen == [torch.Size([5, 6])] * 3
+
+
+def test_same_seed_same_bits(problem):
+    def run(seed):
+        solver = fresh()
+        summary = train_solver(
+            solver, mixture_denoiser, *problem, config=TrainingConfig(iterations=12, batch_size=7, seed=seed)
+        )
+        return summary.losses, [p.detach().clone() for p in solver.parameters()]
+
+    (losses_a, a), (losses_b, b), (losses_c, _) = run(3), run(3), run(4)
+    assert losses_a == losses_b
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert losses_c != losses_a
+
+
+def test_any_shape_and_a_single_step():
+    noise = torch.randn(6, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+    solver = fresh(steps=1)
+    summary = train_solver(
+        solver, mixture_denoiser, noise, noise.sign(), config=TrainingConfig(iterations=3, batch_size=100)
+    )
+    assert summary.samples == 6
+    assert all(math.isfinite(loss) for loss in summary.losses)
+
+
+def test_iteration_that_is_not_finite_is_skipped(problem):
+    calls = 0
+
+    def sometimes_nan(x, t, condition):
+        nonlocal calls
+        calls += 1
+        return mixture_denoiser(x, t, condition) * (math.nan if 9 <= calls <= 12 else 1.0)
+
+    solver = fresh()
+    summary = train_solver(solver, sometimes_nan, *problem, config=TrainingConfig(iterations=6))
+    assert summary.rejected == 1
+    assert math.isnan(summary.losses[2])
+    assert all(torch.isfinite(p).all() for p in solver.parameters())
+
+
+def test_gives_up_and_restores_when_nothing_is_finite(problem):
+    solver = fresh()
+    before = [p.detach().clone() for p in solver.parameters()]
+    with pytest.raises(RuntimeError, match="not finite in 10 iterations"):
+        train_solver(solver, lambda x, t, c: x * math.nan, *problem, config=TrainingConfig(iterations=20))
+    assert all(torch.equal(p, old) for p, old in zip(solver.parameters(), before, strict=True))
+
+
+def test_interrupted_training_restores_the_solver(problem):
+    solver = fresh()
+    before = [p.detach().clone() for p in solver.parameters()]
+
+    def stop(iteration, loss):
+        if iteration == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_solver(solver, mixture_denoiser, *problem, progress=stop)
+    assert all(torch.equal(p, old) for p, old in zip(solver.parameters(), before, strict=True))
+
+
+def test_network_gets_no_gradient_and_keeps_its_flags(problem):
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+            self.fixed = torch.nn.Parameter(torch.ones((), dtype=torch.float64), requires_grad=False)
+
+        def forward(self, x, t, condition):
+            return self.scale * self.fixed * mixture_denoiser(x, t, condition)
+
+    network = Network()
+    train_solver(fresh(), network, *problem, config=TrainingConfig(iterations=2))
+    assert network.scale.grad is None
+    assert network.scale.requires_grad
+    assert not network.fixed.requires_grad
+
+
+def test_no_ema_returns_the_last_parameters_and_ema_an_average(problem):
+    def run(ema):
+        solver = fresh()
+        train_solver(solver, mixture_denoiser, *problem, config=TrainingConfig(iterations=5, ema=ema))
+        return solver.time_offsets.detach()
+
+    start = torch.zeros(4, dtype=torch.float64)
+    assert ((run(0.9) - start).abs() < (run(0.0) - start).abs()).any()
+
+
+def test_progress_counts_from_one(problem):
+    seen = []
+    summary = train_solver(
+        fresh(),
+        mixture_denoiser,
+        *problem,
+        config=TrainingConfig(iterations=4),
+        progress=lambda i, x: seen.append((i, x)),
+    )
+    assert seen == list(enumerate(summary.losses, start=1))
+
+
+def test_rates():
+    config = TrainingConfig(iterations=110, warmup=10)
+    factors = [config.rate_factor(i) for i in range(110)]
+    assert factors[0] == pytest.approx(0.1)
+    assert max(factors) == factors[9] == factors[10] == 1
+    assert factors[60] == pytest.approx(0.5)
+    assert 0 < factors[-1] < 1e-3
+    assert TrainingConfig(iterations=10, warmup=0, schedule="constant").rate_factor(9) == 1
+
+
+def test_clipping_bounds_the_first_adam_moment(problem):
+    solver = fresh()
+    train_solver(solver, mixture_denoiser, *problem, config=TrainingConfig(iterations=1, clip=1e-30, ema=0.0))
+    moved = max(
+        (p - q).abs().max().item() for p, q in zip(solver.parameters(), fresh().parameters(), strict=True)
+    )
+    assert moved < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("iterations", 0),
+        ("batch_size", 0),
+        ("warmup", -1),
+        ("time_rate", -1.0),
+        ("offset_rate", math.inf),
+        ("coefficient_rate", math.nan),
+        ("optimizer", "sgd"),
+        ("schedule", "linear"),
+        ("loss", "lpips"),
+        ("ema", 1.0),
+        ("clip", 0.0),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=name):
+        TrainingConfig(**{name: value})
+
+
+def test_shapes_must_agree(problem):
+    noise, target, _ = problem
+    with pytest.raises(ValueError, match="one shape"):
+        train_solver(fresh(), mixture_denoiser, noise, target[1:])
+
+
+def test_summary_fits_a_file_header(problem):
+    import json
+
+    summary = train_solver(fresh(), mixture_denoiser, *problem, config=TrainingConfig(iterations=2))
+    record = json.loads(json.dumps(summary.to_dict(), allow_nan=False))
+    assert record["config"]["iterations"] == 2
+    assert record["samples"] == 96
+    assert record["first_loss"] == summary.losses[0]
