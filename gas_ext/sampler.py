@@ -107,15 +107,12 @@ class GASSampler(nn.Module):
         """
         if name != "demo":
             raise ValueError(f"There is no pretrained sampler {name!r}; expected 'demo'.")
-        from importlib.resources import as_file, files
+        from gas_ext.teachers import demo
 
-        from gas_ext.teachers.demo import load_demo_teacher
-
-        teacher = load_demo_teacher(device)
-        with as_file(files("gas_ext") / "teachers" / "weights" / "demo" / "solver.safetensors") as path:
-            solver = GeneralizedSolver.load(
-                path, schedule=teacher.schedule, weights_hash=teacher.weights_hash
-            )
+        teacher = demo.load_demo_teacher(device)
+        solver = GeneralizedSolver.load(
+            demo.WEIGHTS / "solver.safetensors", schedule=teacher.schedule, weights_hash=teacher.weights_hash
+        )
         return cls(solver.to(device), teacher, prediction_type=teacher.prediction_type)
 
     @property

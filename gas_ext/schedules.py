@@ -27,7 +27,7 @@ def as_float64(value: Times) -> Tensor:
 
 
 class NoiseSchedule(ABC):
-    """A noise schedule x_t = alpha(t) x_0 + sigma(t) eps; build one with a class method below.
+    """A noise schedule x_t = alpha(t) x_0 + sigma(t) eps; build one with a static method below.
 
     Attributes
     ----------
@@ -246,10 +246,13 @@ class _VPKnots(_VariancePreserving):
 
     def knots(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return (times, log alpha) of the knots on `device`; copied there once."""
-        if device not in self._knots:
-            times, log_alpha = next(iter(self._knots.values()))
-            self._knots[device] = (times.to(device), log_alpha.to(device))
-        return self._knots[device]
+        if device in self._knots:
+            return self._knots[device]
+        times, log_alpha = next(iter(self._knots.values()))
+        copies = times.to(device), log_alpha.to(device)
+        if not torch.compiler.is_compiling():  # what a compiled graph makes may not outlive it
+            self._knots[device] = copies
+        return copies
 
     def log_alpha(self, t: Times) -> Tensor:
         t = as_float64(t)

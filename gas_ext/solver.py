@@ -164,7 +164,8 @@ class GeneralizedSolver(nn.Module):
         """Return the times the network sees: t_n + offset_n, (N,) float64, kept in the schedule's domain.
 
         The sum is taken as it is from t_eps up to halfway between 1 and the upper end of the domain. Beyond,
-        it bends smoothly, and stays below that end and above the middle of t_eps and the lower end.
+        it bends smoothly, and stays below that end and above the middle of t_eps and the lower end. Where
+        alpha(1) = 0, the domain ends at 1 and the sum is cut there.
         """
         return self._evaluation_timesteps(self.timesteps())
 

@@ -207,7 +207,7 @@ ANY = st.floats(-1e6, 1e6)
 
 
 @given(st.data(), st.sampled_from(sorted(SCHEDULES)), st.integers(1, 7), st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_parameters_give_finite_coefficients_and_gradients(data, name, steps, theory_guidance):
     schedule = SCHEDULES[name]
     order = data.draw(st.integers(1, steps))

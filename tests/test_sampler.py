@@ -302,7 +302,7 @@ def test_the_solvers_own_guidance_and_prediction_type_are_used():
     st.integers(1, 5),
     st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_dtype_and_shape(dtype, shape, steps, guided):
     solver = GeneralizedSolver(VP, steps, timesteps="logsnr")
     conditions = (
@@ -438,6 +438,36 @@ def test_a_mismatching_solver_is_refused(made_for, given, words):
 def test_epsilon_network_is_refused_where_alpha_vanishes():
     with pytest.raises(ValueError, match="alpha = 0"):
         GASSampler(GeneralizedSolver(NoiseSchedule.flow(), 2), labelled, "epsilon")
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("guided", [False, True])
+def test_nothing_depends_on_the_device_or_on_values(name, guided):
+    """On the meta device a value read on the host, or a tensor left on the CPU, is an error."""
+    solver = GeneralizedSolver(SCHEDULES[name], 4).to("meta")
+    sampler = GASSampler(solver, lambda x, t, condition: x * t, "v_prediction", 2.0 if guided else None)
+    condition = torch.ones(2, 1, device="meta")
+    found, trajectory = sampler(torch.ones(2, 3, device="meta"), condition, condition, return_trajectory=True)
+    assert found.device.type == trajectory.timesteps.device.type == "meta"
+
+
+def test_pretrained_demo(tmp_path, monkeypatch):
+    """The embedded teacher with a solver made for it; one made for other weights is refused."""
+    from gas_ext.teachers import demo
+
+    teacher = demo.load_demo_teacher()
+    solver = GeneralizedSolver(teacher.schedule, 2, prediction_type="sample", timesteps="logsnr")
+    monkeypatch.setattr(demo, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(demo, "load_demo_teacher", lambda device: teacher)
+    solver.save(tmp_path / "solver.safetensors", teacher={"weights_hash": teacher.weights_hash})
+    sampler = GASSampler.from_pretrained("demo")
+    with torch.no_grad():
+        images = sampler(noise_of(2, *teacher.sample_shape, dtype=torch.float32), torch.tensor([0, 9]))
+    assert images.shape == (2, 1, 32, 32)
+    assert images.abs().max() < 2.0
+    solver.save(tmp_path / "solver.safetensors", teacher={"weights_hash": "another"})
+    with pytest.raises(ValueError, match="weights_hash"):
+        GASSampler.from_pretrained("demo")
 
 
 def test_unknown_pretrained_name():

@@ -168,7 +168,7 @@ def _solver() -> GeneralizedSolver:
     st.booleans(),
     st.integers(0, 2**31),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_round_trip_is_bit_exact(tmp_path_factory, name, steps, dtype, theory_guidance, seed):
     order = max(1, steps - 1)
     solver = GeneralizedSolver(SCHEDULES[name], steps, order, 2e-3, theory_guidance, theory_order=2)
