@@ -28,7 +28,7 @@ py::dict build_info() {
   info["cmake"] = GAS_EXT_CMAKE_VERSION;
   info["torch_headers"] = GAS_EXT_TORCH_VERSION;
   info["torch_target"] = GAS_EXT_TORCH_TARGET;
-  info["pybind11"] = PYBIND11_VERSION_HEX;
+  info["pybind11"] = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(PYBIND11_VERSION_MINOR);
   info["cuda_toolkit"] = GAS_EXT_CUDA_TOOLKIT;  // empty: built without CUDA
   info["cuda_architectures"] = GAS_EXT_CUDA_ARCHITECTURES;
   info["cpu_isas_compiled"] = gas_ext::cpu_isas_compiled();
