@@ -366,7 +366,9 @@ def _write_files(result: DemoResult, folder: Path) -> None:
         title=f"What the {steps}-step solver learned",
     )
     record = result.to_dict()
-    summary = {**result.training.to_dict(), "rows": record["rows"]}
+    # Without times, so that equal runs give equal files.
+    rows = [{name: value for name, value in row.items() if name != "ms_per_image"} for row in record["rows"]]
+    summary = {**result.training.to_dict(), "rows": rows}
     result.solver.save(folder / "solver.safetensors", teacher=record["teacher"], training=summary)
     (folder / "results.json").write_text(
         json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8"

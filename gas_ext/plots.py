@@ -63,10 +63,12 @@ class Strip:
 def plot_samples(strips: Sequence[Strip], path: str | Path, *, title: str = "", columns: int = 10) -> None:
     """Draw samples of several solvers side by side; the images of one column share their seed.
 
+    Below the samples of every solver but the first stands their signed difference to the first solver's.
+
     Parameters
     ----------
     strips : sequence of Strip
-        One per solver, all with the same number of images, from the same seeds.
+        One per solver, the teacher first, all with the same number of images, from the same seeds.
     path : str or Path
         The PNG file.
     title : str
@@ -81,55 +83,77 @@ def plot_samples(strips: Sequence[Strip], path: str | Path, *, title: str = "", 
         )
     columns = min(columns, count)
     blocks = -(-count // columns)
-    cell, label, gap, top = 0.62, 2.75, 0.2, 0.75  # inches
-    width = label + columns * cell + 0.25
-    height = top + blocks * (len(strips) * cell + gap)
+    cell, label, gap, top = 0.64, 2.95, 0.22, 0.92  # inches
+    lines = 2 * len(strips) - 1
+    width = max(label + columns * cell + 0.2, 7.2)
+    height = top + blocks * (lines * cell + gap)
     figure = _new_figure(width, height)
-    figure.text(0.2 / width, 1 - 0.2 / height, title, fontsize=13, fontweight="bold", va="top")
-    figure.text(
-        0.2 / width,
-        1 - 0.47 / height,
-        "Each column starts from the same noise.  L1: mean absolute difference to the teacher's sample.",
-        fontsize=8.5,
-        color=_MUTED,
-        va="top",
+    figure.text(0.2 / width, 1 - 0.18 / height, title, fontsize=13, fontweight="bold", va="top")
+    note = (
+        "Each column starts from the same noise.  L1: mean absolute difference to the teacher's sample.\n"
+        "Difference: blue darker, red brighter than the teacher; full color at a quarter of the range."
     )
+    figure.text(0.2 / width, 1 - 0.46 / height, note, fontsize=8, color=_MUTED, va="top", linespacing=1.35)
     for block in range(blocks):
-        for line, strip in enumerate(strips):
-            bottom = height - top - block * (len(strips) * cell + gap) - (line + 1) * cell
-            _draw_row(figure, strip, slice(block * columns, (block + 1) * columns), bottom, cell, label)
+        part = slice(block * columns, (block + 1) * columns)
+        bottom = height - top - block * (lines * cell + gap)
+        for strip in strips:
+            bottom -= cell
+            _draw_images(figure, strip.images[part], bottom, cell, label)
+            _draw_caption(figure, strip.row, bottom, cell, 1 if strip is strips[0] else 2)
+            if strip is not strips[0]:
+                bottom -= cell
+                _draw_images(
+                    figure, strip.images[part] - strips[0].images[part], bottom, cell, label, signed=True
+                )
+                y = (bottom + 0.48 * cell) / height
+                figure.text(
+                    0.28 / width, y, "difference to the teacher", fontsize=8.5, color=_MUTED, va="center"
+                )
     _save(figure, path)
 
 
-def _draw_row(figure: Figure, strip: Strip, part: slice, bottom: float, cell: float, label: float) -> None:
-    """Draw one row of images at `bottom` inches with its caption to the left."""
+def _draw_images(
+    figure: Figure, images: Tensor, bottom: float, cell: float, label: float, signed: bool = False
+) -> None:
+    """Draw a row of images `bottom` inches up; signed ones as their channels' mean in blue and red."""
     width, height = figure.get_size_inches()
-    images = to_uint8(strip.images[part].detach().float().cpu()).permute(0, 2, 3, 1).numpy()
+    images = images.detach().float().cpu()
     for column, image in enumerate(images):
         axes = figure.add_axes(
             ((label + column * cell) / width, bottom / height, 0.96 * cell / width, 0.96 * cell / height)
         )
-        gray = image.shape[-1] == 1
-        axes.imshow(image[..., 0] if gray else image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        if signed:
+            axes.imshow(
+                image.mean(dim=0).numpy(), cmap="RdBu_r", vmin=-0.5, vmax=0.5, interpolation="nearest"
+            )
+        elif len(image) == 1:
+            axes.imshow(to_uint8(image[0]).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        else:
+            axes.imshow(to_uint8(image).permute(1, 2, 0).numpy(), interpolation="nearest")
         axes.set_axis_off()
-    row = strip.row
+
+
+def _draw_caption(figure: Figure, row: Row, bottom: float, cell: float, lines: int) -> None:
+    """Write name, evaluations and distances of a solver beside its row, with a bar beside all its `lines`."""
+    width, height = figure.get_size_inches()
     color = _COLORS.get(row.solver, TEACHER_COLOR)
-    middle = (bottom + 0.48 * cell) / height
+    low = bottom - (lines - 1) * cell
     figure.add_artist(
-        _bar(0.14 / width, (bottom + 0.04 * cell) / height, 0.05 / width, 0.88 * cell / height, color)
+        _bar(0.14 / width, (low + 0.03) / height, 0.05 / width, (lines * cell - 0.08) / height, color)
     )
-    figure.text(
-        0.28 / width,
-        middle + 0.15 / height,
-        f"{row.solver.capitalize()}, {row.nfe} evaluations",
-        fontsize=10,
-        fontweight="bold",
-        va="center",
-    )
-    figure.text(
-        0.28 / width, middle - 0.015 / height, row.description, fontsize=7.5, color=_MUTED, va="center"
-    )
-    figure.text(0.28 / width, middle - 0.165 / height, _distances(row), fontsize=8.5, va="center")
+    middle = (bottom + 0.48 * cell) / height
+    plural = "" if row.nfe == 1 else "s"
+    for shift, text, style in (
+        (
+            0.16,
+            f"{row.solver.capitalize()}, {row.nfe} evaluation{plural}",
+            {"fontsize": 10, "fontweight": "bold"},
+        ),
+        (-0.01, row.description, {"fontsize": 7.5, "color": _MUTED}),
+        (-0.17, _distances(row), {"fontsize": 8.5}),
+    ):
+        figure.text(0.28 / width, middle + shift / height, text, va="center", **style)
 
 
 def _bar(x: float, y: float, width: float, height: float, color: str) -> Any:

@@ -126,7 +126,7 @@ def _print_table(result: DemoResult) -> None:
             f"{row.ms_per_image:.2f}",
         )
     console = Console()
-    console.width = max(console.width, 118) if not console.is_terminal else console.width
+    console.width = max(console.width, 132) if not console.is_terminal else console.width
     console.print(table)
     _, classical, learned = result.rows
     if classical.l1_to_teacher > 0:

@@ -1,0 +1,82 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import gas_ext
+from gas_ext.cli import app
+from gas_ext.cli.errors import friendly
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.mark.parametrize("command", ["demo", "sample", "info"])
+def test_help_shows_examples(command):
+    outcome = run(command, "--help")
+    assert outcome.exit_code == 0
+    assert f"gas-ext {command}" in outcome.stdout
+    assert "Examples" in outcome.stdout
+
+
+def test_no_command_shows_help():
+    outcome = run()
+    assert outcome.exit_code == 2
+    assert "demo" in outcome.output
+
+
+def test_help_does_not_import_torch():
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom gas_ext.cli import app\n"
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0\nsys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_module_runs_as_a_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "gas_ext", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == gas_ext.__version__
+
+
+def test_info_as_json():
+    outcome = run("info", "--json")
+    assert outcome.exit_code == 0
+    record = json.loads(outcome.stdout)
+    assert record["gas_ext"] == gas_ext.__version__
+    assert record["cpu_operators"].startswith(("loaded", "not loaded: "))
+    assert record["cuda_operators"].startswith(("loaded", "not loaded: "))
+
+
+def test_info_as_text_names_the_same_facts():
+    record = json.loads(run("info", "--json").stdout)
+    lines = dict(line.split(maxsplit=1) for line in run("info").stdout.splitlines() if " " in line.strip())
+    for name in ("torch", "cpu_operators", "cuda_operators"):
+        assert lines[name] == record[name]
+
+
+@pytest.mark.parametrize("error", [ValueError("a\n  b"), OSError("a b"), RuntimeError("a b")])
+def test_errors_become_one_line(capsys, error):
+    import typer
+
+    @friendly
+    def command():
+        raise error
+
+    with pytest.raises(typer.Exit) as caught:
+        command()
+    assert caught.value.exit_code == 1
+    assert capsys.readouterr().err == "error: a b\n"
+
+
+def test_faults_of_the_program_keep_their_traceback():
+    @friendly
+    def command():
+        raise AssertionError
+
+    with pytest.raises(AssertionError):
+        command()

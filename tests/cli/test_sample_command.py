@@ -1,0 +1,85 @@
+import json
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from gas_ext import GASSampler, GeneralizedSolver, NoiseSchedule
+from gas_ext.cli import app
+from gas_ext.data import seed_labels, stacked_noise, to_uint8
+from gas_ext.teachers.demo import load_demo_teacher
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return load_demo_teacher()
+
+
+@pytest.fixture
+def solver_file(tmp_path, teacher):
+    solver = GeneralizedSolver(
+        teacher.schedule, 2, timesteps="quadratic", prediction_type=teacher.prediction_type
+    )
+    path = tmp_path / "solver.safetensors"
+    solver.save(path, teacher={"name": teacher.name, "weights_hash": teacher.weights_hash})
+    return path
+
+
+def test_grid_holds_the_samples_of_the_seeds(tmp_path, teacher, solver_file):
+    outcome = run(
+        "sample", "--solver", solver_file, "--seeds", "7,100-101", "--columns", 3, "--out", tmp_path / "g.png"
+    )
+    assert outcome.exit_code == 0, outcome.output
+    assert "3 images, 2 network evaluations each" in outcome.stdout
+    with torch.no_grad():
+        samples = GASSampler(GeneralizedSolver.load(solver_file), teacher)(
+            stacked_noise([7, 100, 101], teacher.sample_shape), seed_labels([7, 100, 101], 10)
+        )
+    with Image.open(tmp_path / "g.png") as image:
+        assert image.size == (2 * (3 * 34 + 2), 2 * 36)
+        for index in range(3):
+            place = (2 * (2 + 34 * index + 16), 2 * (2 + 16))
+            assert image.getpixel(place) == to_uint8(samples[index, 0, 16, 16]).item()
+
+
+def test_solver_of_another_teacher_is_refused(tmp_path, solver_file):
+    solver = GeneralizedSolver.load(solver_file)
+    for identity, reason in (
+        ({"name": "other", "weights_hash": "0"}, "was learned for teacher 'other'"),
+        ({"name": load_demo_teacher().name, "weights_hash": "0"}, "other weights"),
+        ({}, "was learned for teacher None"),
+    ):
+        solver.save(tmp_path / "other.safetensors", teacher=identity)
+        outcome = run("sample", "--solver", tmp_path / "other.safetensors", "--out", tmp_path / "g.png")
+        assert outcome.exit_code == 1
+        assert reason in outcome.stderr
+    assert not (tmp_path / "g.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--solver", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--seeds", "9-3"], "backward"),
+        (["--device", "tpu"], "--device"),
+    ],
+)
+def test_errors_are_one_sentence(tmp_path, arguments, reason):
+    outcome = run("sample", *arguments, "--out", tmp_path / "g.png")
+    assert outcome.exit_code == 1
+    assert reason in outcome.stderr
+    assert len(outcome.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_that_is_no_solver_is_refused(tmp_path):
+    path = tmp_path / "notes.json"
+    path.write_text(json.dumps({"schedule": NoiseSchedule.flow().to_dict()}))
+    outcome = run("sample", "--solver", path, "--out", tmp_path / "g.png")
+    assert outcome.exit_code == 1
+    assert str(path) in outcome.stderr

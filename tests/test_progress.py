@@ -1,0 +1,46 @@
+import pytest
+
+from gas_ext import progress
+from gas_ext.progress import BarReporter, LogReporter, SilentReporter, make_reporter
+
+
+def test_log_lines_at_start_and_end():
+    lines = []
+    with LogReporter(lines.append).task("Counting", 2) as advance:
+        advance()
+        advance(note="last")
+    assert lines[0] == "Counting ..."
+    assert lines[1].startswith("Counting: done in ")
+    assert lines[1].endswith("s last")
+    assert len(lines) == 2
+
+
+def test_log_lines_now_and_then(monkeypatch):
+    lines, clock = [], iter([0.0, 20.0, 20.0, 21.0, 40.0, 40.0, 41.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with LogReporter(lines.append).task("Counting", 10) as advance:
+        advance(3, note="a")
+        advance(1, note="b")  # one second later: nothing to say
+        advance(1, note="c")
+    assert lines[1:3] == ["Counting: 3/10 a", "Counting: 5/10 c"]
+
+
+def test_failed_task_is_not_reported_as_done():
+    lines = []
+    with pytest.raises(KeyError), LogReporter(lines.append).task("Counting", 2):
+        raise KeyError
+    assert lines == ["Counting ..."]
+
+
+@pytest.mark.parametrize("reporter", [SilentReporter(), BarReporter()])
+def test_other_reporters_take_the_same_calls(reporter):
+    with reporter.task("Counting", 3) as advance:
+        advance()
+        advance(2, note="x")
+    reporter.message("[done]")
+
+
+@pytest.mark.parametrize(("terminal", "kind"), [(True, BarReporter), (False, LogReporter)])
+def test_bars_only_on_a_terminal(monkeypatch, terminal, kind):
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: terminal, raising=False)
+    assert isinstance(make_reporter(), kind)
