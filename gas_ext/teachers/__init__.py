@@ -1,0 +1,20 @@
+"""Networks to sample from: the embedded demo teacher."""
+
+from gas_ext.teachers.demo import (
+    DemoFeatures,
+    DemoTeacher,
+    load_demo_features,
+    load_demo_statistics,
+    load_demo_teacher,
+)
+from gas_ext.teachers.unet import Denoiser, DenoiserConfig
+
+__all__ = [
+    "DemoFeatures",
+    "DemoTeacher",
+    "Denoiser",
+    "DenoiserConfig",
+    "load_demo_features",
+    "load_demo_statistics",
+    "load_demo_teacher",
+]

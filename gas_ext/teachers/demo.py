@@ -1,0 +1,195 @@
+"""The embedded teacher: a Fashion-MNIST denoiser, its feature network and reference statistics.
+
+All files lie in ``weights/demo`` beside this module; its README.md is their card. The weights were made by
+``examples/train_demo_teacher.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from gas_ext.schedules import NoiseSchedule
+from gas_ext.teachers.features import FeatureNetwork
+from gas_ext.teachers.unet import Denoiser, DenoiserConfig
+
+__all__ = ["DemoFeatures", "DemoTeacher", "load_demo_features", "load_demo_statistics", "load_demo_teacher"]
+
+WEIGHTS = Path(__file__).parent / "weights" / "demo"
+
+
+class DemoTeacher(nn.Module):
+    """The embedded denoiser in the coordinates of the VP-linear schedule.
+
+    Frozen and in evaluation mode; gradients flow to `x` and `t`. Each sample's output depends on that sample
+    alone, up to rounding.
+
+    Parameters
+    ----------
+    denoiser : Denoiser
+        Maps (y, sigma, label) to the clean image.
+    weights_hash : str
+        SHA-256 of the weights file, as a solver file records it.
+
+    Attributes
+    ----------
+    name : str
+        Identity of the teacher in solver files.
+    schedule : NoiseSchedule
+        VP-linear with betas 0.1 and 20.
+    sample_shape : tuple of int
+        (1, 32, 32), images in [-1, 1].
+    num_classes : int
+        10; label 10 means "no label", the unconditional half of guidance.
+    prediction_type : str
+        "sample".
+    t_eps : float
+        Where sampling ends.
+    """
+
+    name = "fashion-mnist-32"
+    prediction_type = "sample"
+    t_eps = 1e-3
+
+    def __init__(self, denoiser: Denoiser, weights_hash: str = "") -> None:
+        super().__init__()
+        config = denoiser.config
+        self.denoiser = denoiser
+        self.weights_hash = weights_hash
+        self.schedule = NoiseSchedule.vp_linear(0.1, 20.0)
+        self.num_classes = config.num_classes
+        self.sample_shape = (config.image_channels, config.image_size, config.image_size)
+        self.requires_grad_(False).eval()
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Predict the clean image from x = alpha(t) x_0 + sigma(t) noise.
+
+        With y = x / alpha and the noise level sigma / alpha this is the EDM denoiser.
+
+        Parameters
+        ----------
+        x : Tensor
+            Shape (B, 1, 32, 32).
+        t : Tensor
+            float64 time in (0, 1], 0-d or (B,).
+        condition : Tensor, optional
+            int64 labels in [0, 10], 0-d or (B,); 10, like None, means "no label".
+
+        Returns
+        -------
+        Tensor
+            Shape and dtype of `x`.
+        """
+        batch = x.shape[0]
+        dtype = self.denoiser.trunk.stem.weight.dtype
+        t = t.to(device=x.device, dtype=torch.float64).expand(batch)
+        alpha = self.schedule.alpha(t)
+        if condition is None:
+            condition = torch.full((), self.num_classes, dtype=torch.int64, device=x.device)
+        y = x.to(dtype) * (1 / alpha).to(dtype)[:, None, None, None]
+        output: Tensor = self.denoiser(y, self.schedule.sigma(t) / alpha, condition.expand(batch))
+        return output.to(x.dtype)
+
+
+class DemoFeatures(FeatureNetwork):
+    """The frozen feature network with its test accuracy, a fraction."""
+
+    test_accuracy: float = float("nan")
+
+
+def load_demo_teacher(device: str | torch.device = "cpu", folder: Path = WEIGHTS) -> DemoTeacher:
+    """Load the embedded teacher.
+
+    Parameters
+    ----------
+    device : device
+        Where to put it.
+    folder : Path
+        Another folder written by ``examples/train_demo_teacher.py``.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing, damaged, or of another architecture.
+
+    Examples
+    --------
+    >>> teacher = load_demo_teacher()
+    >>> x = torch.randn(2, *teacher.sample_shape)
+    >>> teacher(x, torch.tensor(0.5, dtype=torch.float64), torch.tensor([1, 9])).shape
+    torch.Size([2, 1, 32, 32])
+    """
+    path = folder / "denoiser.safetensors"
+    tensors, metadata = _read(path)
+    denoiser = Denoiser(DenoiserConfig.from_dict(json.loads(metadata["config"])))
+    denoiser.load_state_dict(tensors)
+    weights_hash = hashlib.sha256(path.read_bytes()).hexdigest()
+    return DemoTeacher(denoiser, weights_hash).to(device)
+
+
+def load_demo_features(device: str | torch.device = "cpu", folder: Path = WEIGHTS) -> DemoFeatures:
+    """Load the feature network "fashion-cnn-64", frozen.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing or damaged.
+
+    Examples
+    --------
+    >>> features = load_demo_features()
+    >>> features(torch.zeros(3, 1, 32, 32)).shape
+    torch.Size([3, 64])
+    """
+    tensors, metadata = _read(folder / "features.safetensors")
+    network = DemoFeatures()
+    network.load_state_dict(tensors)
+    network.test_accuracy = float(metadata["test_accuracy"])
+    network.requires_grad_(False).eval()
+    return network.to(device)
+
+
+def load_demo_statistics(folder: Path = WEIGHTS) -> dict[str, tuple[Tensor, Tensor, int]]:
+    """Load mean (64,), covariance (64, 64), both float64, and count of the reference features.
+
+    Returns
+    -------
+    dict
+        "data": the 60,000 training images; "teacher": 10,000 samples of the teacher with 20 evaluations.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing or damaged.
+
+    Examples
+    --------
+    >>> mean, covariance, count = load_demo_statistics()["data"]
+    >>> mean.shape, covariance.shape, count
+    (torch.Size([64]), torch.Size([64, 64]), 60000)
+    """
+    tensors, metadata = _read(folder / "statistics.safetensors")
+    return {
+        key: (tensors[f"{key}.mean"], tensors[f"{key}.covariance"], int(metadata[f"{key}.count"]))
+        for key in ("data", "teacher")
+    }
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and metadata of a safetensors file."""
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is missing; reinstall gas_ext, or make it with examples/train_demo_teacher.py."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return load_file(path), metadata
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); reinstall gas_ext.") from error
