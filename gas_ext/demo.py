@@ -61,7 +61,7 @@ class DemoConfig:
     seed: int = 0
     device: str = "cpu"
     train_samples: int = 256
-    held_out_samples: int = 256
+    held_out_samples: int = 1000
     selection_samples: int = 96
 
     def __post_init__(self) -> None:

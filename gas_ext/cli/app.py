@@ -77,7 +77,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for pictures, solver and numbers.")] = Path("gas-demo"),
     device: Device = "cpu",
     train_samples: Annotated[int, typer.Option(min=1, help="Teacher samples to learn from.")] = 256,
-    held_out_samples: Annotated[int, typer.Option(min=2, help="Held-out seeds to judge on.")] = 256,
+    held_out_samples: Annotated[int, typer.Option(min=2, help="Held-out seeds to judge on.")] = 1000,
 ) -> None:
     """Learn a few-step solver for the embedded teacher and compare it with the classical ones.
 
