@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gas_ext.data import temporary_path, to_uint8
+from gas_ext.data import image_grid, temporary_path, to_uint8
 from gas_ext.evaluation import Row
 from gas_ext.solver import GeneralizedSolver
 
@@ -119,19 +119,22 @@ def _draw_images(
     """Draw a row of images `bottom` inches up; signed ones as their channels' mean in blue and red."""
     width, height = figure.get_size_inches()
     images = images.detach().float().cpu()
-    for column, image in enumerate(images):
-        axes = figure.add_axes(
-            ((label + column * cell) / width, bottom / height, 0.96 * cell / width, 0.96 * cell / height)
+    if signed:
+        images = images.mean(dim=1, keepdim=True)
+    # A white line of one pixel between images; differences are white where they are 0.
+    row = image_grid(images, len(images), padding=1, background=0.0 if signed else 1.0)
+    axes = figure.add_axes((label / width, bottom / height, len(images) * cell / width, cell / height))
+    if signed:
+        axes.imshow(
+            row[0].numpy(), cmap="RdBu_r", vmin=-0.5, vmax=0.5, interpolation="nearest", aspect="auto"
         )
-        if signed:
-            axes.imshow(
-                image.mean(dim=0).numpy(), cmap="RdBu_r", vmin=-0.5, vmax=0.5, interpolation="nearest"
-            )
-        elif len(image) == 1:
-            axes.imshow(to_uint8(image[0]).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        else:
-            axes.imshow(to_uint8(image).permute(1, 2, 0).numpy(), interpolation="nearest")
-        axes.set_axis_off()
+    elif len(row) == 1:
+        axes.imshow(
+            to_uint8(row[0]).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto"
+        )
+    else:
+        axes.imshow(to_uint8(row).permute(1, 2, 0).numpy(), interpolation="nearest", aspect="auto")
+    axes.set_axis_off()
 
 
 def _draw_caption(figure: Figure, row: Row, bottom: float, cell: float, lines: int) -> None:

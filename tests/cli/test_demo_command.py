@@ -73,7 +73,7 @@ def test_interrupt_ends_with_one_line_and_no_files(tmp_path):
         if "teacher samples" in line:
             break
     process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=60)
+    _, rest = process.communicate(timeout=300)
     assert process.returncode == 130
     assert rest.strip() == "interrupted: nothing was written"
     assert list(tmp_path.iterdir()) == []
