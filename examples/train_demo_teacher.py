@@ -1,6 +1,6 @@
 """Train the teacher that ships with gas_ext: a small diffusion denoiser on Fashion-MNIST.
 
-Three stages, each of which goes on where it was stopped:
+Three stages; the first two go on from their checkpoints where they were stopped, the last one starts over:
 
     denoiser    EDM loss (Karras et al. 2022), warm-up / constant / linear-decay learning rate, EMA
     features    a small classifier whose features give the Frechet distance
@@ -276,7 +276,7 @@ def denoiser_loss(
 
 
 def train_denoiser(args: argparse.Namespace) -> Trainer:
-    """Train (or go on training) the denoiser and write its EMA weights."""
+    """Train (or go on training) the denoiser and write its EMA weights, every so often and at the end."""
     images, labels = load_images(args.data, "train")
     torch.manual_seed(args.seed)
     config = DenoiserConfig(sigma_data=round(to_unit_range(images).std().item(), 4))
@@ -285,6 +285,7 @@ def train_denoiser(args: argparse.Namespace) -> Trainer:
     while trainer.step < trainer.steps:
         trainer.run("denoiser", stop_at=trainer.step + args.snapshot_every)
         write_denoiser(trainer, config, args.batch_size, args.out / "denoiser.safetensors")
+    write_denoiser(trainer, config, args.batch_size, args.out / "denoiser.safetensors")
     return trainer
 
 
@@ -349,7 +350,8 @@ def teacher_samples(teacher: DemoTeacher, seeds: range, evaluations: int = 20) -
         teacher.schedule, evaluations, order=3, t_eps=teacher.t_eps, timesteps="logsnr"
     )
     sampler = GASSampler(solver, teacher, prediction_type=teacher.prediction_type)
-    for start in track(range(0, len(seeds), 50), "teacher samples", len(seeds)):
+    starts = range(0, len(seeds), 50)
+    for start in track(starts, "teacher samples", len(starts)):
         chunk = seeds[start : start + 50]
         noise = stacked_noise(chunk, teacher.sample_shape)
         samples = sampler(noise, seed_labels(chunk, teacher.num_classes))
@@ -388,6 +390,7 @@ def finish(args: argparse.Namespace) -> None:
         "frechet_teacher": frechet_distance(*sampled[:2], *data[:2]),
         "frechet_test": frechet_distance(*test[:2], *data[:2]),
         "samples": sampled[2],
+        "note": args.note,
         "parameters": sum(p.numel() for p in teacher.parameters()),
         "feature_parameters": sum(p.numel() for p in features.parameters()),
     }
@@ -461,7 +464,8 @@ label = seed % 10, DPM-Solver++(3M), 20 evaluations, logSNR times, t_eps 1e-3).
     export OMP_NUM_THREADS={denoiser[threads]}
     python examples/train_demo_teacher.py --steps {denoiser[steps]} --out DIR
 
-The same bits need the same machine, torch {denoiser[torch]} and number of threads.
+The same bits need the same kind of processor, torch {denoiser[torch]} and the same number of threads.
+{note}
 """
 
 
@@ -485,6 +489,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="of the denoiser's training")
     parser.add_argument("--samples", type=int, default=10_000, help="teacher samples for the statistics")
     parser.add_argument("--snapshot-every", type=int, default=500, help="write the EMA weights this often")
+    parser.add_argument("--note", default="", help="a remark for the end of the card")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     for stage in args.stages:
