@@ -14,7 +14,6 @@ import numpy as np
 WRONG = "wrong result"
 HEAP, GLOBAL, SEGV = "heap-buffer-overflow", "global-buffer-overflow", "SEGV"
 RACE = "ThreadSanitizer: data race"
-SUM32 = slice(0, 32)
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ PLANTED = {
     "inter_block": Planted(8, np.cumsum, {"plain": WRONG, "tsan": RACE}),
     "reduction_tail": Planted(1000, total, {"plain": WRONG}),
     "reduction_halves": Planted(7, total, {"plain": WRONG}),
-    "block_too_large": Planted(1, indices(1024), {"plain": LAUNCH}),
+    "block_too_large": Planted(1024, indices(1024), {"plain": LAUNCH}),
     "block_too_deep": Planted(1, indices(1), {"plain": LAUNCH}),
     "grid_too_high": Planted(1, indices(1), {"plain": LAUNCH}),
     "grid_empty": Planted(1, indices(1), {"plain": LAUNCH}),

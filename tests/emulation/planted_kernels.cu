@@ -159,7 +159,7 @@ __global__ void misaligned_load(const float* in, float* out, int) {
 template <bool Broken>
 __global__ void misaligned_store(const float* in, float* out, int) {
   const int first = static_cast<int>(threadIdx.x) * 2;
-  out[0] = in[0];
+  if (first == 0) out[0] = in[0];
   uint2 raw;
   memcpy(&raw, in + first + 1, sizeof(raw));
   if (Broken) {

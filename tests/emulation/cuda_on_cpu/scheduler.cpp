@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
-#include <deque>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <utility>
@@ -34,8 +34,8 @@ struct Thread {
 };
 
 struct Scheduler {
-  std::deque<Thread> threads;  // grows to the largest block; the fibers are used again
-  int count = 0;               // threads of the current block
+  std::vector<std::unique_ptr<Thread>> threads;  // grows to the largest block; the fibers are used again
+  int count = 0;                                 // threads of the current block
   std::vector<Thread*> ready;
   int at_barrier = 0;
   int exited = 0;
@@ -78,9 +78,11 @@ std::string describe(const Thread& thread) {
 
 [[noreturn]] void stop(const std::string& what) { throw Error("block " + text_of(blockIdx) + ": " + what); }
 
+bool same_text(const char* a, const char* b) { return a == b || std::strcmp(a, b) == 0; }
+
 bool same_place(const Thread& a, const Thread& b) {
-  return a.where.line() == b.where.line() && std::strcmp(a.where.file_name(), b.where.file_name()) == 0 &&
-         std::strcmp(a.where.function_name(), b.where.function_name()) == 0;
+  return a.where.line() == b.where.line() && same_text(a.where.file_name(), b.where.file_name()) &&
+         same_text(a.where.function_name(), b.where.function_name());
 }
 
 void thread_main() {
@@ -107,29 +109,29 @@ void make_ready(Thread& thread) {
 
 Thread* lane_of(const Thread& thread, int lane) {
   const int number = thread.number / kWarp * kWarp + lane;
-  return number < scheduler.count ? &scheduler.threads[number] : nullptr;
+  return number < scheduler.count ? scheduler.threads[number].get() : nullptr;
 }
 
-// Check the lanes that `thread` waits for at its warp operation; true when all have arrived.
+// Check the lanes that `thread` waits for at its warp operation; true when all have arrived. While one is
+// still on its way nothing is decided: it will be asked again when that lane arrives, or in a deadlock.
 bool warp_is_complete(const Thread& thread) {
-  bool complete = true;
+  const auto stop_at = [&thread](int lane, const std::string& which) {
+    stop("the mask of a warp operation names lane " + std::to_string(lane) + ", which " + which + "; " +
+         describe(thread));
+  };
   for (int lane = 0; lane < kWarp; ++lane) {
     if ((thread.mask >> lane & 1) == 0) continue;
     const Thread* other = lane_of(thread, lane);
-    const std::string lane_text = "the mask of a warp operation names lane " + std::to_string(lane);
-    if (other == nullptr) stop(lane_text + ", which the block does not have; " + describe(thread));
-    if (other->state == State::exited) stop(lane_text + ", which has exited; " + describe(thread));
-    if (other->state == State::at_barrier) {
-      stop(lane_text + ", which waits at a barrier; " + describe(thread) + ", " + describe(*other));
-    }
-    if (other->state != State::at_warp) {
-      complete = false;
-    } else if (other->mask != thread.mask || !same_place(*other, thread)) {
+    if (other == nullptr) stop_at(lane, "the block does not have");
+    if (other->state == State::ready) return false;
+    if (other->state == State::exited) stop_at(lane, "has exited");
+    if (other->state == State::at_barrier) stop_at(lane, "waits at a barrier");
+    if (other->mask != thread.mask || !same_place(*other, thread)) {
       stop("lanes of one mask wait at different warp operations: " + describe(thread) + ", " +
            describe(*other));
     }
   }
-  return complete;
+  return true;
 }
 
 void release_warp(const Thread& thread) {
@@ -151,15 +153,15 @@ void release_warp(const Thread& thread) {
 }
 
 void release_barrier() {
-  const Thread& first = scheduler.threads[0];
+  const Thread& first = *scheduler.threads[0];
   for (int i = 1; i < scheduler.count; ++i) {
-    if (!same_place(first, scheduler.threads[i])) {
-      stop("threads wait at different barriers: " + describe(first) + ", " + describe(scheduler.threads[i]));
+    if (!same_place(first, *scheduler.threads[i])) {
+      stop("threads wait at different barriers: " + describe(first) + ", " + describe(*scheduler.threads[i]));
     }
   }
   scheduler.at_barrier = 0;
   ++scheduler.barrier_number;
-  for (int i = 0; i < scheduler.count; ++i) make_ready(scheduler.threads[i]);
+  for (int i = 0; i < scheduler.count; ++i) make_ready(*scheduler.threads[i]);
 }
 
 // What follows from the state in which `thread` has just stopped.
@@ -173,7 +175,7 @@ void after_stop(Thread& thread) {
   const Thread* waiting = nullptr;
   const Thread* other = nullptr;
   for (int i = 0; i < scheduler.count; ++i) {
-    const Thread& thread = scheduler.threads[i];
+    const Thread& thread = *scheduler.threads[i];
     if (thread.state == State::at_warp) warp_is_complete(thread);  // says what is wrong with its mask
     if (thread.state == State::at_barrier) waiting = &thread;
     if (thread.state != State::at_barrier) other = &thread;
@@ -194,7 +196,7 @@ void run_block(dim3 block) {
   scheduler.ready.clear();
   scheduler.at_barrier = scheduler.exited = 0;
   for (int i = scheduler.count - 1; i >= 0; --i) {
-    Thread& thread = scheduler.threads[i];
+    Thread& thread = *scheduler.threads[i];
     const auto number = static_cast<unsigned>(i);
     thread.number = i;
     thread.index = {number % block.x, number / block.x % block.y, number / (block.x * block.y)};
@@ -235,7 +237,8 @@ bool run(dim3 grid, dim3 block, void (*kernel)(const void*), const void* argumen
   scheduler.kernel = kernel;
   scheduler.arguments = arguments;
   scheduler.count = static_cast<int>(block.x * block.y * block.z);
-  while (static_cast<int>(scheduler.threads.size()) < scheduler.count) scheduler.threads.emplace_back();
+  while (static_cast<int>(scheduler.threads.size()) < scheduler.count)
+    scheduler.threads.push_back(std::make_unique<Thread>());
   gridDim = grid;
   blockDim = block;
   std::vector<uint64_t> blocks(static_cast<uint64_t>(grid.x) * grid.y * grid.z);
