@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <vector>
 
 #include "fused_update.h"
 
@@ -20,6 +22,6 @@ uint16_t float_to_bfloat16(float value);
 // A kernel with a planted bug (planted_bugs.cu), or its correct twin: out is what it makes of in. The text
 // of the CUDA error, or null.
 const char* run_planted(const char* name, bool broken, const float* in, float* out, int n);
-const char* const* planted_names();  // ends with null
+std::vector<std::string> planted_names();
 
 }  // namespace emulation

@@ -118,7 +118,7 @@ def sanitized_python(name: str) -> tuple[list[str], dict[str, str]]:
         "PYTHONDONTWRITEBYTECODE": "1",
         **dict(chosen.options),
     }
-    # Without address-space randomization: some kernels' is too wide for ThreadSanitizer's shadow memory.
+    # Without address-space randomization: on some systems it is too wide for ThreadSanitizer's shadow memory.
     # `env` sets LD_PRELOAD for Python alone, not for setarch.
     command = ["setarch", "-R", "env", "LD_PRELOAD=" + " ".join(libraries), sys.executable]
     return command, environment

@@ -242,13 +242,7 @@ PYBIND11_MODULE(EMULATION_MODULE, m) {
   m.def("backward", &backward);
 
   m.def("run_planted", &run_planted);
-  m.def("planted_names", [] {
-    std::vector<std::string> names;
-    for (const char* const* name = emulation::planted_names(); *name != nullptr; ++name) {
-      names.emplace_back(*name);
-    }
-    return names;
-  });
+  m.def("planted_names", &emulation::planted_names);
   m.def("half_to_float", converter(&emulation::half_to_float));
   m.def("float_to_half", converter(&emulation::float_to_half));
   m.def("bfloat16_to_float", converter(&emulation::bfloat16_to_float));

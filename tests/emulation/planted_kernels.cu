@@ -343,10 +343,9 @@ const char* run_planted(const char* name, bool broken, const float* in, float* o
   return "no such kernel";
 }
 
-const char* const* planted_names() {
-  constexpr int count = sizeof(kPlanted) / sizeof(kPlanted[0]);
-  static const char* names[count + 1] = {};
-  for (int i = 0; i < count; ++i) names[i] = kPlanted[i].name;
+std::vector<std::string> planted_names() {
+  std::vector<std::string> names;
+  for (const Planted& planted : kPlanted) names.emplace_back(planted.name);
   return names;
 }
 

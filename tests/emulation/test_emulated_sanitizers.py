@@ -11,12 +11,13 @@ Run = tuple[str, Case, int]  # direction, case, order
 
 
 def sized_runs(dtypes: str) -> list[Run]:
-    """One variant for each size, in turn, so that every variant comes up."""
+    """Every size with a third of the variants, in turn, so that each comes up."""
     runs = []
     for i, numel in enumerate(SIZES):
         base = Case(dtypes, numel)
-        case = replace(base, **variants(base)[(5 * i) % 12])
-        runs += [(direction, case, 1 + i % 3) for direction in RUN]
+        for variant in variants(base)[i % 3 :: 3]:
+            case = replace(base, **variant)
+            runs += [(direction, case, 1 + case.seed % 3) for direction in RUN]
     return runs
 
 

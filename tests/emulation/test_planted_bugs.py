@@ -60,11 +60,12 @@ def test_bug_is_caught(kernels, name: str) -> None:
 
 @pytest.mark.parametrize("build", ["asan", "tsan"])
 def test_correct_twins_pass_sanitized(sanitized, build: str) -> None:
-    orders = (0, 1)
-    replies = sanitized(build).run([request(name, False, order) for name in PLANTED for order in orders])
-    for i, reply in enumerate(replies):
-        planted = list(PLANTED.values())[i // len(orders)]
-        np.testing.assert_array_equal(np.float32(reply["result"]), planted.expected(planted.values()))
+    names = [name for name in PLANTED if name != "grid_too_high"]  # its 65535 blocks take a minute
+    runs = [(name, order) for name in names for order in (0, 1)]
+    replies = sanitized(build).run([request(name, False, order) for name, order in runs])
+    for (name, _), reply in zip(runs, replies, strict=True):
+        expected = PLANTED[name].expected(PLANTED[name].values())
+        np.testing.assert_array_equal(np.float32(reply["result"]), expected)
 
 
 @pytest.mark.parametrize(("name", "build"), SANITIZED)
