@@ -169,7 +169,7 @@ def _distances(row: Row) -> str:
     """Caption text: distances of a row."""
     text = "the reference" if row.solver == "teacher" else f"L1 {row.l1_to_teacher:.4f}"
     if row.frechet_to_teacher is not None:
-        text += f"   Frechet to teacher {row.frechet_to_teacher:.3g}"
+        text += f"   Frechet to teacher {row.frechet_to_teacher:.4f}"
     return text
 
 

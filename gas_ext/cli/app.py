@@ -81,7 +81,7 @@ def demo(
 ) -> None:
     """Learn a few-step solver for the embedded teacher and compare it with the classical ones.
 
-    Needs no network and no data set, and about three minutes on two cores. When all is done, samples.png,
+    Needs no network and no data set, and about two minutes on two cores. When all is done, samples.png,
     times.png, solver.safetensors and results.json are in the output folder.
     """
     from gas_ext.demo import DemoConfig, check_output_folder, run_demo, write_demo
@@ -121,8 +121,8 @@ def _print_table(result: DemoResult) -> None:
             row.description,
             str(row.nfe),
             f"{row.l1_to_teacher:.4f}",
-            f"{row.frechet_to_teacher:.4g}",
-            f"{row.frechet_to_data:.4g}",
+            f"{row.frechet_to_teacher:.4f}",
+            f"{row.frechet_to_data:.4f}",
             f"{row.ms_per_image:.2f}",
         )
     console = Console()
