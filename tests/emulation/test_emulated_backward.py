@@ -21,6 +21,8 @@ from emulation_cases import (
 )
 from test_emulated_forward import assert_same_bits, from_torch, to_torch
 
+TENSORS = 12  # of a guided backward call with two terms: 4 inputs, 3 gradients in, x_{n+1}, 4 out
+
 
 def cpu_backward(case: Case, inputs: Inputs) -> dict[str, np.ndarray]:
     """Return the gradients of the tensors that the CPU operator makes of the same bits."""
@@ -140,6 +142,15 @@ def test_unaligned_starts(kernels, dtypes: str, phases: tuple[int, ...]) -> None
     for numel in (1, 7, 17, 257, 4097):
         for next_input in ("state", "network"):
             check(kernels, Case(dtypes, numel, guided=True, next_input=next_input, phases=phases))
+
+
+@pytest.mark.parametrize("next_input", ["state", "network"])
+@pytest.mark.parametrize("dtypes", PAIRS)
+def test_one_unaligned_tensor(kernels, dtypes: str, next_input: str) -> None:
+    """Each tensor in turn is the only one at another phase, so none may be forgotten in the plan."""
+    for j in range(TENSORS):
+        phases = tuple(int(i == j) for i in range(TENSORS))
+        check(kernels, Case(dtypes, 67, terms=2, guided=True, next_input=next_input, phases=phases))
 
 
 @pytest.mark.parametrize("blocks", [1, 3, 20])

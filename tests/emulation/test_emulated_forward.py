@@ -11,6 +11,7 @@ from emulation_cases import LARGE, PAIRS, SIZES, Case, Inputs, encode, make_inpu
 
 import gas_ext.ops
 
+TENSORS = 7  # of a guided forward call with two terms: history, m, m_u, D_n, x_{n+1}, y
 TORCH = {"f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -71,6 +72,15 @@ def test_unaligned_starts(kernels, dtypes: str, phases: tuple[int, ...]) -> None
     for numel in (1, 7, 17, 257, 4097):
         for next_input in ("state", "network"):
             check(kernels, Case(dtypes, numel, guided=True, next_input=next_input, phases=phases))
+
+
+@pytest.mark.parametrize("next_input", ["state", "network"])
+@pytest.mark.parametrize("dtypes", PAIRS)
+def test_one_unaligned_tensor(kernels, dtypes: str, next_input: str) -> None:
+    """Each tensor in turn is the only one at another phase, so none may be forgotten in the plan."""
+    for j in range(TENSORS):
+        phases = tuple(int(i == j) for i in range(TENSORS))
+        check(kernels, Case(dtypes, 67, terms=2, guided=True, next_input=next_input, phases=phases))
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 3, 50])
