@@ -88,11 +88,24 @@ def choose_nvcc() -> str | None:
     return nvcc
 
 
+def choose_architectures() -> str:
+    """Return the CUDA architectures as CMake wants them."""
+    archs = os.environ.get("GAS_EXT_CUDA_ARCHS", DEFAULT_ARCHS)
+    if not re.fullmatch(r"\d+[af]?(;\d+[af]?)*", archs):
+        stop(
+            f"GAS_EXT_CUDA_ARCHS is {archs!r}; give numbers joined by semicolons, such as {DEFAULT_ARCHS!r}."
+        )
+    return archs
+
+
 class CMakeBuild(build_ext):
     """Run CMake and ninja, and install the three libraries into the package."""
 
     def run(self) -> None:
         """Configure, build and install."""
+        require_compiler()
+        archs = choose_architectures()
+        nvcc = choose_nvcc()
         try:
             import pybind11
             import torch
@@ -101,23 +114,23 @@ class CMakeBuild(build_ext):
                 f"the build needs {error.name}; install torch, pybind11, cmake and ninja first "
                 "or build without --no-build-isolation."
             )
-        require_compiler()
         in_place = self.inplace or getattr(self, "editable_mode", False)
         package = (ROOT if in_place else Path(self.build_lib).resolve()) / "gas_ext"
         build = Path(self.build_temp).resolve() / "cmake"
         torch_folder = Path(torch.__file__).parent
-        nvcc = choose_nvcc()
         arguments = [
             f"-DGAS_EXT_VERSION={self.distribution.get_version()}",
             f"-DGAS_EXT_TORCH_INCLUDE={torch_folder / 'include'}",
             f"-DGAS_EXT_TORCH_LIB={torch_folder / 'lib'}",
             f"-DGAS_EXT_TORCH_VERSION={torch.__version__}",
             f"-DGAS_EXT_CUDA={'ON' if nvcc else 'OFF'}",
-            f"-DGAS_EXT_CUDA_ARCHS={os.environ.get('GAS_EXT_CUDA_ARCHS', DEFAULT_ARCHS)}",
+            f"-DGAS_EXT_CUDA_ARCHS={archs}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DPython_EXECUTABLE={sys.executable}",
             *shlex.split(os.environ.get("GAS_EXT_CMAKE_ARGS", "")),
         ]
+        if os.environ.get("CXX"):  # named again, for CMake remembers the first one
+            arguments.append(f"-DCMAKE_CXX_COMPILER={shlex.split(os.environ['CXX'])[0]}")
         if nvcc:
             arguments.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
         cmake, ninja = tool("cmake"), tool("ninja")
@@ -134,6 +147,8 @@ class CMakeBuild(build_ext):
         )
         jobs = os.environ.get("MAX_JOBS")
         call(cmake, "--build", str(build), *(["--parallel", jobs] if jobs else []))
+        for stale in package.glob("_ops_*.so"):  # CUDA operators of an earlier build must not stay behind
+            stale.unlink()
         call(cmake, "--install", str(build), "--prefix", str(package), "--strip")
 
     def get_outputs(self) -> list[str]:

@@ -102,6 +102,7 @@ def update_rows(clock: Clock, case: str, terms: int, dtype: torch.dtype) -> list
     size = output.numel() * output.element_size()
     forward_bytes = (terms + 3) * size  # histories, output; D_n, x_{n+1}
     backward_bytes = (2 * terms + 3 + (terms - 1 + 7) // 8) * size  # docs/kernels.md
+    torch._dynamo.reset()  # one code object is compiled for every size and dtype
     compiled = torch.compile(fused_update_reference, fullgraph=True, dynamic=False)
     implementations = {"gas_ext": fused_update, "torch": fused_update_reference, "torch.compile": compiled}
     rows = []
@@ -232,6 +233,7 @@ def main() -> None:
             for dtype in (torch.float32, torch.bfloat16):
                 rows += update_rows(clock, case, terms, dtype)
         rows += solver_rows(clock, case)
+        write_report(rows, device, arguments.out)  # what is there if a later size fails
         print(f"{case}: {len(rows)} rows", flush=True)
     rows += sampling_rows(clock, 8 if arguments.quick else 256)
     write_report(rows, device, arguments.out)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+SWITCHES = ("GAS_EXT_CUDA", "GAS_EXT_CUDA_ARCHS", "CUDACXX", "CUDA_HOME", "CXX")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -28,7 +29,7 @@ def build(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str
             str(tmp_path / "tmp"),
         ],
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**{k: v for k, v in os.environ.items() if k not in SWITCHES}, **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -53,6 +54,7 @@ def last_line(text: str) -> str:
         ({"CXX": "no-such-compiler"}, "'no-such-compiler' named by CXX was not found"),
         ({"GAS_EXT_CUDA": "yes"}, "give auto, 0 or 1"),
         ({"CUDACXX": "/nonexistent/nvcc"}, "no nvcc at /nonexistent/nvcc"),
+        ({"GAS_EXT_CUDA_ARCHS": "80,90"}, "give numbers joined by semicolons"),
     ],
 )
 def test_each_missing_thing_is_one_sentence(

@@ -61,11 +61,13 @@ inline bfloat16 to_bfloat16(float value) {
 inline float to_float(half value) {
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
   const uint32_t magnitude = value.bits & 0x7fffu;
-  // Place exponent and mantissa in a float, then correct the bias (15 -> 127) by an exact product; the
-  // product also normalizes subnormals. Infinity and NaN keep the largest exponent.
-  const float scaled = std::bit_cast<float>(magnitude << 13) * 0x1p112f;
-  const uint32_t special = magnitude >= 0x7c00u ? 0x7f800000u : 0u;
-  return std::bit_cast<float>(std::bit_cast<uint32_t>(scaled) | special | sign);
+  // Place exponent and mantissa in a float and correct the bias (15 -> 127); infinity and NaN once more, to
+  // the largest exponent. A subnormal is an integer times 2^-24: no subnormal float is touched, which a
+  // process may have set to be flushed to zero.
+  const uint32_t bias = magnitude >= 0x7c00u ? 0x70000000u : 0x38000000u;
+  const uint32_t normal = (magnitude << 13) + bias;
+  const float subnormal = static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f;
+  return std::bit_cast<float>((magnitude < 0x400u ? std::bit_cast<uint32_t>(subnormal) : normal) | sign);
 }
 
 inline half to_half(float value) {

@@ -2,7 +2,8 @@
 //
 // A thread handles 16-byte groups of elements (of the state dtype) in a grid-stride loop, and single
 // elements before the first and after the last aligned group. Arithmetic is in float (double for double),
-// with every fused multiply-add explicit and in the order of the CPU kernels, so both give the same bits.
+// with every fused multiply-add explicit and in the order of the CPU kernels, so element-wise results have
+// the same bits; sums over elements are ordered differently.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -342,6 +343,7 @@ __global__ void __launch_bounds__(kBlockThreads)
   if (blockIdx.y == 0) {
     W sums[kHeadSums] = {};
     for_each_element<V>(plan, args.numel, BackwardHeadBody<T, M>{args, c, sums});
+    if (args.output_uncond == nullptr) sums[kGuidance] = W(0);  // not infinity times the difference's zero
     if (partials != nullptr) write_block_sums(sums, 0, kHeadSums, partials);
   } else {
     const int first = 1 + (static_cast<int>(blockIdx.y) - 1) * kTermsPerGroup;

@@ -10,8 +10,8 @@ namespace gas_ext {
 
 inline constexpr int kBlockThreads = 256;
 inline constexpr int64_t kMaxForwardBlocks = 8192;
-// The reductions' first stage writes one number for each block, so the grid is bounded and depends on the
-// size alone: the sums have the same bits on every device.
+// The reductions' first stage writes one number for each block, so the grid is bounded. It depends on size
+// and alignment alone, never on the device: the sums have the same bits on every GPU.
 inline constexpr int64_t kMaxReductionBlocks = 1024;
 // Inner products that one thread carries in registers; more history terms go to further rows of blocks.
 inline constexpr int kTermsPerGroup = 8;
@@ -63,7 +63,7 @@ inline int64_t blocks_for(const VectorPlan& plan, int64_t numel, int64_t most) {
 // inner products to sum the rows still share out the gradients to write.
 inline int backward_groups(int terms) { return 1 + (terms - 1 + kTermsPerGroup - 1) / kTermsPerGroup; }
 
-// Bytes of BackwardArgs::partials: a column of kMaxReductionBlocks numbers at most for each coefficient.
+// Elements of BackwardArgs::partials: a column of kMaxReductionBlocks numbers at most for each coefficient.
 inline int64_t cuda_workspace_elements(int64_t numel, int terms) {
   const int64_t blocks =
       std::clamp<int64_t>((numel + kBlockThreads - 1) / kBlockThreads, 1, kMaxReductionBlocks);

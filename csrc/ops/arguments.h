@@ -20,7 +20,7 @@ inline DtypePair dtype_pair(ScalarType state, ScalarType network) {
 }
 
 // The inputs that forward and backward share, brought to one memory order: that of `layout`, which is x_n
-// where x_n is dense. Copies made on the way live as long as this object.
+// where x_n is dense, else a dense copy of it. Copies made on the way live as long as this object.
 class Inputs {
  public:
   Inputs(const std::vector<Tensor>& history, const Tensor& output, const Tensor& coefficients, bool guided)
@@ -36,7 +36,8 @@ class Inputs {
     check(coefficients.scalar_type() == ScalarType::Double || coefficients.scalar_type() == ScalarType::Float,
           "coefficients must be float64 or float32");
     check(same_device(coefficients, x), "coefficients must be on the device of the history");
-    for (const Tensor& tensor : history) history_.push_back(dense(tensor, state_dtype_));
+    history_.push_back(layout_);
+    for (size_t k = 1; k < history.size(); ++k) history_.push_back(dense(history[k], state_dtype_));
     const auto [conditional, unconditional] = halves(output);
     output_ = dense(conditional, network_dtype_);
     if (guided) output_uncond_ = dense(*unconditional, network_dtype_);
@@ -94,7 +95,10 @@ class Inputs {
   static Tensor first(const std::vector<Tensor>& history) {
     check(!history.empty(), "the history must hold at least x_n");
     const Tensor& x = history[0];
-    return is_dense(x) ? x : empty_like(x, x.scalar_type());
+    if (is_dense(x)) return x;
+    Tensor copy = empty_like(x, x.scalar_type());
+    torch::stable::copy_(copy, x);
+    return copy;
   }
 
   Tensor layout_;

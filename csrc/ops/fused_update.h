@@ -100,7 +100,8 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> fused_update_backward(
 
   std::vector<Tensor> grad_history;
   for (const int64_t k : needs_history) {
-    check(0 <= k && k < args.terms, "needs_history names a tensor that is not there");
+    check(0 <= k && k < args.terms && args.grad_history[k] == nullptr,
+          "needs_history names a tensor that is not there, or one twice");
     grad_history.push_back(empty_like(layout, inputs.state_dtype()));
     args.grad_history[k] = grad_history.back().mutable_data_ptr();
   }

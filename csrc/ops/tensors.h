@@ -22,8 +22,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // Python checks arguments with friendlier words; these guard direct calls of torch.ops.gas_ext.
-inline void check(bool condition, const std::string& message) {
-  if (!condition) throw std::runtime_error("gas_ext: " + message);
+inline void check(bool condition, const char* message) {
+  if (!condition) throw std::runtime_error(std::string("gas_ext: ") + message);
 }
 
 // New tensor with the sizes and memory order of `like` (torch.empty_like, which keeps dense strides).

@@ -41,7 +41,8 @@ def fused_update(
         y       = s x_{n+1}                     the next network input, when asked
 
     This is the update of the Generalized Solver (arXiv 2510.17699, section 3) with the theory and the
-    learned corrections folded into one row. It is differentiable in every tensor and every coefficient.
+    learned corrections folded into one row. It is differentiable, twice, in every tensor and every
+    coefficient; for functorch transforms, forward mode or higher derivatives use `fused_update_reference`.
 
     Parameters
     ----------
@@ -59,8 +60,8 @@ def fused_update(
     next_input_dtype : torch.dtype, optional
         When given, y is returned too, in this dtype.
     out : tuple of Tensor, optional
-        Memory for (D_n, x_{n+1}) or (D_n, x_{n+1}, y), shaped like ``history[0]``. It may share no memory with
-        an input. Not differentiable.
+        Memory for (D_n, x_{n+1}) or (D_n, x_{n+1}, y), shaped like ``history[0]``. It may share no memory
+        with an input. Not differentiable.
 
     Returns
     -------
@@ -84,17 +85,24 @@ def fused_update(
     history = list(history)
     _check_arguments(history, output, coefficients, guided)
     x = history[0]
+    if next_input_dtype is not None and not next_input_dtype.is_floating_point:
+        raise TypeError(f"next_input_dtype is {next_input_dtype}; give a floating-point dtype.")
     output = _match_output_dtype(output, x.dtype)
     if out is not None:
+        if next_input_dtype is not None:
+            raise ValueError("next_input_dtype and out were both given; out's third tensor sets the dtype.")
         return _update_into(out, history, output, coefficients, guided)
-    compiled = library.has_kernels(x.device)
-    if not compiled:
+    if not library.has_kernels(x.device):
+        if x.is_cuda and not torch.compiler.is_compiling():
+            library.warn_without_cuda()
         return fused_update_reference(
             history, output, coefficients, guided=guided, next_input_dtype=next_input_dtype
         )
     # The kernels write y in the dtype of the state or of the output; another one is one more cast.
     direct = next_input_dtype if next_input_dtype in (None, x.dtype, output.dtype) else x.dtype
     coefficients = coefficients.contiguous()
+    if torch.compiler.is_compiling():  # Dynamo takes no tensor twice, and an output may be a state
+        history, output = [t.view_as(t) for t in history], output.view_as(output)
     data, state, next_input = FusedUpdate.apply(guided, direct, output, coefficients, *history)
     if next_input_dtype is None:
         return UpdateResult(data, state, None)
@@ -102,18 +110,17 @@ def fused_update(
 
 
 class FusedUpdate(torch.autograd.Function):
-    """Autograd over ``torch.ops.gas_ext.fused_update``; differentiable twice (the update is bilinear)."""
+    """Autograd over ``torch.ops.gas_ext.fused_update``, differentiable twice."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        guided: bool,
-        next_input_dtype: torch.dtype | None,
-        output: Tensor,
-        coefficients: Tensor,
-        *history: Tensor,
+        *inputs: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return D_n, x_{n+1} and y (an empty tensor when not asked)."""
+        # Unpacked here, not in the signature: Dynamo mistakes `ctx` for an input of a signature that happens
+        # to have as many names as there are arguments.
+        guided, next_input_dtype, output, coefficients, *history = inputs
         data, state, next_input = torch.ops.gas_ext.fused_update(
             history, output, coefficients, guided, next_input_dtype
         )
@@ -218,7 +225,7 @@ def _update_into(
     if len(out) not in (2, 3):
         raise ValueError(f"out has {len(out)} tensors; give (data, state) or (data, state, next_input).")
     inputs = [*history, output, coefficients]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *out)):
         raise ValueError("out cannot be used where a gradient is recorded; call under torch.no_grad().")
     for i, target in enumerate(out):
         if target.shape != x.shape or target.device != x.device:
@@ -229,7 +236,8 @@ def _update_into(
         if i < 2 and target.dtype != x.dtype:
             raise TypeError(f"out[{i}] is {target.dtype}; expected {x.dtype}, the dtype of the history.")
         others = [*inputs, *out[:i]]
-        if any(_share_memory(target, other) for other in others):
+        # Traced tensors have no address; the operator itself checks when the compiled code runs.
+        if not torch.compiler.is_compiling() and any(_share_memory(target, other) for other in others):
             raise ValueError(f"out[{i}] shares memory with another argument; give it memory of its own.")
     next_input = out[2] if len(out) == 3 else None
     if (
@@ -240,6 +248,9 @@ def _update_into(
         torch.ops.gas_ext.fused_update_out(
             history, output, coefficients.contiguous(), guided, out[0], out[1], next_input
         )
+        if not torch.compiler.is_compiling():
+            for target in out:  # so that autograd notices a saved tensor that was overwritten
+                torch.autograd.graph.increment_version(target)
         return UpdateResult(out[0], out[1], next_input)
     result = fused_update(
         history,
@@ -306,10 +317,16 @@ def _register() -> None:
         return grad_history, grad_output, grad_coefficients
 
     def keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.inputs = inputs
+        *grads, history, output_, state, coefficients = inputs[:7]
+        ctx.save_for_backward(*grads, *history, output_, state, coefficients)
+        ctx.terms, ctx.options = len(history), inputs[7:]
 
     def double_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        return _double_backward(ctx.inputs, grads)
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "fused_update is differentiable twice; use fused_update_reference for higher derivatives."
+            )
+        return _double_backward(ctx.saved_tensors, ctx.terms, ctx.options, grads)
 
     torch.library.register_fake("gas_ext::fused_update", fake_update)
     torch.library.register_fake("gas_ext::fused_update_out", fake_update_out)
@@ -319,15 +336,15 @@ def _register() -> None:
     )
 
 
-def _double_backward(inputs: tuple[Any, ...], grads: tuple[Any, ...]) -> tuple[Any, ...]:
+def _double_backward(
+    saved: tuple[Tensor | None, ...], terms: int, options: tuple[Any, ...], grads: tuple[Any, ...]
+) -> tuple[Any, ...]:
     """Differentiate the backward equations once more, through their plain-torch form.
 
     Second derivatives are rare (gradient checks, penalties on gradients), so they are not fused.
     """
-    *grads_in, history, output, state, coefficients = inputs[:7]
-    leaves = [_leaf(t) for t in (*grads_in, *history, output, state, coefficients)]
-    terms = len(history)
-    arguments: list[Any] = [*leaves[:3], leaves[3 : 3 + terms], *leaves[3 + terms :], *inputs[7:]]
+    leaves = [_leaf(t) for t in saved]
+    arguments: list[Any] = [*leaves[:3], leaves[3 : 3 + terms], *leaves[3 + terms :], *options]
     with torch.enable_grad():
         grad_history, grad_output, grad_coefficients = fused_update_backward_reference(*arguments)
     results = [*grad_history, grad_output, grad_coefficients]
@@ -338,7 +355,10 @@ def _double_backward(inputs: tuple[Any, ...], grads: tuple[Any, ...]) -> tuple[A
         torch.autograd.grad([r for r, _ in wanted], tensors, [g for _, g in wanted], allow_unused=True)
     )
     derivatives = [None if t is None else next(found) for t in leaves]
-    return (*derivatives[:3], derivatives[3 : 3 + terms], *derivatives[3 + terms :], *(None,) * 4)
+    # register_autograd expects a list for an empty list of indices, and None for a full one.
+    no_indices: list[Any] | None = None if options[1] else []
+    nothing = (None, no_indices, None, None)
+    return (*derivatives[:3], derivatives[3 : 3 + terms], *derivatives[3 + terms :], *nothing)
 
 
 def _leaf(tensor: Tensor | None) -> Tensor | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,10 @@ def build_info() -> dict[str, Any]:
     except ImportError:
         return {}
     info: dict[str, Any] = dict(module.build_info())
-    info["cpu_isa_in_use"] = module.cpu_isa_in_use()
+    try:
+        info["cpu_isa_in_use"] = module.cpu_isa_in_use()
+    except RuntimeError as error:  # GAS_EXT_CPU_ISA names none of them, or this processor is too old
+        info["cpu_isa_in_use"] = f"none: {error}"
     return info
 
 
@@ -56,6 +60,9 @@ def _load(name: str) -> LoadStatus:
 
 def _load_cpu() -> LoadStatus:
     status = _load("_ops_cpu.so")
+    in_use = build_info().get("cpu_isa_in_use", "")
+    if status.loaded and in_use.startswith("none: "):
+        status = LoadStatus(False, in_use.removeprefix("none: "))
     if not status.loaded:
         warnings.warn(
             f"gas_ext runs on its slower pure-torch reference: {status.reason}", RuntimeWarning, stacklevel=2
@@ -85,6 +92,16 @@ def _load_cuda(cpu: LoadStatus) -> LoadStatus:
 # Loaded once, at import, so that torch.compile meets plain constants.
 CPU_STATUS = _load_cpu()
 CUDA_STATUS = _load_cuda(CPU_STATUS)
+
+
+@cache
+def warn_without_cuda() -> None:
+    """Say once why tensors on a GPU are updated by plain torch operations."""
+    warnings.warn(
+        f"gas_ext updates CUDA tensors by its slower pure-torch reference: {CUDA_STATUS.reason}",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def has_kernels(device: torch.device) -> bool:

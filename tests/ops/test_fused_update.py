@@ -273,7 +273,7 @@ def test_backward_reference_is_the_derivative(device: torch.device) -> None:
         history, output, coefficients, guided=True, next_input_dtype=torch.float64
     )
     assert y is not None
-    grads = [torch.randn_like(t, generator=None) for t in (data, state, y)]
+    grads = [torch.cos(t.detach()) for t in (data, state, y)]
     expected = torch.autograd.grad((data, state, y), leaves, grads)
     grad_history, grad_output, grad_row = fused_update_backward_reference(
         *grads, history, output, state, coefficients, True, [0, 1, 2], True, True
@@ -475,20 +475,84 @@ def test_same_bits_for_any_thread_count_and_instruction_set() -> None:
         assert fingerprint(2, isa) == expected, f"{isa} differs from {supported[-1]}"
 
 
-def test_unknown_instruction_set_is_refused() -> None:
+def test_unknown_instruction_set_is_named_and_the_reference_runs() -> None:
     code = (
         "import torch; from gas_ext.ops import fused_update; x = torch.ones(2); "
-        "fused_update([x], x, torch.ones(6, dtype=torch.float64))"
+        "print(fused_update([x], x, torch.ones(6, dtype=torch.float64)).state.tolist())"
     )
     environment = {**os.environ, "GAS_EXT_CPU_ISA": "z80"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.returncode != 0
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[3.0, 3.0]"
     assert "'z80'" in done.stderr
     assert "this processor and binary offer" in done.stderr
 
 
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("needs", [(0,), (1,), (2,), (3,), (0, 3), (1, 2), (0, 1, 2, 3)])
+def test_second_derivatives_of_any_subset(device: torch.device, guided: bool, needs: tuple[int, ...]) -> None:
+    """Gradients of gradients where only some of (x_n, an older state, output, coefficients) are learned."""
+    history, output, coefficients = make_inputs((2, 3), 2, guided, torch.float64, device=device)
+
+    def second(update: Callable[..., tuple[Tensor, ...]]) -> list[Tensor]:
+        leaves = [t.detach().clone() for t in (*history, output, coefficients)]
+        wanted = [leaves[i].requires_grad_() for i in needs]
+        data, state, _ = update(leaves[:2], leaves[2], leaves[3], guided=guided)
+        loss = (state**3).sum() + (data**2).sum()
+        first = torch.autograd.grad(loss, wanted, create_graph=True)
+        return list(torch.autograd.grad(sum(g.square().sum() for g in first), wanted))
+
+    for actual, expected in zip(second(fused_update), second(fused_update_reference), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_third_derivatives_are_refused(device: torch.device) -> None:
+    history, output, coefficients = make_inputs((2, 3), 1, False, torch.float64, device=device)
+    row = coefficients.requires_grad_()
+    state = fused_update(history, output, row).state
+    (first,) = torch.autograd.grad(state.sum(), row, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable twice"):
+        torch.autograd.grad(first.square().sum(), row, create_graph=True)
+
+
+def test_overwritten_tensors_are_noticed(device: torch.device) -> None:
+    history, output, coefficients = make_inputs((2, 3), device=device)
+    weight, buffer = torch.ones_like(output, requires_grad=True), torch.ones_like(output)
+    loss = (weight * buffer).sum()
+    with torch.no_grad():
+        fused_update(history, output, coefficients, out=(buffer, torch.empty_like(buffer)))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("terms", [1, 2, 3, 4])
+def test_compiles_for_any_number_of_terms(device: torch.device, terms: int) -> None:
+    torch._dynamo.reset()
+    history, output, coefficients = make_inputs((2, 3), terms, device=device)
+    compiled = torch.compile(
+        lambda *t: fused_update(t[2:], t[0], t[1]).state, fullgraph=True, backend="eager"
+    )
+    expected = fused_update(history, output, coefficients).state
+    for gradient in (False, True):
+        inputs = [t.requires_grad_(gradient) for t in (output, coefficients, *history)]
+        torch.testing.assert_close(compiled(*inputs), expected, rtol=0, atol=0)
+        same = compiled(history[0], coefficients, *history)  # an output that is a state
+        assert same.shape == expected.shape
+
+
+def test_float16_subnormals_survive_flushing(device: torch.device) -> None:
+    x = torch.full((11,), 6e-8, dtype=torch.float16, device=device)
+    row = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 1.0], dtype=torch.float64, device=device)
+    torch.set_flush_denormal(True)
+    try:
+        state = fused_update([x], torch.zeros_like(x), row).state
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(state, x)
+
+
 @pytest.mark.skipif(
-    os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") < 20e9, reason="needs 13 GB of memory for itself"
+    os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") < 15e9, reason="needs 13 GB of free memory"
 )
 def test_more_than_2_to_the_31_elements() -> None:
     numel = 2**31 + 5

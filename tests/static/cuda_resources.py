@@ -48,6 +48,13 @@ def find_nvcc() -> str | None:
     return shutil.which(os.environ.get("CUDACXX") or "nvcc")
 
 
+def nvcc_release() -> str:
+    """Release of nvcc, such as 13.0; registers differ between releases."""
+    nvcc = find_nvcc()
+    match = re.search(r"release (\d+\.\d+)", run(nvcc, "--version")) if nvcc else None
+    return match[1] if match else "0.0"
+
+
 def find_tool(name: str) -> str:
     """Path of cuobjdump or nvdisasm: from PATH, or from its PyPI package."""
     found = shutil.which(name)
@@ -126,7 +133,7 @@ def build_calculator(folder: Path, nvcc: str) -> Path:
 
 
 def wide(kernel: Kernel, prefix: str) -> int:
-    """Count the instructions that move a whole vector (128 bits; 64 for halves beside float states)."""
+    """Count the instructions that move 128 bits."""
     return sum(n for name, n in kernel.instructions.items() if name.startswith(prefix) and ".128" in name)
 
 
@@ -144,10 +151,11 @@ def main() -> None:
     """Measure, and rewrite the budget and the table."""
     with tempfile.TemporaryDirectory() as folder:
         measured = {a: measure(a, Path(folder)) for a in ARCHITECTURES}
-    budget = {
+    registers = {
         name: {str(a): measured[a][name].registers for a in ARCHITECTURES}
         for name in sorted(measured[ARCHITECTURES[0]])
     }
+    budget = {"nvcc": nvcc_release(), "registers": registers}
     BUDGET.write_text(json.dumps(budget, indent=2) + "\n")
     before, _, rest = TABLE.read_text().partition("<!-- resources -->\n")
     _, _, after = rest.partition("<!-- end resources -->")
