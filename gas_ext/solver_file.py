@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -31,13 +32,16 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "guidance_scale": (int, float, type(None)),
     "teacher": dict,
     "training": dict,
+    "sha256": str,
 }
 
 
 def write_solver_file(path: Path, record: Record, tensors: Mapping[str, Tensor]) -> None:
     """Write a solver; `path` appears, or changes, only when the file is complete."""
-    text = json.dumps({"format_version": FORMAT_VERSION, **record})
-    data = serialize({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {_KEY: text})
+    record = {"format_version": FORMAT_VERSION, **record}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps({**record, "sha256": checksum(record, tensors)})
+    data = serialize(tensors, {_KEY: text})
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -45,10 +49,28 @@ def write_solver_file(path: Path, record: Record, tensors: Mapping[str, Tensor])
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp lets only the owner read
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def checksum(record: Record, tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 (hex) of a record without its own "sha256", and of all tensors by name."""
+    described = json.loads(json.dumps({name: value for name, value in record.items() if name != "sha256"}))
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _umask() -> int:
+    """Return the process's file mode mask, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def read_solver_file(path: Path) -> tuple[Record, dict[str, Tensor]]:
@@ -63,7 +85,10 @@ def read_solver_file(path: Path) -> tuple[Record, dict[str, Tensor]]:
         raise ValueError(f"{path} is not a safetensors file, or is damaged: {error}.") from error
     if _KEY not in metadata:
         raise ValueError(f"{path} is a safetensors file but holds no solver saved by gas_ext.")
-    return _check_record(path, metadata[_KEY]), tensors
+    record = _check_record(path, metadata[_KEY])
+    if record["sha256"] != checksum(record, tensors):
+        raise ValueError(f"{path} is damaged: its content does not match its SHA-256; get a fresh copy of it.")
+    return record, tensors
 
 
 def _check_record(path: Path, text: str) -> Record:

@@ -14,6 +14,7 @@ from test_coefficients import randomize
 from test_schedules import SCHEDULES
 
 from gas_ext import GeneralizedSolver, NoiseSchedule
+from gas_ext.solver_file import checksum
 from gas_ext.spacings import SPACINGS, spaced_timesteps
 
 VP = SCHEDULES["vp_linear"]
@@ -214,13 +215,14 @@ def test_a_solver_for_something_else_is_refused_by_name(solver, tmp_path, expect
 
 
 def rewrite(path, change):
-    """Apply `change(record, tensors)` to a solver file."""
+    """Apply `change(record, tensors)` to a solver file, and make its checksum right again."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
         record = json.loads(file.metadata()["gas_ext_solver"])
     tensors = load_file(path)
     change(record, tensors)
+    record["sha256"] = checksum(record, tensors)
     save_file(tensors, path, {"gas_ext_solver": json.dumps(record)})
 
 
@@ -269,6 +271,37 @@ def test_damaged_and_foreign_files_are_refused(solver, tmp_path):
             GeneralizedSolver.load(path)
     with pytest.raises(FileNotFoundError, match="no solver file"):
         GeneralizedSolver.load(tmp_path / "absent.safetensors")
+
+
+def test_every_flipped_bit_is_noticed(solver, tmp_path):
+    path = tmp_path / "solver.safetensors"
+    solver.save(path, teacher={"name": "toy", "weights_hash": "ab12"}, training={"iterations": 7})
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"damaged|format|no solver"):
+            GeneralizedSolver.load(path)
+
+
+def test_a_file_without_checksum_is_refused(solver, tmp_path):
+    path = tmp_path / "solver.safetensors"
+    solver.save(path)
+    path.write_bytes(path.read_bytes().replace(b"sha256", b"sha255"))
+    with pytest.raises(ValueError, match="'sha256' is missing"):
+        GeneralizedSolver.load(path)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_the_umask_says_who_may_read_a_file(solver, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        solver.save(tmp_path / "solver.safetensors")
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    assert (tmp_path / "solver.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def test_saving_is_atomic(solver, tmp_path, monkeypatch):
