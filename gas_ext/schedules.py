@@ -288,10 +288,13 @@ class _VPZeroTerminal(_VPKnots):
 
     def log_alpha(self, t: Times) -> Tensor:
         t = as_float64(t)
-        tail = ((1.0 - t) / (1.0 - self._tail_start)).clamp(max=1.0)
+        # Selected rather than clamped: at the last knot exactly, clamp has no gradient on either side.
+        in_tail = t > self._tail_start
+        tail = torch.where(in_tail, (1.0 - t) / (1.0 - self._tail_start), 1.0)
         ended = tail == 0.0  # the logarithm and its gradient are kept away from zero
         log_tail = torch.log(torch.where(ended, 1.0, tail))
-        return torch.where(ended, -math.inf, super().log_alpha(t.clamp(max=self._tail_start)) + log_tail)
+        before = super().log_alpha(torch.where(in_tail, self._tail_start, t))
+        return torch.where(ended, -math.inf, before + log_tail)
 
     def inverse_lambda(self, lam: Times) -> Tensor:
         excess = _log_alpha_of_lambda(lam) - self.knots(as_float64(lam).device)[1][-1]

@@ -376,9 +376,13 @@ class GeneralizedSolver(nn.Module):
 
 
 def _bend(x: Tensor, start: float, room: float) -> Tensor:
-    """Return x up to `start`, and beyond a smooth bend towards start + room; a plain cut if room is 0."""
+    """Return x up to `start`, and beyond a smooth bend towards start + room; a plain cut if room is 0.
+
+    The cut hands gradients through (straight-through): the first time stands on it, where the gradient of
+    clamp is 0, and its offset would never be learned. The value is exactly the cut one.
+    """
     if room <= 0.0:
-        return x.clamp(max=start)
+        return x.clamp(max=start).detach() + (x - x.detach())
     excess = (x - start).clamp(min=0.0)
     return torch.where(x > start, start - room * torch.expm1(-excess / room), x)
 

@@ -87,7 +87,7 @@ def read_solver_file(path: Path) -> tuple[Record, dict[str, Tensor]]:
         raise ValueError(f"{path} is a safetensors file but holds no solver saved by gas_ext.")
     record = _check_record(path, metadata[_KEY])
     if record["sha256"] != checksum(record, tensors):
-        raise ValueError(f"{path} is damaged: its content does not match its SHA-256; get a fresh copy of it.")
+        raise ValueError(f"{path} is damaged: its content does not match its SHA-256; get a fresh copy.")
     return record, tensors
 
 

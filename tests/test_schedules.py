@@ -137,6 +137,19 @@ def test_zero_terminal_is_continuous_and_keeps_the_other_knots():
     torch.testing.assert_close(schedule.alpha(0.9995), start / 2, rtol=1e-11, atol=0)
 
 
+def test_zero_terminal_has_a_gradient_on_its_last_knot():
+    schedule = SCHEDULES["vp_zero_terminal"]
+    knot = torch.tensor(schedule.to_dict()["times"][-2], dtype=torch.float64)
+    slopes = []
+    for shift in (-1e-9, 0.0, 1e-9):
+        t = (knot + shift).requires_grad_()
+        slopes.append(torch.autograd.grad(schedule.log_alpha(t), t)[0].item())
+    assert slopes[1] == pytest.approx(slopes[0], rel=1e-6)  # the one from the left, as at other knots
+    assert slopes[2] < slopes[0] < -1.0
+    lam = schedule.lambda_(knot).requires_grad_()
+    assert torch.autograd.grad(schedule.inverse_lambda(lam), lam)[0] < 0.0
+
+
 def test_domain(schedule):
     """Inside the domain all is finite; a hair from its lower end too."""
     low = schedule.t_min + 1e-9 * (schedule.t_max - schedule.t_min)

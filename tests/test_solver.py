@@ -90,6 +90,18 @@ def test_flow_never_evaluates_beyond_one():
     assert solver.evaluation_timesteps().tolist() == pytest.approx([1.0, 0.4005])
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("first", [0.0, 0.123456789, 9.1])
+def test_every_offset_can_be_learned(name, first):
+    """Also the first where the domain ends at t = 1, on the cut and beyond it."""
+    solver = GeneralizedSolver(SCHEDULES[name], 4)
+    if solver.schedule.t_max == 1.0:
+        solver.time_offsets.data[0] = first
+        assert solver.evaluation_timesteps()[0] == 1.0
+    (gradient,) = torch.autograd.grad(solver.evaluation_timesteps().sum(), solver.time_offsets)
+    assert gradient.tolist() == [1.0] * 4
+
+
 @pytest.mark.parametrize("theory_order", [1, 2, 3])
 @pytest.mark.parametrize("compat", [None, "reference-s4s"])
 def test_free_weights_start_at_the_theory_and_stay(theory_order, compat):
