@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -136,12 +136,13 @@ class TrainingSummary:
     def to_dict(self) -> dict[str, Any]:
         """Return what fits in a JSON header: settings and first and last losses, not the whole curve."""
         tail = self.losses[-max(len(self.losses) // 10, 1) :]
+        first, last = self.losses[0], sum(tail) / len(tail)
         return {
             "config": asdict(self.config),
             "samples": self.samples,
             "rejected": self.rejected,
-            "first_loss": self.losses[0],
-            "last_loss": sum(tail) / len(tail),
+            "first_loss": first if math.isfinite(first) else None,  # JSON has no NaN
+            "last_loss": last if math.isfinite(last) else None,
         }
 
 
@@ -167,9 +168,10 @@ def train_solver(
     Parameters
     ----------
     solver : GeneralizedSolver
-        Trained in place; on an exception it is left as it was.
+        Trained in place; on an exception it is left as it was. It also records the prediction type and the
+        guidance scale it was trained for, and the summary, so that its file says them.
     denoiser : callable
-        As for `GASSampler`; differentiable in x and t. If it is a module, its parameters get no gradient.
+        As for `GASSampler`; differentiable in x and t. The network's parameters get no gradient.
     noise, target : Tensor
         Shape ``(samples, ...)``: initial noise (standard normal) and the teacher's sample from it.
     condition : tensor or tuple, list, dict of such, optional
@@ -191,7 +193,9 @@ def train_solver(
     Raises
     ------
     ValueError
-        If noise and target differ in shape or hold no sample.
+        If noise and target differ in shape or hold no sample, if the condition has another number of
+        samples, or if there is nothing to learn: under `torch.no_grad`, or without a parameter that requires
+        a gradient.
     RuntimeError
         If ten iterations in a row have no finite loss and gradient.
 
@@ -211,6 +215,13 @@ def train_solver(
             f"noise has shape {tuple(noise.shape)} and target {tuple(target.shape)}; expected one shape "
             "with at least one sample"
         )
+    _check_condition(condition, len(noise))
+    wanted = [parameter for parameter in solver.parameters() if parameter.requires_grad]
+    if not (wanted and torch.is_grad_enabled()):
+        raise ValueError(
+            "there is nothing to learn, as gradients are off: call solver.requires_grad_() first, and train "
+            "outside torch.no_grad()"
+        )
     distance = loss or get_loss(config.loss)
     sampler = GASSampler(solver, denoiser, prediction_type, guidance_scale)
     optimizer = _make_optimizer(solver, config)
@@ -224,8 +235,10 @@ def train_solver(
             for iteration, index in enumerate(_batches(len(noise), config)):
                 samples = sampler(noise[index], take(condition, index), unconditional_condition)
                 value = distance(samples, target[index])
-                optimizer.zero_grad(set_to_none=True)
-                value.backward()  # type: ignore[no-untyped-call]
+                # Not backward(): a network inside a closure would gather gradients of its own.
+                gradients = torch.autograd.grad(value, wanted, allow_unused=True)
+                for parameter, gradient in zip(wanted, gradients, strict=True):
+                    parameter.grad = None if gradient is None else gradient.clone()
                 losses.append(value.item())
                 if _step(solver, optimizer, config, iteration, losses[-1]):
                     in_a_row = 0
@@ -244,7 +257,26 @@ def train_solver(
         raise
     _assign(solver, average)
     solver.zero_grad(set_to_none=True)
-    return TrainingSummary(losses, rejected, time.perf_counter() - start, len(noise), config)
+    summary = TrainingSummary(losses, rejected, time.perf_counter() - start, len(noise), config)
+    solver.prediction_type, solver.guidance_scale = sampler.prediction_type, sampler.guidance_scale
+    solver.training_summary = summary.to_dict()
+    return summary
+
+
+def _check_condition(condition: Any, samples: int) -> None:
+    """Refuse a condition with another number of samples than the noise."""
+    if isinstance(condition, Tensor):
+        if condition.ndim == 0 or len(condition) != samples:
+            raise ValueError(
+                f"condition has shape {tuple(condition.shape)} for {samples} noise samples; expected one "
+                "entry per sample"
+            )
+    elif isinstance(condition, Mapping):
+        for value in condition.values():
+            _check_condition(value, samples)
+    elif isinstance(condition, list | tuple):
+        for value in condition:
+            _check_condition(value, samples)
 
 
 def _make_optimizer(solver: GeneralizedSolver, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -308,7 +340,7 @@ def _batches(samples: int, config: TrainingConfig) -> Iterator[Tensor]:
 
 @contextmanager
 def _frozen(denoiser: Denoiser) -> Iterator[None]:
-    """Take the network's own parameters out of the graph while a solver is trained."""
+    """Take a module's own parameters out of the graph while a solver is trained, for speed."""
     parameters = list(denoiser.parameters()) if isinstance(denoiser, nn.Module) else []
     wanted = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in wanted:

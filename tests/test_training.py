@@ -220,3 +220,134 @@ def test_summary_fits_a_file_header(problem):
     assert record["config"]["iterations"] == 2
     assert record["samples"] == 96
     assert record["first_loss"] == summary.losses[0]
+
+
+class Linear(torch.nn.Module):
+    """An epsilon network with one weight; its condition is one number per sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(0.4, dtype=torch.float64))
+
+    def forward(self, x, t, condition):
+        return self.weight * x + 0.1 * condition.view(-1, 1).to(x.dtype)
+
+
+def test_saved_solver_samples_as_it_was_trained(problem, tmp_path):
+    noise, _, condition = problem
+    solver, network, empty = fresh(), Linear(), torch.zeros(1, dtype=torch.int64)
+    summary = train_solver(
+        solver,
+        network,
+        *problem,
+        config=TrainingConfig(iterations=2),
+        prediction_type="epsilon",
+        guidance_scale=7.5,
+        unconditional_condition=empty,
+    )
+    solver.save(tmp_path / "solver.safetensors")
+    loaded = GeneralizedSolver.load(tmp_path / "solver.safetensors")
+    sampler = GASSampler(loaded, network)
+    assert (sampler.prediction_type, sampler.guidance_scale) == ("epsilon", 7.5)
+    assert loaded.training_summary["first_loss"] == summary.to_dict()["first_loss"] > 0
+    with torch.no_grad():
+        expected = GASSampler(solver, network, "epsilon", 7.5)(noise, condition, empty)
+        assert torch.equal(sampler(noise, condition, empty), expected)
+        unguided = GASSampler(fresh(), network, "epsilon")(noise, condition)
+    assert not torch.allclose(expected, unguided)
+
+
+def test_failed_training_records_nothing(problem):
+    solver = fresh()
+    with pytest.raises(RuntimeError, match="not finite"):
+        train_solver(
+            solver,
+            lambda x, t, c: x * math.nan,
+            *problem,
+            prediction_type="epsilon",
+            config=TrainingConfig(iterations=20),
+        )
+    assert solver.prediction_type is None
+    assert solver.training_summary == {}
+
+
+def test_unconditional_condition_reaches_the_network(problem):
+    seen = []
+
+    def network(x, t, c):
+        seen.append(c)
+        return mixture_denoiser(x, t, c)
+
+    train_solver(
+        fresh(),
+        network,
+        *problem,
+        guidance_scale=2.0,
+        unconditional_condition=torch.tensor([7]),
+        config=TrainingConfig(iterations=1, batch_size=5),
+    )
+    assert all(len(c) == 10 and (c[:5] == 7).all() and (c[5:] < 3).all() for c in seen)
+
+
+def test_network_inside_a_closure_gets_no_gradient(problem):
+    network = Linear()
+    train_solver(fresh(), lambda x, t, c: network(x, t, c), *problem, config=TrainingConfig(iterations=2))
+    assert network.weight.grad is None
+
+
+def test_solver_without_gradients_is_refused(problem):
+    with pytest.raises(ValueError, match="requires_grad_"):
+        train_solver(fresh().requires_grad_(False), mixture_denoiser, *problem)
+    with torch.no_grad(), pytest.raises(ValueError, match="no_grad"):
+        train_solver(fresh(), mixture_denoiser, *problem)
+
+
+def test_parameters_without_gradients_stay(problem):
+    solver = fresh()
+    solver.timestep_logits.requires_grad_(False)
+    before = solver.timestep_logits.clone()
+    train_solver(solver, mixture_denoiser, *problem, config=TrainingConfig(iterations=3))
+    assert torch.equal(solver.timestep_logits, before)
+    assert (solver.data_corrections != 0).any()
+
+
+@pytest.mark.parametrize("wrap", [lambda c: c, lambda c: {"label": c}, lambda c: (None, [c])])
+def test_condition_must_have_one_entry_per_sample(problem, wrap):
+    noise, target, condition = problem
+    with pytest.raises(ValueError, match="one entry per sample"):
+        train_solver(fresh(), mixture_denoiser, noise, target, wrap(condition[:-1]))
+
+
+def moves(problem, **settings):
+    """Return how far one training moved each parameter, as the largest absolute change."""
+    solver = fresh()
+    train_solver(solver, mixture_denoiser, *problem, config=TrainingConfig(**settings))
+    return {
+        name: (value - dict(fresh().named_parameters())[name]).abs().max().item()
+        for name, value in solver.named_parameters()
+    }
+
+
+def test_rates_belong_to_their_parameters(problem):
+    def moved(**rates):
+        zero = {"time_rate": 0.0, "offset_rate": 0.0, "coefficient_rate": 0.0}
+        found = moves(problem, iterations=3, ema=0.0, **{**zero, **rates})
+        return {name for name, distance in found.items() if distance > 0}
+
+    assert moved(time_rate=1e-2) == {"timestep_logits"}
+    assert moved(offset_rate=1e-2) == {"time_offsets"}
+    assert moved(coefficient_rate=1e-2) == {"data_corrections", "state_corrections"}
+
+
+def test_schedule_scales_the_steps(problem):
+    # Adam's first step has the size of its learning rate: a tenth of it at the start of a warm-up of ten.
+    settings = {"iterations": 1, "ema": 0.0, "optimizer": "adam", "offset_rate": 1e-2}
+    slow, full = (moves(problem, warmup=warmup, **settings)["time_offsets"] for warmup in (10, 0))
+    assert full == pytest.approx(1e-2, rel=1e-3)
+    assert slow == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_average_soon_forgets_the_start(problem):
+    # At first the decay is (i + 1) / (i + 10) = 0.1, so nine tenths of the first step arrive.
+    settings = {"iterations": 1, "warmup": 0, "optimizer": "adam", "offset_rate": 1e-2}
+    assert moves(problem, ema=0.9, **settings)["time_offsets"] == pytest.approx(9e-3, rel=1e-3)
