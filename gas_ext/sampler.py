@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gas_ext.coefficients import SolverCoefficients, check_prediction_type
 from gas_ext.ops import fused_update
-from gas_ext.solver import GeneralizedSolver
+from gas_ext.solver import GeneralizedSolver, check_guidance_scale
 
 Denoiser = Callable[[Tensor, Tensor, Any], Tensor]
 Condition = Any  # None, a tensor whose first dimension is the batch, or a dict, list or tuple of such
@@ -53,8 +53,11 @@ class GASSampler(nn.Module):
 
     Raises
     ------
+    TypeError
+        If the solver is no `GeneralizedSolver`, the denoiser not callable, or the guidance scale no number.
     ValueError
-        If the solver was made for another prediction type or guidance scale.
+        If the guidance scale is not finite, or the solver was made for another one or another prediction
+        type.
 
     Examples
     --------
@@ -74,6 +77,12 @@ class GASSampler(nn.Module):
         guidance_scale: float | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(solver, GeneralizedSolver) or not callable(denoiser):
+            raise TypeError(
+                f"Got a {type(solver).__name__} and a {type(denoiser).__name__}, but expected a "
+                "GeneralizedSolver and then a callable denoiser: GASSampler(solver, denoiser)."
+            )
+        guidance_scale = check_guidance_scale(guidance_scale)
         for name, given, made_for in (
             ("prediction_type", prediction_type, solver.prediction_type),
             ("guidance_scale", guidance_scale, solver.guidance_scale),
@@ -142,7 +151,8 @@ class GASSampler(nn.Module):
             (B, ...) standard normal, floating point; the states keep its dtype. It is multiplied by
             `schedule.init_noise_sigma`.
         condition : optional
-            Handed to the network; a tensor (B, ...), or a dict, list or tuple of such where guidance is used.
+            Handed to the network; where guidance is used a tensor (B, ...), a plain value (None, number, str)
+            that is the same in both halves, or a dict, list or tuple of such.
         unconditional_condition : optional
             The condition of guidance's other half, structured like `condition`; broadcasts over the batch.
         return_trajectory : bool
@@ -155,7 +165,7 @@ class GASSampler(nn.Module):
         Raises
         ------
         TypeError
-            If the noise is not floating point.
+            If the noise is not a floating-point tensor, or the network returns something else than a tensor.
         ValueError
             If the noise has no batch dimension, stands on another device than the solver, guidance lacks its
             unconditional condition, or the network's output has another shape.
@@ -165,28 +175,28 @@ class GASSampler(nn.Module):
         if self.guided:
             condition = _doubled(unconditional_condition, condition)
         x = noise if solver.schedule.init_noise_sigma == 1.0 else noise * solver.schedule.init_noise_sigma
-        states: list[Tensor] = [x]
-        data: list[Tensor] = []
+        states, data = [x], []  # the whole trajectory, if asked for
+        recent_states: list[Tensor] = [x]  # what the next update uses, from the newest back
+        recent_data: list[Tensor] = []
         for n in range(solver.steps):
             seen = torch.cat([x, x]) if self.guided else x
             output = self.denoiser(seen, table.evaluation_timesteps[n], condition)
-            if output.shape != seen.shape:
-                raise ValueError(
-                    f"The network returned shape {tuple(output.shape)} for an input of shape "
-                    f"{tuple(seen.shape)}; it must return one output per input."
-                )
-            # States from the newest back, then data predictions from the newest back.
-            oldest = max(0, n + 1 - solver.order)
-            history = states[oldest:][::-1] + data[oldest:][::-1]
-            update = fused_update(history, output, table.rows[n], guided=self.guided)
+            _check_output(output, seen)
+            update = fused_update(recent_states + recent_data, output, table.rows[n], guided=self.guided)
             x = update.state
-            states.append(x)
-            data.append(update.data)
+            # Older ones are let go, so that memory does not grow with the number of steps.
+            recent_states = [x, *recent_states][: solver.order]
+            recent_data = [update.data, *recent_data][: solver.order - 1]
+            if return_trajectory:
+                states.append(x)
+                data.append(update.data)
         if return_trajectory:
             return x, Trajectory(tuple(states), tuple(data), table.timesteps)
         return x
 
     def _check(self, noise: Tensor, condition: Condition, unconditional_condition: Condition) -> None:
+        if not isinstance(noise, Tensor):
+            raise TypeError(f"The noise is a {type(noise).__name__}, but must be a tensor; use torch.randn.")
         if not noise.is_floating_point():
             raise TypeError(f"The noise is {noise.dtype}, but must be floating point; use torch.randn.")
         if noise.ndim == 0:
@@ -197,6 +207,19 @@ class GASSampler(nn.Module):
         if self.guided and (condition is None or unconditional_condition is None):
             missing = "condition" if condition is None else "unconditional_condition"
             raise ValueError(f"Guidance with scale {self.guidance_scale} needs {missing}, which is None.")
+
+
+def _check_output(output: Any, seen: Tensor) -> None:
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"The network returned a {type(output).__name__}, but the denoiser must return a tensor; "
+            "wrap the network to return e.g. its output's .sample, or its first element."
+        )
+    if output.shape != seen.shape:
+        raise ValueError(
+            f"The network returned shape {tuple(output.shape)} for an input of shape "
+            f"{tuple(seen.shape)}; it must return one output per input."
+        )
 
 
 def _doubled(unconditional: Condition, condition: Condition) -> Condition:
@@ -214,7 +237,11 @@ def _doubled(unconditional: Condition, condition: Condition) -> Condition:
         return {name: _doubled(unconditional[name], value) for name, value in condition.items()}
     if all(isinstance(side, (list, tuple)) for side in pair) and len(unconditional) == len(condition):
         return tuple(map(_doubled, unconditional, condition))
+    plain = all(side is None or isinstance(side, (bool, int, float, str)) for side in pair)
+    if plain and unconditional == condition:  # an option of the network rather than something per sample
+        return condition
     raise ValueError(
         f"Guidance cannot join an unconditional condition of type {type(unconditional).__name__} with a "
-        f"condition of type {type(condition).__name__}; pass two tensors, or two like containers of tensors."
+        f"condition of type {type(condition).__name__}; pass two tensors, equal plain values, or two like "
+        "containers of these."
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -79,6 +81,8 @@ class GeneralizedSolver(nn.Module):
 
     Raises
     ------
+    TypeError
+        If a value is of the wrong type.
     ValueError
         If a value is out of its range.
 
@@ -104,9 +108,14 @@ class GeneralizedSolver(nn.Module):
         compat: str | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(schedule, NoiseSchedule):
+            raise TypeError(f"schedule is {schedule!r}, but must be a NoiseSchedule, e.g. .flow().")
+        # Plain Python numbers from here on: NumPy's and tensors do not go into the file's JSON.
+        steps, t_eps = _whole_number("steps", steps), _real_number("t_eps", t_eps)
+        theory_order = _whole_number("theory_order", theory_order)
         check_interval(schedule, steps, t_eps)
         highest = min(steps, MAX_ORDER)
-        order = highest if order is None else order
+        order = highest if order is None else _whole_number("order", order)
         if not 1 <= order <= highest:
             raise ValueError(
                 f"order is {order}, but must lie between 1 and {highest} (the steps, at most {MAX_ORDER})."
@@ -120,12 +129,12 @@ class GeneralizedSolver(nn.Module):
         self.schedule = schedule
         self.steps = steps
         self.order = order
-        self.t_eps = float(t_eps)
-        self.theory_guidance = theory_guidance and compat is None
+        self.t_eps = t_eps
+        self.theory_guidance = bool(theory_guidance) and compat is None
         self.theory_order = theory_order
         self.compat = compat
         self.prediction_type = prediction_type
-        self.guidance_scale = guidance_scale
+        self.guidance_scale = check_guidance_scale(guidance_scale)
         self.teacher: dict[str, Any] = {}
         self.training_summary: dict[str, Any] = {}
         table = torch.zeros(order, steps, dtype=torch.float64)
@@ -277,6 +286,8 @@ class GeneralizedSolver(nn.Module):
 
         Raises
         ------
+        TypeError
+            If guidance_scale is not a number.
         ValueError
             If the file is damaged, not a solver, of another format version, or made for something else; the
             message names what.
@@ -287,7 +298,7 @@ class GeneralizedSolver(nn.Module):
         expected = {
             "schedule": None if schedule is None else schedule.to_dict(),
             "prediction_type": prediction_type,
-            "guidance_scale": guidance_scale,
+            "guidance_scale": check_guidance_scale(guidance_scale),
         }
         found = {**record, "weights_hash": record["teacher"].get("weights_hash")}
         for name, value in {**expected, "weights_hash": weights_hash}.items():
@@ -373,6 +384,30 @@ class GeneralizedSolver(nn.Module):
         )
         solver._fill(tensors, str(path))
         return solver
+
+
+def check_guidance_scale(value: float | None) -> float | None:
+    """Return a guidance scale as a float, or None; TypeError or ValueError if it is no finite number."""
+    scale = None if value is None else _real_number("guidance_scale", value)
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"guidance_scale is {scale}, but must be finite; pass None for no guidance.")
+    return scale
+
+
+def _real_number(name: str, value: Any) -> float:
+    try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} is {value!r}, but must be a single number; convert it.") from None
+
+
+def _whole_number(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}, but must be an integer; pass an int.") from None
 
 
 def _bend(x: Tensor, start: float, room: float) -> Tensor:

@@ -31,7 +31,7 @@ def spaced_timesteps(schedule: NoiseSchedule, steps: int, t_eps: float, spacing:
     spacing : str
         "uniform" in t; "quadratic": uniform in sqrt(t); "logsnr": uniform in lambda (Lu et al. 2022);
         "edm": uniform in (sigma / alpha)^(1/7) (Karras et al. 2022, eq. 5). Where lambda(1) = -inf (flow),
-        the last two are laid out from 1 - t_eps and their first time is then set to 1.
+        the last two are laid out from 1 - min(t_eps, (1 - t_eps) / 2) and their first time is then set to 1.
 
     Returns
     -------
@@ -55,7 +55,8 @@ def spaced_timesteps(schedule: NoiseSchedule, steps: int, t_eps: float, spacing:
     elif spacing == "quadratic":
         times = (1.0 + fractions * (math.sqrt(t_eps) - 1.0)) ** 2
     elif spacing in ("logsnr", "edm"):
-        start = 1.0 - t_eps if schedule.zero_terminal_snr else 1.0
+        # 1 - t_eps, but for t_eps >= 1/3 halfway to 1, so that there is room between.
+        start = 1.0 - min(t_eps, 0.5 * (1.0 - t_eps)) if schedule.zero_terminal_snr else 1.0
         first, last = schedule.lambda_(start), schedule.lambda_(t_eps)
         if spacing == "edm":  # in k^(1/7) with k = sigma / alpha = exp(-lambda)
             first, last = torch.exp(-first / 7.0), torch.exp(-last / 7.0)

@@ -1,5 +1,9 @@
 """Sampling: third-party oracles, exact solutions, guidance, dtypes, shapes, compilation, refusals."""
 
+import weakref
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -387,6 +391,7 @@ def test_gradients_are_finite_from_the_start(name):
     ("noise", "error", "words"),
     [
         (torch.zeros(2, 3, dtype=torch.int64), TypeError, "int64"),
+        (np.zeros((2, 3)), TypeError, "ndarray, but must be a tensor"),
         (torch.zeros(()), ValueError, "batch dimension"),
         (torch.zeros(2, 3, device="meta"), ValueError, "meta"),
     ],
@@ -402,10 +407,70 @@ def test_wrong_output_shape_is_named():
         sampler(noise_of(2, 3))
 
 
+@pytest.mark.parametrize("wrap", [lambda x: (x,), lambda x: SimpleNamespace(sample=x)])
+def test_an_output_that_is_no_tensor_is_named(wrap):
+    """Diffusers' networks return an object with `.sample`, or a tuple."""
+    sampler = GASSampler(GeneralizedSolver(VP, 2), lambda x, t, condition: wrap(x))
+    with pytest.raises(TypeError, match=r"must return a tensor; .*\.sample"):
+        sampler(noise_of(2, 3))
+
+
+def test_swapped_and_wrong_arguments_are_named():
+    solver = GeneralizedSolver(VP, 2)
+    for arguments in ((labelled, solver), (solver, "unet"), (solver, None)):
+        with pytest.raises(TypeError, match=r"expected .*GASSampler\(solver, denoiser\)"):
+            GASSampler(*arguments)
+
+
+@pytest.mark.parametrize(("scale", "error"), [("7.5", TypeError), (float("nan"), ValueError)])
+def test_guidance_scale_must_be_a_finite_number(scale, error):
+    with pytest.raises(error, match="guidance_scale is"):
+        GASSampler(GeneralizedSolver(VP, 2), labelled, guidance_scale=scale)
+
+
+@pytest.mark.parametrize("scale", [np.float32(2.0), torch.tensor(2.0)])
+def test_guidance_scale_of_any_library(scale):
+    assert type(GASSampler(GeneralizedSolver(VP, 2), labelled, guidance_scale=scale).guidance_scale) is float
+
+
+@pytest.mark.parametrize("option", [None, "lanczos", 3, True])
+def test_guidance_hands_equal_plain_values_through(option):
+    def network(x, t, condition):
+        assert condition["option"] is option
+        return labelled(x, t, condition["emb"])
+
+    def with_option(emb):
+        return {"emb": emb, "option": option}
+
+    solver = GeneralizedSolver(VP, 2)
+    conditions = torch.ones(2, 1), torch.zeros(1, 1)
+    with torch.no_grad():
+        expected = GASSampler(solver, labelled, "sample", 2.0)(noise_of(2, 3), *conditions)
+        found = GASSampler(solver, network, "sample", 2.0)(noise_of(2, 3), *map(with_option, conditions))
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_states_that_no_step_uses_are_let_go(order):
+    alive = []
+    seen = []
+
+    def network(x, t, condition):
+        seen.append(weakref.ref(x))
+        alive.append(sum(state() is not None for state in seen))
+        return 0.5 * x
+
+    with torch.no_grad():
+        GASSampler(GeneralizedSolver(VP, 8, order), network)(noise_of(2, 3))
+    assert alive[-1] <= order + 1  # the caller holds the noise
+
+
 @pytest.mark.parametrize(
     ("conditions", "words"),
     [
         ((), "needs condition"),
+        (({"a": torch.ones(2, 1), "b": 1}, {"a": torch.ones(2, 1), "b": 2}), "type int"),
+        (({"a": torch.ones(2, 1)}, {"a": None}), "type NoneType"),
         ((torch.ones(2, 1),), "needs unconditional_condition"),
         ((torch.ones(2, 1), torch.ones(3, 1)), "does not broadcast"),
         ((torch.ones(2, 1), "empty"), "type str"),

@@ -1,9 +1,11 @@
 """The solver's parameters, what they mean untrained, and its files."""
 
 import json
+import math
 import os
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from golden_data import GOLDEN, knots
@@ -151,6 +153,42 @@ def test_constructor_refuses(arguments, words):
         GeneralizedSolver(VP, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"steps": 4.0}, TypeError, "steps is 4.0, but must be an integer"),
+        ({"steps": "4"}, TypeError, "steps is '4', but must be an integer"),
+        ({"order": 2.0}, TypeError, "order is 2.0"),
+        ({"theory_order": 3.0}, TypeError, "theory_order is 3.0"),
+        ({"t_eps": "0.1"}, TypeError, "t_eps is '0.1'"),
+        ({"guidance_scale": "7.5"}, TypeError, "guidance_scale is '7.5', but must be a single number"),
+        ({"guidance_scale": torch.ones(2)}, TypeError, "guidance_scale is tensor"),
+        ({"guidance_scale": math.nan}, ValueError, "guidance_scale is nan, but must be finite"),
+        ({"guidance_scale": math.inf}, ValueError, "guidance_scale is inf"),
+        ({"schedule": "flow"}, TypeError, "schedule is 'flow', but must be a NoiseSchedule"),
+    ],
+)
+def test_wrong_types_are_named(arguments, error, words):
+    with pytest.raises(error, match=words):
+        GeneralizedSolver(**{"schedule": VP, "steps": 4, **arguments})
+
+
+@pytest.mark.parametrize("scale", [np.float32(7.5), torch.tensor(7.5), 7.5])
+def test_numbers_of_any_library_can_be_saved(tmp_path, scale):
+    solver = GeneralizedSolver(
+        VP,
+        np.int64(4),
+        np.int64(2),
+        np.float64(1e-3),
+        np.bool_(True),
+        theory_order=np.int64(2),
+        guidance_scale=scale,
+    )
+    solver.save(tmp_path / "solver.safetensors")
+    again = GeneralizedSolver.load(tmp_path / "solver.safetensors", guidance_scale=7.5)
+    assert (again.steps, again.order, again.theory_order, again.guidance_scale) == (4, 2, 2, 7.5)
+
+
 def test_many_steps_use_the_highest_order_that_fits():
     assert GeneralizedSolver(VP, 40).order == 32
 
@@ -216,6 +254,7 @@ def test_what_the_file_says_comes_back(solver, tmp_path):
         ({"schedule": NoiseSchedule.flow()}, "made for schedule"),
         ({"prediction_type": "epsilon"}, "made for prediction_type"),
         ({"guidance_scale": 7.5}, "made for guidance_scale 2.0, not 7.5"),
+        ({"guidance_scale": np.float32(7.5)}, "made for guidance_scale 2.0, not 7.5"),
         ({"weights_hash": "cd"}, 'made for weights_hash "ab", not "cd"'),
     ],
 )

@@ -17,11 +17,12 @@ LOGITS = st.floats(allow_nan=False, width=64)
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("steps", [1, 2, 5, 20])
-def test_ends_and_order(name, spacing, steps):
-    times = spaced_timesteps(SCHEDULES[name], steps, 1e-3, spacing)
+@pytest.mark.parametrize("t_eps", [1e-3, 0.3, 0.5, 0.6, 0.95])
+def test_ends_and_order(name, spacing, steps, t_eps):
+    times = spaced_timesteps(SCHEDULES[name], steps, t_eps, spacing)
     assert times.shape == (steps + 1,)
     assert times.dtype == torch.float64
-    assert (times[0], times[-1]) == (1.0, 1e-3)
+    assert (times[0], times[-1]) == (1.0, t_eps)
     assert bool((times.diff() < 0).all())
 
 
