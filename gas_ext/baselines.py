@@ -101,6 +101,8 @@ def select_baseline(
     condition: Any = None,
     *,
     prediction_type: str | None = None,
+    guidance_scale: float | None = None,
+    unconditional_condition: Any = None,
     batch_size: int = 32,
     progress: Callable[[Baseline, float], None] | None = None,
 ) -> tuple[Baseline, list[float]]:
@@ -115,9 +117,7 @@ def select_baseline(
     noise, target : Tensor
         Initial noise and the teacher's samples from it, ``(samples, ...)``: training seeds, so that the
         choice is made without the seeds it is judged on.
-    condition : optional
-        Conditions of the samples.
-    prediction_type : str, optional
+    condition, prediction_type, guidance_scale, unconditional_condition
         As for `GASSampler`.
     batch_size : int
         Samples per network call.
@@ -134,10 +134,10 @@ def select_baseline(
     distances = []
     for baseline in baselines:
         baseline.solver.to(noise.device)
-        sampler = GASSampler(baseline.solver, denoiser, prediction_type)
+        sampler = GASSampler(baseline.solver, denoiser, prediction_type, guidance_scale)
         parts = [
-            sampler(noise[i : i + batch_size], take(condition, slice(i, i + batch_size)))
-            for i in range(0, len(noise), batch_size)
+            sampler(noise[part], take(condition, part), unconditional_condition)
+            for part in (slice(i, i + batch_size) for i in range(0, len(noise), batch_size))
         ]
         distances.append(l1_distance(torch.cat(parts), target))
         if progress is not None:

@@ -149,7 +149,9 @@ def take(condition: Any, index: Tensor | slice) -> Any:
     if isinstance(condition, Mapping):
         return {name: take(value, index) for name, value in condition.items()}
     if isinstance(condition, list | tuple):
-        return type(condition)(take(value, index) for value in condition)
+        parts = [take(value, index) for value in condition]
+        # A named tuple takes its fields one by one.
+        return type(condition)(*parts) if hasattr(condition, "_fields") else type(condition)(parts)
     raise TypeError(
         f"a condition of type {type(condition).__name__} cannot be split: use tensors or containers of them"
     )

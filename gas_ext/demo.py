@@ -24,6 +24,7 @@ from torch import Tensor
 from gas_ext.baselines import Baseline, classical_solver, classical_solvers, select_baseline
 from gas_ext.data import seed_labels, stacked_noise
 from gas_ext.evaluation import Contestant, References, Row, draw_samples, evaluate
+from gas_ext.metrics import finite_or_none
 from gas_ext.plots import Strip, plot_samples, plot_solver
 from gas_ext.progress import Advance, Reporter, SilentReporter
 from gas_ext.solver import GeneralizedSolver
@@ -31,6 +32,7 @@ from gas_ext.teachers.demo import DemoTeacher, load_demo_features, load_demo_sta
 from gas_ext.training import TrainingConfig, TrainingSummary, train_solver
 
 _HELD_OUT = 50_000  # first held-out seed
+_REFERENCE = 100_000  # first seed of the samples behind the reference statistics
 _SEEDS_PER_RUN = 1000  # distance between the seeds of demo runs with consecutive --seed
 _TEACHER_STEPS = 20
 _BATCH = 32
@@ -48,12 +50,18 @@ class DemoConfig:
     iterations : int
         Training iterations.
     seed : int
-        Chooses the training seeds, the held-out seeds and the order of training; at least 0.
+        Chooses the training seeds, the held-out seeds and the order of training; 0 to 49.
     device : str
         Where everything runs.
     train_samples, held_out_samples, selection_samples : int
         Teacher samples to learn from, held-out seeds to judge on (at least 2), and training seeds on which
         the classical solvers are compared.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of its range, or the training seeds would reach the held-out ones (50,000), or
+        these the seeds behind the reference statistics (100,000).
     """
 
     steps: int = 4
@@ -76,15 +84,26 @@ class DemoConfig:
         ):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least {low}")
+        if self.seed >= _HELD_OUT // _SEEDS_PER_RUN:
+            raise ValueError(f"seed is {self.seed}; expected 0 to {_HELD_OUT // _SEEDS_PER_RUN - 1}")
+        for name, seeds, end in (
+            ("train_samples", self.training_seeds(), _HELD_OUT),
+            ("held_out_samples", self.held_out_seeds(), _REFERENCE),
+        ):
+            if seeds.stop > end:
+                raise ValueError(
+                    f"{name} is {len(seeds)}, which runs into the seeds from {end} on that are kept apart; "
+                    f"with seed {self.seed} expected at most {end - seeds.start}"
+                )
 
     def training_seeds(self) -> range:
-        """Seeds whose teacher samples are learned from, below 50,000 for the default settings."""
-        first = self.seed * _SEEDS_PER_RUN % _HELD_OUT
+        """Seeds whose teacher samples are learned from, below 50,000."""
+        first = self.seed * _SEEDS_PER_RUN
         return range(first, first + self.train_samples)
 
     def held_out_seeds(self) -> range:
-        """Seeds on which solvers are judged, from 50,000 on."""
-        first = _HELD_OUT + self.seed * _SEEDS_PER_RUN % _HELD_OUT
+        """Seeds on which solvers are judged, from 50,000 to below 100,000."""
+        first = _HELD_OUT + self.seed * _SEEDS_PER_RUN
         return range(first, first + self.held_out_samples)
 
 
@@ -146,8 +165,14 @@ class DemoResult:
             "device": self.config.device,
             "training_seeds": [self.config.training_seeds()[0], self.config.training_seeds()[-1]],
             "held_out_seeds": [self.config.held_out_seeds()[0], self.config.held_out_seeds()[-1]],
-            "classical_l1_on_training_seeds": self.candidates,
-            "training": {**self.training.to_dict(), "losses": self.training.losses},
+            "classical_chosen_by": "smallest L1 to the teacher on training seeds",
+            "classical_l1_on_training_seeds": {
+                name: finite_or_none(distance) for name, distance in self.candidates.items()
+            },
+            "training": {
+                **self.training.to_dict(),
+                "losses": [finite_or_none(loss) for loss in self.training.losses],
+            },
             "seconds": self.seconds,
         }
 
@@ -169,6 +194,9 @@ def run_demo(config: DemoConfig | None = None, reporter: Reporter | None = None)
     """
     config, reporter = config or DemoConfig(), reporter or SilentReporter()
     teacher = load_demo_teacher(config.device)
+    # Needed last and loaded first: a missing file is found before the long work.
+    features, statistics = load_demo_features(config.device), load_demo_statistics()
+    references = References(features, statistics["teacher"], statistics["data"])
     clock = _Clock()
 
     guide = classical_solver(teacher.schedule, _TEACHER_STEPS, 3, "logsnr", teacher.t_eps)
@@ -190,9 +218,9 @@ def run_demo(config: DemoConfig | None = None, reporter: Reporter | None = None)
     with clock.phase("training"), reporter.task("Learning a solver", config.iterations) as advance:
         solver, training = _learn(config, advance, teacher, classical, noise, target, labels)
     with clock.phase("evaluation"):
-        rows, samples, extractor = _judge(config, reporter, teacher, guide, classical, solver)
+        rows, samples = _judge(config, reporter, teacher, references, guide, classical, solver)
     return DemoResult(
-        rows, samples, classical, solver, training, candidates, config, teacher, extractor, clock.seconds
+        rows, samples, classical, solver, training, candidates, config, teacher, features.name, clock.seconds
     )
 
 
@@ -260,13 +288,12 @@ def _judge(
     config: DemoConfig,
     reporter: Reporter,
     teacher: DemoTeacher,
+    references: References,
     guide: Baseline,
     classical: Baseline,
     solver: GeneralizedSolver,
-) -> tuple[list[Row], list[Tensor], str]:
+) -> tuple[list[Row], list[Tensor]]:
     """Sample held-out seeds with the three solvers; the teacher's samples are the reference."""
-    features = load_demo_features(config.device)
-    statistics = load_demo_statistics()
     noise, labels = _noise_and_labels(config.held_out_seeds(), teacher, config.device)
     learned_from = f"learned, started from DPM-Solver++({classical.order}M)"
     contestants = [
@@ -275,17 +302,16 @@ def _judge(
         Contestant("learned", learned_from, solver),
     ]
     with reporter.task("Sampling held-out seeds", len(contestants) * len(noise)) as advance:
-        rows, samples = evaluate(
+        return evaluate(
             contestants,
             teacher,
             noise,
             condition=labels,
-            references=References(features, statistics["teacher"], statistics["data"]),
+            references=references,
             prediction_type=teacher.prediction_type,
             batch_size=_BATCH,
             progress=advance,
         )
-    return rows, samples, features.name
 
 
 class _Clock:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gas_ext.data import take
-from gas_ext.metrics import Statistics, StreamingStatistics, frechet_distance, l1_distance
+from gas_ext.metrics import Statistics, StreamingStatistics, finite_or_none, frechet_distance, l1_distance
 from gas_ext.sampler import Denoiser, GASSampler
 from gas_ext.solver import GeneralizedSolver
 
@@ -31,9 +31,10 @@ class Row:
         Network evaluations per sample, counted while sampling. One call on the doubled batch of
         classifier-free guidance counts once.
     l1_to_teacher : float
-        Mean absolute difference to the teacher's samples from the same noise.
+        Mean absolute difference to the teacher's samples from the same noise; NaN if a sample is not finite.
     frechet_to_teacher, frechet_to_data : float or None
-        Frechet distances to reference statistics; None without a feature extractor.
+        Frechet distances to reference statistics; None without a feature extractor, and if the features of
+        the samples are not finite.
     ms_per_image : float
         Wall-clock milliseconds per sample: median over full batches, after one warm-up batch.
     """
@@ -47,8 +48,8 @@ class Row:
     ms_per_image: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the row as it stands in results.json."""
-        return asdict(self)
+        """Return the row as it stands in results.json, where a distance that is not finite is None."""
+        return {**asdict(self), "l1_to_teacher": finite_or_none(self.l1_to_teacher)}
 
 
 @dataclass(frozen=True)
@@ -252,6 +253,8 @@ def _frechet(
     for start in range(0, len(samples), batch_size):
         stream.update(references.features(samples[start : start + batch_size]))
     mean, covariance, _ = stream.result()
+    if not bool(torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
+        return None, None  # one solver that diverged must not cost the whole table
     teacher, data = references.teacher, references.data
     return (
         frechet_distance(mean, covariance, teacher[0], teacher[1]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -140,6 +141,17 @@ def _psd_root(matrix: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
     root: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     return root
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """Return the value if it is a finite number, else None: JSON has no NaN.
+
+    Examples
+    --------
+    >>> finite_or_none(0.5), finite_or_none(float("nan"))
+    (0.5, None)
+    """
+    return value if value is not None and math.isfinite(value) else None
 
 
 def l1_distance(samples: Tensor, reference: Tensor) -> float:

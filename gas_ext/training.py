@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gas_ext.data import take
 from gas_ext.losses import LOSSES, Loss, get_loss
+from gas_ext.metrics import finite_or_none
 from gas_ext.optimizers import FullMatrixAdam
 from gas_ext.sampler import Denoiser, GASSampler
 from gas_ext.solver import GeneralizedSolver
@@ -136,13 +137,12 @@ class TrainingSummary:
     def to_dict(self) -> dict[str, Any]:
         """Return what fits in a JSON header: settings and first and last losses, not the whole curve."""
         tail = self.losses[-max(len(self.losses) // 10, 1) :]
-        first, last = self.losses[0], sum(tail) / len(tail)
         return {
             "config": asdict(self.config),
             "samples": self.samples,
             "rejected": self.rejected,
-            "first_loss": first if math.isfinite(first) else None,  # JSON has no NaN
-            "last_loss": last if math.isfinite(last) else None,
+            "first_loss": finite_or_none(self.losses[0]),
+            "last_loss": finite_or_none(sum(tail) / len(tail)),
         }
 
 

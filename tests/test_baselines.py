@@ -83,3 +83,25 @@ def test_selection_needs_a_candidate(problem):
 
 def test_unknown_spacing_is_shown_as_it_is():
     assert Baseline(1, "mine", None).description == "DPM-Solver++(1M), mine times"
+
+
+def test_selection_samples_with_guidance(problem):
+    noise, target = problem
+    baseline, condition, empty = (
+        classical_solver(SCHEDULE, 3, 2, "edm"),
+        torch.arange(40) % 4,
+        torch.tensor([9]),
+    )
+    _, (distance,) = select_baseline(
+        [baseline],
+        mixture_denoiser,
+        noise,
+        target,
+        condition,
+        guidance_scale=3.0,
+        unconditional_condition=empty,
+        batch_size=7,
+    )
+    with torch.no_grad():
+        samples = GASSampler(baseline.solver, mixture_denoiser, guidance_scale=3.0)(noise, condition, empty)
+    assert distance == pytest.approx((samples - target).abs().mean().item(), rel=1e-12)

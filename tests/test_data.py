@@ -1,10 +1,12 @@
+from typing import NamedTuple
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gas_ext.data import image_grid, parse_seeds, save_png, seed_labels, stacked_noise, to_uint8
+from gas_ext.data import image_grid, parse_seeds, save_png, seed_labels, stacked_noise, take, to_uint8
 
 
 @given(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 5)), min_size=1, max_size=6))
@@ -93,3 +95,18 @@ def test_png_failure_leaves_no_file(tmp_path):
     with pytest.raises(ValueError, match="expected"):
         save_png(torch.zeros(2, 4, 4), tmp_path / "image.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_take_keeps_the_kind_of_container():
+    class Pair(NamedTuple):
+        label: torch.Tensor
+        scale: torch.Tensor | None
+
+    found = take(Pair(torch.arange(5), None), torch.tensor([3, 1]))
+    assert isinstance(found, Pair)
+    assert found.label.tolist() == [3, 1]
+    assert found.scale is None
+    for kind in (list, tuple):
+        found = take(kind([torch.arange(5)]), slice(1, 3))
+        assert isinstance(found, kind)
+        assert found[0].tolist() == [1, 2]

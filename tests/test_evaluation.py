@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from mixture import SCHEDULE, mixture_denoiser
@@ -97,3 +99,39 @@ def test_given_target_is_the_reference_of_all(noise):
         assert row.l1_to_teacher == pytest.approx(batch.abs().mean().item(), rel=1e-12)
         assert row.frechet_to_data is None
         assert row.frechet_to_teacher is None
+
+
+def test_solver_that_diverges_costs_only_its_own_row(noise):
+    good, broken = contestants()
+    times = broken.solver.timesteps()
+
+    def denoiser(x, t, condition):
+        return mixture_denoiser(x, t, condition) * (math.nan if abs(t - times[2]) < 1e-9 else 1.0)
+
+    data = feature_statistics(torch.randn(50, 2, generator=torch.Generator().manual_seed(1)))
+    references = References(lambda samples: samples[:, :2], data, data)
+    rows, _ = evaluate([good, broken, good], denoiser, noise, references=references)
+    assert math.isnan(rows[1].l1_to_teacher)
+    assert rows[1].frechet_to_teacher is None
+    assert rows[1].frechet_to_data is None
+    assert rows[1].to_dict()["l1_to_teacher"] is None
+    assert rows[2].l1_to_teacher == 0
+    assert rows[2].frechet_to_data > 0
+
+
+def test_guidance_reaches_every_solver(noise):
+    condition, empty = torch.arange(20) % 4, torch.tensor([9])
+    _, samples = evaluate(
+        contestants(),
+        mixture_denoiser,
+        noise,
+        condition=condition,
+        guidance_scale=3.0,
+        unconditional_condition=empty,
+    )
+    for contestant, found in zip(contestants(), samples, strict=True):
+        with torch.no_grad():
+            expected = GASSampler(contestant.solver, mixture_denoiser, guidance_scale=3.0)(
+                noise, condition, empty
+            )
+        assert torch.equal(found, expected)

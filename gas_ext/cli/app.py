@@ -73,7 +73,7 @@ def _check_device(device: str) -> str:
 def demo(
     steps: Annotated[int, typer.Option(min=1, max=20, help="Network evaluations per sample.")] = 4,
     iterations: Annotated[int, typer.Option(min=1, help="Training iterations.")] = 300,
-    seed: Annotated[int, typer.Option(min=0, help="Chooses training and held-out seeds.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=49, help="Chooses training and held-out seeds.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for pictures, solver and numbers.")] = Path("gas-demo"),
     device: Device = "cpu",
     train_samples: Annotated[int, typer.Option(min=1, help="Teacher samples to learn from.")] = 256,
@@ -109,7 +109,8 @@ def _print_table(result: DemoResult) -> None:
     from rich.table import Table
 
     table = Table(
-        title=f"{len(result.samples[0])} held-out seeds, Frechet features: {result.feature_extractor}"
+        title=f"{len(result.samples[0])} held-out seeds, Frechet features: {result.feature_extractor}, "
+        "classical solver chosen by L1 on training seeds"
     )
     table.add_column("solver")
     table.add_column("")
@@ -120,14 +121,19 @@ def _print_table(result: DemoResult) -> None:
             row.solver,
             row.description,
             str(row.nfe),
-            f"{row.l1_to_teacher:.4f}",
-            f"{row.frechet_to_teacher:.4f}",
-            f"{row.frechet_to_data:.4f}",
+            *(
+                "-" if distance is None else f"{distance:.4f}"
+                for distance in (row.l1_to_teacher, row.frechet_to_teacher, row.frechet_to_data)
+            ),
             f"{row.ms_per_image:.2f}",
         )
     console = Console()
     console.width = max(console.width, 132) if not console.is_terminal else console.width
     console.print(table)
+    typer.echo(
+        f"{len(result.samples[0])} samples cannot resolve Frechet distances below about those of the "
+        "teacher's own row."
+    )
     _, classical, learned = result.rows
     if classical.l1_to_teacher > 0:
         ratio = learned.l1_to_teacher / classical.l1_to_teacher
@@ -159,6 +165,8 @@ def sample(
     from gas_ext.progress import make_reporter
 
     numbers = parse_seeds(seeds)
+    if out.suffix.lower() != ".png" or out.is_dir():
+        raise ValueError(f"{out} is no name for a PNG file; choose one ending in .png with --out")
     check_output_folder(out.parent)
     loaded, teacher = _load_solver(solver, _check_device(device))
     noise = stacked_noise(numbers, teacher.sample_shape, device=device)

@@ -27,6 +27,8 @@ def test_same_seed_same_numbers_and_the_promised_keys(tmp_path):
         outcome = run("demo", *TINY, "--seed", "1", "--out", str(tmp_path / name))
         assert outcome.exit_code == 0, outcome.output
         assert "learned / best classical" in outcome.stdout
+        assert "chosen by L1" in outcome.stdout
+        assert "8 samples cannot resolve Frechet distances below" in outcome.stdout
         records.append(json.loads((tmp_path / name / "results.json").read_text()))
     assert without_times(records[0]) == without_times(records[1])
     assert {row["solver"] for row in records[0]["rows"]} == {"teacher", "classical", "learned"}
@@ -64,6 +66,14 @@ def test_unknown_device_names_the_remedy(tmp_path):
 def test_wrong_usage_is_two():
     assert run("demo", "--steps", "0").exit_code == 2
     assert run("demo", "--stepps", "4").exit_code == 2
+    assert run("demo", "--seed", "50").exit_code == 2
+
+
+def test_training_samples_never_reach_the_held_out_seeds(tmp_path):
+    outcome = run("demo", "--train-samples", "50300", "--out", str(tmp_path / "x"))
+    assert outcome.exit_code == 1
+    assert "train_samples is 50300" in outcome.stderr
+    assert len(outcome.stderr.strip().splitlines()) == 1
 
 
 def test_interrupt_ends_with_one_line_and_no_files(tmp_path):

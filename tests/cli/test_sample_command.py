@@ -83,3 +83,14 @@ def test_file_that_is_no_solver_is_refused(tmp_path):
     outcome = run("sample", "--solver", path, "--out", tmp_path / "g.png")
     assert outcome.exit_code == 1
     assert str(path) in outcome.stderr
+
+
+@pytest.mark.parametrize("name", [".", "grid", "grid.jpg", "folder.png"])
+def test_output_that_is_no_png_is_refused_before_any_work(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.setattr("gas_ext.evaluation.draw_samples", lambda *a, **k: pytest.fail("sampling began"))
+    outcome = run("sample", "--out", name)
+    assert outcome.exit_code == 1
+    assert ".png" in outcome.stderr
+    assert len(outcome.stderr.strip().splitlines()) == 1
