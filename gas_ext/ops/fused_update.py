@@ -113,10 +113,7 @@ class FusedUpdate(torch.autograd.Function):
     """Autograd over ``torch.ops.gas_ext.fused_update``, differentiable twice."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        *inputs: Any,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Return D_n, x_{n+1} and y (an empty tensor when not asked)."""
         # Unpacked here, not in the signature: Dynamo mistakes `ctx` for an input of a signature that happens
         # to have as many names as there are arguments.
@@ -240,9 +237,10 @@ def _update_into(
         if not torch.compiler.is_compiling() and any(_share_memory(target, other) for other in others):
             raise ValueError(f"out[{i}] shares memory with another argument; give it memory of its own.")
     next_input = out[2] if len(out) == 3 else None
+    layout = torch.empty_like(x, device="meta").stride()  # what the operator expects, without its memory
     if (
         library.has_kernels(x.device)
-        and all(target.stride() == torch.empty_like(x).stride() for target in out)
+        and all(target.stride() == layout for target in out)
         and (next_input is None or next_input.dtype in (x.dtype, output.dtype))
     ):
         torch.ops.gas_ext.fused_update_out(
