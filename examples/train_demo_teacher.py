@@ -44,7 +44,7 @@ from gas_ext.sampler import GASSampler
 from gas_ext.solver import GeneralizedSolver
 from gas_ext.teachers.demo import DemoFeatures, DemoTeacher, load_demo_features, load_demo_teacher
 from gas_ext.teachers.features import FeatureNetwork
-from gas_ext.teachers.unet import Denoiser, DenoiserConfig
+from gas_ext.teachers.demo_network import DemoNetwork, DemoNetworkConfig
 
 Loss = Callable[[nn.Module, int], Tensor]  # of the module and the step, from which all randomness derives
 
@@ -257,7 +257,7 @@ def denoiser_loss(
     """
 
     def loss(module: nn.Module, step: int) -> Tensor:
-        assert isinstance(module, Denoiser)
+        assert isinstance(module, DemoNetwork)
         index = batch_indices(len(images), batch_size, seed, step)
         generator = generator_for(seed, 1, step)
         clean, kept = to_unit_range(images[index]), labels[index]
@@ -279,9 +279,9 @@ def train_denoiser(args: argparse.Namespace) -> Trainer:
     """Train (or go on training) the denoiser and write its EMA weights, every so often and at the end."""
     images, labels = load_images(args.data, "train")
     torch.manual_seed(args.seed)
-    config = DenoiserConfig(sigma_data=round(to_unit_range(images).std().item(), 4))
+    config = DemoNetworkConfig(sigma_data=round(to_unit_range(images).std().item(), 4))
     loss = denoiser_loss(images, labels, args.batch_size, args.seed)
-    trainer = Trainer(Denoiser(config), loss, args.steps, 1e-3, args.checkpoints / "denoiser.pt")
+    trainer = Trainer(DemoNetwork(config), loss, args.steps, 1e-3, args.checkpoints / "denoiser.pt")
     while trainer.step < trainer.steps:
         trainer.run("denoiser", stop_at=trainer.step + args.snapshot_every)
         write_denoiser(trainer, config, args.batch_size, args.out / "denoiser.safetensors")
@@ -289,7 +289,7 @@ def train_denoiser(args: argparse.Namespace) -> Trainer:
     return trainer
 
 
-def write_denoiser(trainer: Trainer, config: DenoiserConfig, batch_size: int, path: Path) -> None:
+def write_denoiser(trainer: Trainer, config: DemoNetworkConfig, batch_size: int, path: Path) -> None:
     """Write the EMA weights with the configuration in the metadata."""
     metadata = {"config": json.dumps(config.to_dict()), "batch_size": str(batch_size), **trainer.summary()}
     write_tensors(trainer.averaged_state(), metadata, path)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from gas_ext.data import take
+from gas_ext.denoisers import DenoiserFunction
 from gas_ext.metrics import l1_distance
-from gas_ext.sampler import Denoiser, GASSampler
+from gas_ext.sampler import GASSampler
 from gas_ext.schedules import NoiseSchedule
 from gas_ext.solver import GeneralizedSolver
 from gas_ext.spacings import SPACINGS
@@ -95,7 +96,7 @@ def classical_solvers(
 @torch.no_grad()
 def select_baseline(
     baselines: Sequence[Baseline],
-    denoiser: Denoiser,
+    denoiser: DenoiserFunction,
     noise: Tensor,
     target: Tensor,
     condition: Any = None,

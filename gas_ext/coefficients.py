@@ -24,7 +24,7 @@ PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction")
 class StepWeights(NamedTuple):
     """Weights of one update x_{n+1} = sum_j state[n, j] x_{n-j} + sum_j data[n, j] D_{n-j}, for all n.
 
-    Both are (N, order) float64; entries with j > n are zero.
+    Both are float64, (N, states kept) and (N, data predictions kept); entries with j > n are zero.
     """
 
     state: Tensor
@@ -38,7 +38,7 @@ class SolverCoefficients(NamedTuple):
     ----------
     rows : tuple of Tensor
         One float64 row per step, in the layout of `gas_ext.ops.fused_update`: [p, q, guidance, next scale,
-        weight of D_n, weights of x_n, x_{n-1}, ..., D_{n-1}, D_{n-2}, ...], min(n + 1, order) states.
+        weight of D_n, weights of x_n, x_{n-1}, ..., D_{n-1}, D_{n-2}, ...], as many as step n has and keeps.
     timesteps : Tensor
         (N + 1,) float64, from 1 to t_eps.
     evaluation_timesteps : Tensor
@@ -252,11 +252,12 @@ def fused_rows(
     p: Tensor, q: Tensor, weights: StepWeights, guidance_scale: float | None = None
 ) -> tuple[Tensor, ...]:
     """Return one row per step in the layout of `gas_ext.ops.fused_update`; see `SolverCoefficients`."""
-    steps, order = weights.data.shape
+    steps, data_kept = weights.data.shape
+    states_kept = weights.state.shape[1]
     guidance = torch.full_like(p, 1.0 if guidance_scale is None else guidance_scale)
     head = torch.stack([p, q, guidance, torch.ones_like(p), weights.data[:, 0]], dim=1)
     rows = []
     for n in range(steps):
-        active = min(n + 1, order)
-        rows.append(torch.cat([head[n], weights.state[n, :active], weights.data[n, 1:active]]))
+        states, data = min(n + 1, states_kept), min(n + 1, data_kept)
+        rows.append(torch.cat([head[n], weights.state[n, :states], weights.data[n, 1:data]]))
     return tuple(rows)

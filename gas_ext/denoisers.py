@@ -1,4 +1,4 @@
-"""The one interface behind which every network stands: schedule, prediction type, shape, conditions, decoding.
+"""The one interface behind which every network stands.
 
 A network has its own notion of time, scale and conditions. A `Denoiser` hides them: its states are
 x_t = alpha(t) x_0 + sigma(t) eps of its schedule, its time is the schedule's own, and its conditions are made
@@ -94,7 +94,8 @@ class Denoiser(nn.Module, ABC):
             )
         if (condition_kind == "label") != (num_classes is not None):
             raise ValueError(
-                f"num_classes is {num_classes} for conditions of kind {condition_kind!r}; give it for labels only."
+                f"num_classes is {num_classes} for conditions of kind {condition_kind!r}; "
+                "give it for labels, and only there."
             )
         self.schedule = schedule
         self.prediction_type = prediction_type
@@ -162,7 +163,8 @@ class Denoiser(nn.Module, ABC):
         """
         from gas_ext.teachers.diffusers import from_diffusers
 
-        return from_diffusers(pipeline, **options)
+        wrapped: Denoiser = from_diffusers(pipeline, **options)
+        return wrapped
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition = None) -> Tensor:
         """Evaluate the network once and count it; see `predict`."""
@@ -202,7 +204,9 @@ class Denoiser(nn.Module, ABC):
         if self.condition_kind == "label":
             return self._labels(values)
         if self.condition_kind == "none":
-            raise ValueError(f"{self.name} takes no condition, but got a {type(values).__name__}; leave it out.")
+            raise ValueError(
+                f"{self.name} takes no condition, but got a {type(values).__name__}; leave it out."
+            )
         raise NotImplementedError(f"{type(self).__name__} must say how prompts are encoded.")
 
     def _labels(self, values: Any) -> Tensor:
@@ -221,14 +225,14 @@ class Denoiser(nn.Module, ABC):
         return labels.to(torch.int64)
 
     def unconditional_condition(self) -> Condition:
-        """Return the condition of guidance's other half, which broadcasts over the batch; None if there is none."""
+        """Return the condition of guidance's other half, which broadcasts over the batch, or None."""
         if self.condition_kind == "label":
             assert self.num_classes is not None
             return torch.tensor(self.num_classes, dtype=torch.int64, device=self.device)
         return None
 
     def decode(self, samples: Tensor) -> Tensor:
-        """Turn states at t_eps into images in [-1, 1] (or whatever the model makes): the identity for pixels."""
+        """Turn states at t_eps into images in [-1, 1], or whatever the model makes; the identity here."""
         return samples
 
     @property
@@ -273,7 +277,9 @@ class _CallableDenoiser(Denoiser):
         **options: Any,
     ) -> None:
         if not callable(function):
-            raise TypeError(f"The network is a {type(function).__name__}, but must be callable as f(x, t, condition).")
+            raise TypeError(
+                f"The network is a {type(function).__name__}, but must be callable as f(x, t, condition)."
+            )
         super().__init__(**options)
         self.function = function
         self._decode = decode

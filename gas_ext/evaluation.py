@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from gas_ext.data import take
+from gas_ext.denoisers import DenoiserFunction
 from gas_ext.metrics import Statistics, StreamingStatistics, finite_or_none, frechet_distance, l1_distance
-from gas_ext.sampler import Denoiser, GASSampler
-from gas_ext.solver import GeneralizedSolver
+from gas_ext.sampler import GASSampler, Solver
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Contestant:
 
     name: str
     description: str
-    solver: GeneralizedSolver
+    solver: Solver
 
 
 @dataclass(frozen=True)
@@ -78,27 +78,6 @@ class References:
     data: Statistics | tuple[Tensor, Tensor, int]
 
 
-class CountingDenoiser:
-    """Passes calls on to a denoiser and counts them.
-
-    Examples
-    --------
-    >>> counting = CountingDenoiser(lambda x, t, condition: x)
-    >>> _ = counting(torch.zeros(1), torch.tensor(0.5), None)
-    >>> counting.calls
-    1
-    """
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        self.denoiser = denoiser
-        self.calls = 0
-
-    def __call__(self, x: Tensor, t: Tensor, condition: Any) -> Tensor:
-        """Evaluate the denoiser once."""
-        self.calls += 1
-        return self.denoiser(x, t, condition)
-
-
 @dataclass(frozen=True)
 class SampleRun:
     """Samples of one solver, the counted network evaluations per sample, and the time of each full batch."""
@@ -110,8 +89,8 @@ class SampleRun:
 
 @torch.no_grad()
 def draw_samples(
-    solver: GeneralizedSolver,
-    denoiser: Denoiser,
+    solver: Solver,
+    denoiser: DenoiserFunction,
     noise: Tensor,
     condition: Any = None,
     *,
@@ -126,7 +105,7 @@ def draw_samples(
 
     Parameters
     ----------
-    solver : GeneralizedSolver
+    solver : GeneralizedSolver or MultistepSolver
         The solver, on the noise's device.
     denoiser : callable
         As for `GASSampler`.
@@ -147,12 +126,11 @@ def draw_samples(
     """
     if len(noise) == 0:
         raise ValueError("there is no noise to sample from: pass at least one seed")
-    counting = CountingDenoiser(denoiser)
-    sampler = GASSampler(solver, counting, prediction_type, guidance_scale)
+    sampler = GASSampler(solver, denoiser, prediction_type, guidance_scale)
     batches = [slice(i, min(i + batch_size, len(noise))) for i in range(0, len(noise), batch_size)]
     if warm_up:
         sampler(noise[batches[0]], take(condition, batches[0]), unconditional_condition)
-    counting.calls = 0
+    sampler.evaluations = 0
     parts, times = [], []
     for batch in batches:
         start = _now(noise.device)
@@ -161,7 +139,7 @@ def draw_samples(
             times.append((_now(noise.device) - start) * 1e3 / batches[0].stop)
         if progress is not None:
             progress(batch.stop - batch.start)
-    return SampleRun(torch.cat(parts), counting.calls // len(batches), statistics.median(times))
+    return SampleRun(torch.cat(parts), sampler.evaluations // len(batches), statistics.median(times))
 
 
 def _now(device: torch.device) -> float:
@@ -173,7 +151,7 @@ def _now(device: torch.device) -> float:
 
 def evaluate(
     contestants: Sequence[Contestant],
-    denoiser: Denoiser,
+    denoiser: DenoiserFunction,
     noise: Tensor,
     target: Tensor | None = None,
     condition: Any = None,

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from gas_ext.coefficients import SolverCoefficients, check_prediction_type
+from gas_ext.denoisers import Condition, Denoiser, DenoiserFunction
 from gas_ext.ops import fused_update
+from gas_ext.schedules import NoiseSchedule
 from gas_ext.solver import GeneralizedSolver, check_guidance_scale
 
-Denoiser = Callable[[Tensor, Tensor, Any], Tensor]
-Condition = Any  # None, a tensor whose first dimension is the batch, or a dict, list or tuple of such
+
+@runtime_checkable
+class Solver(Protocol):
+    """What `GASSampler` runs: a schedule, a number of steps, and the numbers of each."""
+
+    schedule: NoiseSchedule
+    steps: int
+    t_eps: float
+    prediction_type: str | None
+    guidance_scale: float | None
+
+    def coefficients(
+        self, prediction_type: str | None = None, guidance_scale: float | None = None
+    ) -> SolverCoefficients:
+        """Return every number of a solve."""
 
 
 class Trajectory(NamedTuple):
@@ -24,9 +39,10 @@ class Trajectory(NamedTuple):
     states : tuple of Tensor
         x_0 (noise) to x_N (result), in the schedule's coordinates.
     data : tuple of Tensor
-        Data predictions D_0 to D_{N-1}.
+        What the solver keeps of each evaluation: data predictions D_0 to D_{N-1}, except where it says
+        otherwise (`IPNDMSolver`).
     timesteps : Tensor
-        (N + 1,) float64, from 1 to t_eps.
+        (N + 1,) float64, from the first time to t_eps.
     """
 
     states: tuple[Tensor, ...]
@@ -39,14 +55,15 @@ class GASSampler(nn.Module):
 
     Parameters
     ----------
-    solver : GeneralizedSolver
+    solver : GeneralizedSolver or MultistepSolver
         The solver, on the device of the noise.
-    denoiser : callable
+    denoiser : Denoiser or callable
         denoiser(x, t, condition) -> output of the shape of x. x_t = alpha(t) x_0 + sigma(t) eps in the
-        schedule's coordinates; t is a float64 0-d tensor, the schedule's own time.
+        schedule's coordinates; t is a float64 0-d tensor, the schedule's own time. A `Denoiser` also says
+        what it predicts, encodes conditions, and knows the unconditional one.
     prediction_type : str, optional
         What the network predicts: "epsilon", "sample", "v_prediction" or "flow_prediction" (eps - x_0). If
-        not given, what the solver was made for, else "sample".
+        not given, what the `Denoiser` says or the solver was made for, else "sample".
     guidance_scale : float, optional
         Classifier-free guidance: m_u + guidance_scale (m - m_u). If not given, what the solver was made for;
         None and 1 mean a single, conditional evaluation.
@@ -54,10 +71,10 @@ class GASSampler(nn.Module):
     Raises
     ------
     TypeError
-        If the solver is no `GeneralizedSolver`, the denoiser not callable, or the guidance scale no number.
+        If the solver is none, the denoiser not callable, or the guidance scale no number.
     ValueError
-        If the guidance scale is not finite, or the solver was made for another one or another prediction
-        type.
+        If the guidance scale is not finite, or the solver was made for another one, for another prediction
+        type or for another schedule.
 
     Examples
     --------
@@ -71,31 +88,33 @@ class GASSampler(nn.Module):
 
     def __init__(
         self,
-        solver: GeneralizedSolver,
-        denoiser: Denoiser,
+        solver: Solver,
+        denoiser: DenoiserFunction,
         prediction_type: str | None = None,
         guidance_scale: float | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(solver, GeneralizedSolver) or not callable(denoiser):
+        if not isinstance(solver, Solver) or not callable(denoiser):
             raise TypeError(
                 f"Got a {type(solver).__name__} and a {type(denoiser).__name__}, but expected a "
                 "GeneralizedSolver and then a callable denoiser: GASSampler(solver, denoiser)."
             )
         guidance_scale = check_guidance_scale(guidance_scale)
-        for name, given, made_for in (
-            ("prediction_type", prediction_type, solver.prediction_type),
-            ("guidance_scale", guidance_scale, solver.guidance_scale),
-        ):
-            if None not in (given, made_for) and given != made_for:
+        if isinstance(denoiser, Denoiser):
+            prediction_type = _agreed(
+                "prediction_type", prediction_type, denoiser.prediction_type, "denoiser"
+            )
+            if denoiser.schedule != solver.schedule:
                 raise ValueError(
-                    f"The solver was made for {name} {made_for!r}, not {given!r}; "
-                    f"leave {name} out, or train a solver for it."
+                    f"The solver was made for {solver.schedule!r}, but {denoiser.name} has "
+                    f"{denoiser.schedule!r}; make or train the solver with denoiser.schedule."
                 )
+        prediction_type = _agreed("prediction_type", prediction_type, solver.prediction_type, "solver")
         self.solver = solver
         self.denoiser = denoiser
-        self.prediction_type = prediction_type or solver.prediction_type or "sample"
-        self.guidance_scale = solver.guidance_scale if guidance_scale is None else guidance_scale
+        self.prediction_type = prediction_type or "sample"
+        self.guidance_scale = _agreed("guidance_scale", guidance_scale, solver.guidance_scale, "solver")
+        self.evaluations = 0  # calls of the network so far; a doubled, guided batch is one
         check_prediction_type(solver.schedule, self.prediction_type)
 
     @classmethod
@@ -152,9 +171,11 @@ class GASSampler(nn.Module):
             `schedule.init_noise_sigma`.
         condition : optional
             Handed to the network; where guidance is used a tensor (B, ...), a plain value (None, number, str)
-            that is the same in both halves, or a dict, list or tuple of such.
+            that is the same in both halves, or a dict, list or tuple of such. A `Denoiser` encodes it first
+            (labels, prompts).
         unconditional_condition : optional
-            The condition of guidance's other half, structured like `condition`; broadcasts over the batch.
+            The condition of guidance's other half, structured like `condition`; broadcasts over the batch. A
+            `Denoiser` has one of its own.
         return_trajectory : bool
             Also return all states and data predictions.
 
@@ -170,23 +191,22 @@ class GASSampler(nn.Module):
             If the noise has no batch dimension, stands on another device than the solver, guidance lacks its
             unconditional condition, or the network's output has another shape.
         """
-        self._check(noise, condition, unconditional_condition)
-        solver, table = self.solver, self.coefficients()
-        if self.guided:
-            condition = _doubled(unconditional_condition, condition)
-        x = noise if solver.schedule.init_noise_sigma == 1.0 else noise * solver.schedule.init_noise_sigma
+        table = self.coefficients()
+        _check_noise(noise, table.timesteps.device)
+        condition = self._condition(condition, unconditional_condition)
+        schedule = self.solver.schedule
+        x = noise if schedule.init_noise_sigma == 1.0 else noise * schedule.init_noise_sigma
         states, data = [x], []  # the whole trajectory, if asked for
         recent_states: list[Tensor] = [x]  # what the next update uses, from the newest back
         recent_data: list[Tensor] = []
-        for n in range(solver.steps):
-            seen = torch.cat([x, x]) if self.guided else x
-            output = self.denoiser(seen, table.evaluation_timesteps[n], condition)
-            _check_output(output, seen)
+        states_kept, data_kept = (kept.shape[1] for kept in table.weights)
+        for n in range(self.solver.steps):
+            output = self._evaluate(x, table.evaluation_timesteps[n], condition)
             update = fused_update(recent_states + recent_data, output, table.rows[n], guided=self.guided)
             x = update.state
             # Older ones are let go, so that memory does not grow with the number of steps.
-            recent_states = [x, *recent_states][: solver.order]
-            recent_data = [update.data, *recent_data][: solver.order - 1]
+            recent_states = [x, *recent_states][:states_kept]
+            recent_data = [update.data, *recent_data][: data_kept - 1]
             if return_trajectory:
                 states.append(x)
                 data.append(update.data)
@@ -194,19 +214,50 @@ class GASSampler(nn.Module):
             return x, Trajectory(tuple(states), tuple(data), table.timesteps)
         return x
 
-    def _check(self, noise: Tensor, condition: Condition, unconditional_condition: Condition) -> None:
-        if not isinstance(noise, Tensor):
-            raise TypeError(f"The noise is a {type(noise).__name__}, but must be a tensor; use torch.randn.")
-        if not noise.is_floating_point():
-            raise TypeError(f"The noise is {noise.dtype}, but must be floating point; use torch.randn.")
-        if noise.ndim == 0:
-            raise ValueError("The noise is a single number, but needs a batch dimension; add one in front.")
-        device = self.solver.time_offsets.device
-        if noise.device != device:
-            raise ValueError(f"The noise is on {noise.device} and the solver on {device}; move one of them.")
-        if self.guided and (condition is None or unconditional_condition is None):
+    def _condition(self, condition: Condition, unconditional: Condition) -> Condition:
+        """Return what the network is given: encoded, and for guidance joined with its other half."""
+        if isinstance(self.denoiser, Denoiser):
+            condition = self.denoiser.encode_condition(condition)
+            if self.guided and unconditional is None:
+                unconditional = self.denoiser.unconditional_condition()
+            else:
+                unconditional = self.denoiser.encode_condition(unconditional)
+        if not self.guided:
+            return condition
+        if condition is None or unconditional is None:
             missing = "condition" if condition is None else "unconditional_condition"
             raise ValueError(f"Guidance with scale {self.guidance_scale} needs {missing}, which is None.")
+        return _doubled(unconditional, condition)
+
+    def _evaluate(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Call the network once, on the doubled batch if guided, and check what it returns."""
+        seen = torch.cat([x, x]) if self.guided else x
+        output = self.denoiser(seen, t, condition)
+        if not torch.compiler.is_compiling():
+            self.evaluations += 1
+        _check_output(output, seen)
+        return output
+
+
+def _agreed(name: str, given: Any, made_for: Any, owner: str) -> Any:
+    """Return the value that is known; ValueError if both are and differ."""
+    if None not in (given, made_for) and given != made_for:
+        raise ValueError(
+            f"The {owner} was made for {name} {made_for!r}, not {given!r}; "
+            f"leave {name} out, or train a solver for it."
+        )
+    return made_for if given is None else given
+
+
+def _check_noise(noise: Tensor, device: torch.device) -> None:
+    if not isinstance(noise, Tensor):
+        raise TypeError(f"The noise is a {type(noise).__name__}, but must be a tensor; use torch.randn.")
+    if not noise.is_floating_point():
+        raise TypeError(f"The noise is {noise.dtype}, but must be floating point; use torch.randn.")
+    if noise.ndim == 0:
+        raise ValueError("The noise is a single number, but needs a batch dimension; add one in front.")
+    if noise.device != device:
+        raise ValueError(f"The noise is on {noise.device} and the solver on {device}; move one of them.")
 
 
 def _check_output(output: Any, seen: Tensor) -> None:

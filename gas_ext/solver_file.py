@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,6 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
+
+from gas_ext.files import write_file
 
 FORMAT_VERSION = 1
 _KEY = "gas_ext_solver"
@@ -41,19 +41,7 @@ def write_solver_file(path: Path, record: Record, tensors: Mapping[str, Tensor])
     record = {"format_version": FORMAT_VERSION, **record}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps({**record, "sha256": checksum(record, tensors)})
-    data = serialize(tensors, {_KEY: text})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp lets only the owner read
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_file(path, serialize(tensors, {_KEY: text}))
 
 
 def checksum(record: Record, tensors: Mapping[str, Tensor]) -> str:
@@ -64,13 +52,6 @@ def checksum(record: Record, tensors: Mapping[str, Tensor]) -> str:
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _umask() -> int:
-    """Return the process's file mode mask, which can only be read by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def read_solver_file(path: Path) -> tuple[Record, dict[str, Tensor]]:

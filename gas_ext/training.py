@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from gas_ext.data import take
+from gas_ext.denoisers import DenoiserFunction
 from gas_ext.losses import LOSSES, Loss, get_loss
 from gas_ext.metrics import finite_or_none
 from gas_ext.optimizers import FullMatrixAdam
-from gas_ext.sampler import Denoiser, GASSampler
+from gas_ext.sampler import GASSampler
 from gas_ext.solver import GeneralizedSolver
 
 _MAX_REJECTED = 10  # iterations in a row without finite loss and gradient before training gives up
@@ -151,7 +152,7 @@ Progress = Callable[[int, float], None]  # iteration, counted from 1, and its lo
 
 def train_solver(
     solver: GeneralizedSolver,
-    denoiser: Denoiser,
+    denoiser: DenoiserFunction,
     noise: Tensor,
     target: Tensor,
     condition: Any = None,
@@ -339,7 +340,7 @@ def _batches(samples: int, config: TrainingConfig) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _frozen(denoiser: Denoiser) -> Iterator[None]:
+def _frozen(denoiser: DenoiserFunction) -> Iterator[None]:
     """Take a module's own parameters out of the graph while a solver is trained, for speed."""
     parameters = list(denoiser.parameters()) if isinstance(denoiser, nn.Module) else []
     wanted = [parameter for parameter in parameters if parameter.requires_grad]

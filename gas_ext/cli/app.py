@@ -182,13 +182,12 @@ def sample(
 
 def _load_solver(path: str, device: str) -> tuple[GeneralizedSolver, DemoTeacher]:
     """Load a solver file and the embedded teacher, and check that they belong together."""
-    from gas_ext.sampler import GASSampler
     from gas_ext.solver import GeneralizedSolver
-    from gas_ext.teachers.demo import load_demo_teacher
+    from gas_ext.teachers.demo import WEIGHTS, load_demo_teacher
 
     teacher = load_demo_teacher(device)
     if path == "demo":
-        return GASSampler.from_pretrained("demo", device).solver, teacher
+        path = str(WEIGHTS / "solver.safetensors")
     solver = GeneralizedSolver.load(path)
     name, weights_hash = solver.teacher.get("name"), solver.teacher.get("weights_hash")
     if name != teacher.name:

@@ -7,13 +7,13 @@ from gas_ext.teachers.demo import (
     load_demo_statistics,
     load_demo_teacher,
 )
-from gas_ext.teachers.unet import Denoiser, DenoiserConfig
+from gas_ext.teachers.demo_network import DemoNetwork, DemoNetworkConfig
 
 __all__ = [
     "DemoFeatures",
+    "DemoNetwork",
+    "DemoNetworkConfig",
     "DemoTeacher",
-    "Denoiser",
-    "DenoiserConfig",
     "load_demo_features",
     "load_demo_statistics",
     "load_demo_teacher",

@@ -13,18 +13,19 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from gas_ext.denoisers import Denoiser
 from gas_ext.schedules import NoiseSchedule
+from gas_ext.teachers.demo_network import DemoNetwork, DemoNetworkConfig
 from gas_ext.teachers.features import FeatureNetwork
-from gas_ext.teachers.unet import Denoiser, DenoiserConfig
 
 __all__ = ["DemoFeatures", "DemoTeacher", "load_demo_features", "load_demo_statistics", "load_demo_teacher"]
 
 WEIGHTS = Path(__file__).parent / "weights" / "demo"
 
 
-class DemoTeacher(nn.Module):
+class DemoTeacher(Denoiser):
     """The embedded denoiser in the coordinates of the VP-linear schedule.
 
     Frozen and in evaluation mode; gradients flow to `x` and `t`. Each sample's output depends on that sample
@@ -32,42 +33,29 @@ class DemoTeacher(nn.Module):
 
     Parameters
     ----------
-    denoiser : Denoiser
+    network : DemoNetwork
         Maps (y, sigma, label) to the clean image.
     weights_hash : str
         SHA-256 of the weights file, as a solver file records it.
-
-    Attributes
-    ----------
-    name : str
-        Identity of the teacher in solver files.
-    schedule : NoiseSchedule
-        VP-linear with betas 0.1 and 20.
-    sample_shape : tuple of int
-        (1, 32, 32), images in [-1, 1].
-    num_classes : int
-        10; label 10 means "no label", the unconditional half of guidance.
-    prediction_type : str
-        "sample".
-    t_eps : float
-        Where sampling ends.
     """
 
-    name = "fashion-mnist-32"
-    prediction_type = "sample"
-    t_eps = 1e-3
+    num_classes: int
 
-    def __init__(self, denoiser: Denoiser, weights_hash: str = "") -> None:
-        super().__init__()
-        config = denoiser.config
-        self.denoiser = denoiser
+    def __init__(self, network: DemoNetwork, weights_hash: str = "") -> None:
+        config = network.config
+        super().__init__(
+            schedule=NoiseSchedule.vp_linear(0.1, 20.0),
+            prediction_type="sample",
+            sample_shape=(config.image_channels, config.image_size, config.image_size),
+            name="fashion-mnist-32",
+            condition_kind="label",
+            num_classes=config.num_classes,
+        )
+        self.network = network
         self.weights_hash = weights_hash
-        self.schedule = NoiseSchedule.vp_linear(0.1, 20.0)
-        self.num_classes = config.num_classes
-        self.sample_shape = (config.image_channels, config.image_size, config.image_size)
         self.requires_grad_(False).eval()
 
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """Predict the clean image from x = alpha(t) x_0 + sigma(t) noise.
 
         With y = x / alpha and the noise level sigma / alpha this is the EDM denoiser.
@@ -87,13 +75,13 @@ class DemoTeacher(nn.Module):
             Shape and dtype of `x`.
         """
         batch = x.shape[0]
-        dtype = self.denoiser.trunk.stem.weight.dtype
+        dtype = self.network.trunk.stem.weight.dtype
         t = t.to(device=x.device, dtype=torch.float64).expand(batch)
         alpha = self.schedule.alpha(t)
         if condition is None:
             condition = torch.full((), self.num_classes, dtype=torch.int64, device=x.device)
         y = x.to(dtype) * (1 / alpha).to(dtype)[:, None, None, None]
-        output: Tensor = self.denoiser(y, self.schedule.sigma(t) / alpha, condition.expand(batch))
+        output: Tensor = self.network(y, self.schedule.sigma(t) / alpha, condition.expand(batch))
         return output.to(x.dtype)
 
 
@@ -127,10 +115,10 @@ def load_demo_teacher(device: str | torch.device = "cpu", folder: Path = WEIGHTS
     """
     path = folder / "denoiser.safetensors"
     tensors, metadata = _read(path)
-    denoiser = Denoiser(DenoiserConfig.from_dict(json.loads(metadata["config"])))
-    denoiser.load_state_dict(tensors)
+    network = DemoNetwork(DemoNetworkConfig.from_dict(json.loads(metadata["config"])))
+    network.load_state_dict(tensors)
     weights_hash = hashlib.sha256(path.read_bytes()).hexdigest()
-    return DemoTeacher(denoiser, weights_hash).to(device)
+    return DemoTeacher(network, weights_hash).to(device)
 
 
 def load_demo_features(device: str | torch.device = "cpu", folder: Path = WEIGHTS) -> DemoFeatures:

@@ -51,7 +51,7 @@ def test_the_teacher_evaluates_the_edm_denoiser_in_vp_coordinates(teacher: DemoT
     alpha, sigma = teacher.schedule.alpha(t), teacher.schedule.sigma(t)
     labels = torch.tensor([2, 10])
     y = (x.double() / alpha[:, None, None, None]).float()
-    expected = teacher.denoiser(y, sigma / alpha, labels)
+    expected = teacher.network(y, sigma / alpha, labels)
     torch.testing.assert_close(teacher(x, t, labels), expected, rtol=1e-5, atol=1e-5)
 
 

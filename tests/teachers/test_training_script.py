@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from gas_ext.teachers import load_demo_features, load_demo_statistics, load_demo_teacher
-from gas_ext.teachers.unet import Denoiser, DenoiserConfig
+from gas_ext.teachers.demo_network import DemoNetwork, DemoNetworkConfig
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "train_demo_teacher.py"
-TINY = DenoiserConfig(channels=(16, 32), blocks=(1, 1), attention=(False, True), embedding_size=32)
+TINY = DemoNetworkConfig(channels=(16, 32), blocks=(1, 1), attention=(False, True), embedding_size=32)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def make_trainer(script: ModuleType, data: Path, checkpoint: Path, steps: int = 
     images, labels = script.load_images(data, "train")
     torch.manual_seed(0)
     loss = script.denoiser_loss(images, labels, 16, seed=0)
-    return script.Trainer(Denoiser(TINY), loss, steps, 2e-3, checkpoint, warmup=2)
+    return script.Trainer(DemoNetwork(TINY), loss, steps, 2e-3, checkpoint, warmup=2)
 
 
 def test_images_are_read_and_padded(script: ModuleType, data: Path) -> None:

@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Denoiser", "DenoiserConfig"]
+__all__ = ["DemoNetwork", "DemoNetworkConfig"]
 
 
 @dataclass(frozen=True)
-class DenoiserConfig:
-    """The shape of a `Denoiser`.
+class DemoNetworkConfig:
+    """The shape of a `DemoNetwork`.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class DenoiserConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, entries: dict[str, Any]) -> DenoiserConfig:
+    def from_dict(cls, entries: dict[str, Any]) -> DemoNetworkConfig:
         """Rebuild a configuration from `to_dict`'s dictionary, lists for tuples allowed."""
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entries.items()}
         return cls(**fields)
@@ -138,7 +138,7 @@ class _Trunk(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, config: DenoiserConfig) -> None:
+    def __init__(self, config: DemoNetworkConfig) -> None:
         super().__init__()
         channels, width = config.channels, config.embedding_size
         folded = 4 * config.image_channels
@@ -177,7 +177,7 @@ class _Trunk(nn.Module):
         return F.pixel_shuffle(self.head(F.silu(self.norm(x))), 2)
 
 
-class Denoiser(nn.Module):
+class DemoNetwork(nn.Module):
     """Class-conditional denoiser D(y, sigma, label) with EDM preconditioning.
 
     D(y, sigma) = c_skip y + c_out F(c_in y, log sigma, label), where with s = sigma_data
@@ -186,18 +186,18 @@ class Denoiser(nn.Module):
 
     Parameters
     ----------
-    config : DenoiserConfig
+    config : DemoNetworkConfig
         Shape of the network.
 
     Examples
     --------
-    >>> denoiser = Denoiser(DenoiserConfig(channels=(32, 32), blocks=(1, 1), attention=(False, False)))
+    >>> denoiser = DemoNetwork(DemoNetworkConfig(channels=(32, 32), blocks=(1, 1), attention=(False, False)))
     >>> y = torch.zeros(2, 1, 32, 32)
     >>> denoiser(y, torch.tensor([0.1, 80.0]), torch.tensor([3, 10])).shape
     torch.Size([2, 1, 32, 32])
     """
 
-    def __init__(self, config: DenoiserConfig) -> None:
+    def __init__(self, config: DemoNetworkConfig) -> None:
         super().__init__()
         self.config = config
         self.trunk = _Trunk(config).to(memory_format=torch.channels_last)

@@ -1,0 +1,192 @@
+"""Imported teachers: one folder of safetensors files with a JSON card that names and checks every file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gas_ext.denoisers import Denoiser
+from gas_ext.files import file_hash, umask
+
+CARD = "teacher.json"
+FORMAT_VERSION = 1
+
+# family -> where the class that loads it lives
+FAMILIES = {
+    "edm": "gas_ext.teachers.edm:EDMTeacher",
+    "ldm": "gas_ext.teachers.ldm:LatentTeacher",
+    "stable-diffusion": "gas_ext.teachers.ldm:LatentTeacher",
+    "diffusers": "gas_ext.teachers.diffusers:DiffusersTeacher",
+}
+
+
+def save_teacher(
+    denoiser: Denoiser, folder: str | os.PathLike[str], *, source: Mapping[str, Any] | None = None
+) -> Path:
+    """Keep a teacher in a folder, which appears only when it is complete.
+
+    Parameters
+    ----------
+    denoiser : Denoiser
+        A teacher of one of the `FAMILIES`. Its `weights_hash` is set to that of the files.
+    folder : path
+        Must not exist, or be empty.
+    source : mapping, optional
+        Where the weights come from (file name, size, SHA-256, address), for the card.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds something already.
+    TypeError
+        If the family cannot be kept in a folder.
+
+    Examples
+    --------
+    >>> save_teacher(my_teacher, "teachers/cifar10")  # doctest: +SKIP
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists already; name a new folder or empty it first.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        partial.chmod(0o777 & ~umask())  # mkdtemp lets only the owner in
+        config = denoiser.save_weights(partial)
+        files = _describe_files(partial)
+        denoiser.weights_hash = weights_hash_of(files)
+        card = {
+            "format_version": FORMAT_VERSION,
+            "family": denoiser.family,
+            "name": denoiser.name,
+            "weights_hash": denoiser.weights_hash,
+            "prediction_type": denoiser.prediction_type,
+            "sample_shape": list(denoiser.sample_shape),
+            "condition_kind": denoiser.condition_kind,
+            "num_classes": denoiser.num_classes,
+            "schedule": denoiser.schedule.to_dict(),
+            "t_eps": denoiser.t_eps,
+            "guidance_scale": denoiser.guidance_scale,
+            "source": dict(source or {}),
+            "config": config,
+            "files": files,
+        }
+        (partial / CARD).write_text(json.dumps(card, indent=2) + "\n")
+        if folder.exists():
+            folder.rmdir()  # it is empty
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return folder
+
+
+def load_teacher(
+    folder: str | os.PathLike[str], device: str | torch.device = "cpu", *, verify: bool = True
+) -> Denoiser:
+    """Load an imported teacher, frozen and in evaluation mode.
+
+    Parameters
+    ----------
+    folder : path
+        What `save_teacher` or ``gas-ext import`` wrote; "demo" is the embedded teacher.
+    device : device
+        Where to put it.
+    verify : bool
+        Compare every file with the SHA-256 on the card (a gigabyte takes about a second).
+
+    Raises
+    ------
+    ValueError
+        If the folder is none, a file is missing or damaged, or the family is not known.
+
+    Examples
+    --------
+    >>> load_teacher("demo").name
+    'fashion-mnist-32'
+    """
+    if str(folder) == "demo":
+        from gas_ext.teachers.demo import load_demo_teacher
+
+        return load_demo_teacher(device)
+    folder = Path(folder)
+    card = read_card(folder)
+    check_files(folder, card, contents=verify)
+    place, name = FAMILIES[card["family"]].split(":")
+    teacher: Denoiser = getattr(import_module(place), name).load_weights(folder, card["config"])
+    teacher.name = card["name"]
+    teacher.weights_hash = card["weights_hash"]
+    return teacher.requires_grad_(False).eval().to(device)
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Read the card of a teacher folder; ValueError says in one sentence why it cannot be used."""
+    path = folder / CARD
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no imported teacher ({CARD} is missing); run gas-ext import first.")
+    try:
+        card = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: it is not JSON ({error}).") from error
+    if not isinstance(card, dict) or card.get("format_version") != FORMAT_VERSION:
+        raise ValueError(f"{path} is no card of format {FORMAT_VERSION}; import the teacher again.")
+    for name, kind in (
+        ("family", str),
+        ("name", str),
+        ("weights_hash", str),
+        ("config", dict),
+        ("files", dict),
+    ):
+        if not isinstance(card.get(name), kind):
+            raise ValueError(f"{path} is damaged: its field {name!r} is missing or of the wrong type.")
+    if card["family"] not in FAMILIES:
+        raise ValueError(
+            f"{path} names the family {card['family']!r}; expected one of {', '.join(FAMILIES)}."
+        )
+    return card
+
+
+def check_files(folder: Path, card: Mapping[str, Any], contents: bool = True) -> None:
+    """Raise ValueError unless every file on the card is there, of its size and (if asked) its SHA-256."""
+    for name, entry in card["files"].items():
+        path = folder / name
+        if ".." in Path(name).parts or Path(name).is_absolute():
+            raise ValueError(f"The card of {folder} names {name!r}, which is outside the folder.")
+        if not path.is_file():
+            raise ValueError(f"{path} is missing; import the teacher again.")
+        if path.stat().st_size != entry["bytes"] or (contents and file_hash(path) != entry["sha256"]):
+            raise ValueError(
+                f"{path} is damaged: it is not what the card describes; import the teacher again."
+            )
+    if weights_hash_of(card["files"]) != card["weights_hash"]:
+        raise ValueError(f"The card of {folder} contradicts itself (weights_hash); import the teacher again.")
+
+
+def _describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_hash(path)}
+        for path in paths
+    }
+
+
+def weights_hash_of(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the identity of a folder of weights: SHA-256 over the names and hashes of its files."""
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(f"{name} {files[name]['sha256']}\n".encode())
+    return digest.hexdigest()
