@@ -6,15 +6,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gas_ext.denoisers import Denoiser
     from gas_ext.sampler import GASSampler
     from gas_ext.schedules import NoiseSchedule
     from gas_ext.solver import GeneralizedSolver
 
-__all__ = ["GASSampler", "GeneralizedSolver", "NoiseSchedule"]
+__all__ = ["Denoiser", "GASSampler", "GeneralizedSolver", "NoiseSchedule"]
 __version__ = "0.1.0"
 
 # Imported on first use, so that `gas-ext --help` does not wait for torch.
 _HOMES = {
+    "Denoiser": "gas_ext.denoisers",
     "GASSampler": "gas_ext.sampler",
     "GeneralizedSolver": "gas_ext.solver",
     "NoiseSchedule": "gas_ext.schedules",

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gas_ext.files import temporary_path
+
 _SEED_RANGE = re.compile(r"(-?\d+)(?:-(\d+))?")
 _SEED_MODULUS = 2**32  # mt19937 is seeded with 32 bits; larger and negative seeds wrap around
 
@@ -211,11 +213,6 @@ def image_grid(images: Tensor, columns: int, padding: int = 2, background: float
         left = padding + (index % columns) * (width + padding)
         grid[:, top : top + height, left : left + width] = image
     return grid
-
-
-def temporary_path(path: Path) -> Path:
-    """Name beside `path` under which a file is written before `os.replace` puts it in place."""
-    return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
 
 
 def save_png(image: Tensor, path: str | Path, scale: int = 1) -> None:

@@ -26,6 +26,11 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
         raise
 
 
+def temporary_path(path: Path) -> Path:
+    """Name beside `path` under which a file is written before `os.replace` puts it in place."""
+    return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+
+
 def file_hash(path: Path) -> str:
     """Return the SHA-256 (hex) of a file of any size."""
     digest = hashlib.sha256()

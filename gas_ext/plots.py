@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gas_ext.data import image_grid, temporary_path, to_uint8
+from gas_ext.data import image_grid, to_uint8
 from gas_ext.evaluation import Row
+from gas_ext.files import temporary_path
 from gas_ext.solver import GeneralizedSolver
 
 if TYPE_CHECKING:

@@ -54,10 +54,6 @@ def save_teacher(
         If the folder holds something already.
     TypeError
         If the family cannot be kept in a folder.
-
-    Examples
-    --------
-    >>> save_teacher(my_teacher, "teachers/cifar10")  # doctest: +SKIP
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

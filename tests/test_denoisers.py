@@ -1,0 +1,164 @@
+"""The interface of networks, and how the sampler uses it."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gas_ext import Denoiser, GASSampler, GeneralizedSolver, NoiseSchedule
+from gas_ext.baselines import classical_solver
+from gas_ext.teachers import load_demo_teacher
+
+SCHEDULE = NoiseSchedule.vp_linear()
+
+
+def gaussian(x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+    """Exact data prediction of N(condition, 1) data."""
+    alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)
+    mean = torch.zeros(len(x)) if condition is None else condition.to(torch.float64)
+    mean = mean.to(x).reshape(-1, *[1] * (x.ndim - 1))
+    return mean + (alpha / (alpha**2 + sigma**2)).to(x) * (x - alpha.to(x) * mean)
+
+
+def labelled(**options) -> Denoiser:
+    return Denoiser.from_callable(
+        gaussian,
+        **{
+            "schedule": SCHEDULE,
+            "prediction_type": "sample",
+            "sample_shape": (2, 4),
+            "condition_kind": "label",
+            "num_classes": 5,
+            **options,
+        },
+    )
+
+
+def test_a_function_is_wrapped_in_three_lines():
+    denoiser = Denoiser.from_callable(
+        gaussian, schedule=SCHEDULE, prediction_type="sample", sample_shape=(2, 4)
+    )
+    solver = GeneralizedSolver(denoiser.schedule, steps=3)
+    x = GASSampler(solver, denoiser)(torch.randn(5, *denoiser.sample_shape))
+    assert x.shape == (5, 2, 4)
+    assert denoiser.evaluations == 3
+
+
+def test_a_guided_step_is_one_evaluation():
+    denoiser = labelled()
+    sampler = GASSampler(GeneralizedSolver(SCHEDULE, steps=4), denoiser, guidance_scale=2.0)
+    sampler(torch.randn(3, 2, 4), condition=[0, 1, 2])
+    assert denoiser.evaluations == sampler.evaluations == 4
+
+
+def test_guidance_takes_the_denoiser_s_own_unconditional_condition():
+    denoiser, noise = labelled(), torch.randn(3, 2, 4)
+    solver = GeneralizedSolver(SCHEDULE, steps=4)
+    by_itself = GASSampler(solver, denoiser, guidance_scale=2.0)(noise, [0, 1, 2])
+    by_hand = GASSampler(solver, gaussian, "sample", 2.0)(
+        noise, torch.tensor([0, 1, 2]), torch.tensor(denoiser.num_classes)
+    )
+    assert torch.equal(by_itself, by_hand)
+
+
+def test_prediction_type_comes_from_the_denoiser():
+    denoiser = Denoiser.from_callable(
+        lambda x, t, condition: x, schedule=SCHEDULE, prediction_type="epsilon", sample_shape=(2,)
+    )
+    solver = GeneralizedSolver(SCHEDULE, steps=2)
+    assert GASSampler(solver, denoiser).prediction_type == "epsilon"
+    with pytest.raises(ValueError, match="prediction_type 'epsilon', not 'sample'"):
+        GASSampler(solver, denoiser, "sample")
+
+
+def test_another_schedule_is_refused():
+    with pytest.raises(ValueError, match=r"denoiser has NoiseSchedule\.vp_linear"):
+        GASSampler(GeneralizedSolver(NoiseSchedule.flow(), steps=2), labelled())
+
+
+@pytest.mark.parametrize("labels", [[0, 4, 5], (0, 4, 5), torch.tensor([0, 4, 5], dtype=torch.int32)])
+def test_labels_become_int64(labels):
+    encoded = labelled().encode_condition(labels)
+    assert encoded.dtype == torch.int64
+    assert encoded.tolist() == [0, 4, 5]
+
+
+@pytest.mark.parametrize("labels", [[6], [-1], [0.5], [[1, 2]]])
+def test_impossible_labels_are_refused(labels):
+    with pytest.raises(ValueError, match=r"integers|0 to 4"):
+        labelled().encode_condition(labels)
+
+
+def test_an_unconditional_model_refuses_a_condition():
+    denoiser = Denoiser.from_callable(
+        gaussian, schedule=SCHEDULE, prediction_type="sample", sample_shape=(2,)
+    )
+    with pytest.raises(ValueError, match="takes no condition"):
+        GASSampler(GeneralizedSolver(SCHEDULE, steps=2), denoiser)(torch.randn(1, 2), [1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sample_shape": (0, 2)}, "sizes"),
+        ({"prediction_type": "noise"}, "unknown"),
+        ({"condition_kind": "text"}, "one of none"),
+        ({"num_classes": None}, "num_classes"),
+        ({"condition_kind": "none"}, "num_classes"),
+    ],
+)
+def test_impossible_descriptions_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        labelled(**options)
+
+
+def test_a_schedule_of_another_kind_is_a_type_error():
+    with pytest.raises(TypeError, match="NoiseSchedule"):
+        labelled(schedule="linear")
+
+
+def test_a_wrapped_module_moves_with_its_denoiser():
+    network = nn.Linear(4, 4)
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x, t, condition):
+            return self.network(x)
+
+    denoiser = Denoiser.from_callable(
+        Wrapped(), schedule=SCHEDULE, prediction_type="sample", sample_shape=(4,)
+    )
+    assert denoiser.double().device.type == "cpu"
+    assert network.weight.dtype == torch.float64
+
+
+def test_decoding_is_the_identity_unless_said_otherwise():
+    x = torch.randn(2, 2, 4)
+    assert labelled().decode(x) is x
+    assert torch.equal(labelled(decode=torch.tanh).decode(x), torch.tanh(x))
+
+
+def test_what_cannot_be_kept_says_so(tmp_path):
+    with pytest.raises(TypeError, match="cannot be kept in a folder"):
+        labelled().save_weights(tmp_path)
+
+
+def test_sampling_compiles_and_gives_the_same():
+    denoiser, noise = labelled(), torch.randn(3, 2, 4)
+    sampler = GASSampler(GeneralizedSolver(SCHEDULE, steps=3), denoiser)
+    labels = torch.tensor([0, 1, 2])
+    with torch.no_grad():
+        expected = sampler(noise, labels)
+        compiled = torch.compile(sampler, fullgraph=False, backend="eager")(noise, labels)
+    assert torch.allclose(expected, compiled, atol=1e-6)
+
+
+def test_the_embedded_teacher_is_a_denoiser():
+    teacher = load_demo_teacher()
+    solver = classical_solver(teacher.schedule, 2, 2, "logsnr").solver
+    sampler = GASSampler(solver, teacher, guidance_scale=1.5)
+    with torch.no_grad():
+        assert sampler(torch.randn(2, 1, 32, 32), condition=[3, 4]).shape == (2, 1, 32, 32)
+    assert teacher.evaluations == 2
