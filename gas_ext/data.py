@@ -7,7 +7,6 @@ depend on the batch it was drawn in, on the batch size, or on the device that co
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,45 +15,20 @@ import torch
 from torch import Tensor
 
 from gas_ext.files import temporary_path
+from gas_ext.seeds import parse_seeds
 
-_SEED_RANGE = re.compile(r"(-?\d+)(?:-(\d+))?")
+__all__ = [
+    "StackedGenerator",
+    "image_grid",
+    "parse_seeds",
+    "save_png",
+    "seed_labels",
+    "stacked_noise",
+    "take",
+    "to_uint8",
+]
+
 _SEED_MODULUS = 2**32  # mt19937 is seeded with 32 bits; larger and negative seeds wrap around
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Read a list of seeds such as ``"0-63,100"``.
-
-    Parameters
-    ----------
-    text : str
-        Comma-separated integers and inclusive ranges ``first-last``.
-
-    Returns
-    -------
-    list of int
-        The seeds in the order given; repetitions are kept.
-
-    Raises
-    ------
-    ValueError
-        If the text is empty, a part is not a number or a range, or a range runs backward.
-
-    Examples
-    --------
-    >>> parse_seeds("0-3,10")
-    [0, 1, 2, 3, 10]
-    """
-    seeds: list[int] = []
-    for part in text.split(","):
-        match = _SEED_RANGE.fullmatch(part.strip())
-        if match is None:
-            raise ValueError(f"cannot read seeds from {text!r}: write integers and ranges such as '0-63,100'")
-        first = int(match[1])
-        last = first if match[2] is None else int(match[2])
-        if last < first:
-            raise ValueError(f"seed range {part.strip()!r} runs backward: write the smaller seed first")
-        seeds.extend(range(first, last + 1))
-    return seeds
 
 
 class StackedGenerator:
