@@ -1,0 +1,210 @@
+"""The files that are published, read equal to what they hold."""
+
+import collections
+import hashlib
+import io
+import json
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from golden_data import GOLDEN, arrays, index
+from safetensors.torch import load_file
+from torch import nn
+
+from gas_ext.safe_pickle import (
+    DamagedPickleError,
+    PickledGlobal,
+    PickledObject,
+    read_pickle,
+    read_torch_archive,
+    state_dict_of,
+)
+
+
+def golden_files(pattern: str) -> list[str]:
+    return sorted(str(path.relative_to(GOLDEN)) for path in GOLDEN.glob(pattern))
+
+
+def digest(tensor: torch.Tensor) -> list:
+    array = np.ascontiguousarray(tensor.numpy())
+    return [list(tensor.shape), str(array.dtype), hashlib.sha256(array.tobytes()).hexdigest()]
+
+
+@pytest.mark.parametrize("name", golden_files("edm/*.pkl"))
+def test_edm_snapshots(name):
+    found = state_dict_of(read_pickle(GOLDEN / name)["ema"])
+    entry = index()["files"].get(name.replace("_era2022", ""))
+    expected = {key: value[:3] for key, value in entry["state_dict"].items()}
+    assert {key: digest(value) for key, value in found.items()} == expected
+
+
+@pytest.mark.parametrize("name", golden_files("edm/d*.safetensors") + golden_files("edm/ncsnpp*.safetensors"))
+def test_edm_snapshots_equal_their_safetensors_twins(name):
+    found = state_dict_of(read_pickle(GOLDEN / name.replace(".safetensors", ".scrubbed.pkl"))["ema"])
+    twin = load_file(GOLDEN / name)
+    assert found.keys() == twin.keys()
+    assert all(torch.equal(found[key], twin[key]) for key in twin)
+
+
+@pytest.mark.parametrize("name", golden_files("r3gan/*.pkl"))
+def test_discriminator_snapshots(name):
+    snapshot = read_pickle(GOLDEN / name)
+    expected = {key: value[:3] for key, value in index()["files"][name]["D_state_dict"].items()}
+    assert {key: digest(value) for key, value in state_dict_of(snapshot["D"]).items()} == expected
+    assert snapshot["G"].module.startswith("training.networks")
+
+
+@pytest.mark.parametrize("name", golden_files("dataset/*.pkl"))
+def test_sample_sets(name):
+    found, expected = read_pickle(GOLDEN / name), arrays(name.replace(".pkl", ".npz"))
+    for key in ("noise", "latents", "images"):
+        if key in expected:
+            assert torch.equal(found[key], torch.from_numpy(expected[key]))
+    conditions = found["condition"]
+    if "condition" not in expected:
+        assert set(conditions) == {None}
+    elif isinstance(conditions, torch.Tensor):
+        assert conditions.tolist() == expected["condition"].tolist()
+    else:
+        assert conditions == expected["condition"].tolist()
+
+
+@pytest.mark.parametrize("name", golden_files("checkpoints/*.pt"))
+def test_archives_equal_torch_s_own_reading(name):
+    found = read_torch_archive(GOLDEN / name)
+    expected = torch.load(GOLDEN / name, weights_only=True)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("name", golden_files("ldm/*_small.ckpt"))
+def test_latent_diffusion_checkpoints(name):
+    state = read_torch_archive(GOLDEN / name)["state_dict"]
+    listed = json.loads((GOLDEN / name.replace(".ckpt", ".json")).read_text())["state_dict"]
+    expected = {key: [shape, dtype, sha16] for key, shape, dtype, _, _, sha16 in listed}
+    found = {key: digest(value) for key, value in state.items()}
+    assert {key: [*value[:2], value[2][:16]] for key, value in found.items()} == expected
+
+
+def assert_same(found, expected):
+    if isinstance(expected, torch.Tensor):
+        assert found.dtype == expected.dtype
+        assert torch.equal(found, expected)
+    elif isinstance(expected, dict):
+        assert list(found) == list(expected)
+        for key, value in expected.items():
+            assert_same(found[key], value)
+    elif isinstance(expected, (list, tuple)):
+        assert len(found) == len(expected)
+        for pair in zip(found, expected, strict=True):
+            assert_same(*pair)
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize("name", golden_files("ldm/*callbacks_class.ckpt"))
+def test_lightning_s_classes_are_markers(name):
+    found = read_torch_archive(GOLDEN / name)
+    (key,) = found["callbacks"]
+    assert key == PickledGlobal("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint")
+    plain = read_torch_archive(GOLDEN / name.replace("class", "plain"))
+    assert_same(found["state_dict"], plain["state_dict"])
+
+
+def plain_value(rng: random.Random, depth: int):
+    """Some nested value of plain types."""
+    kind = rng.randrange(10 if depth else 7)
+    if kind < 7:
+        leaves = (None, True, rng.randrange(-(2**70), 2**70), rng.random(), "text \u00e9", b"xy", -1)
+        return leaves[kind]
+    parts = [plain_value(rng, depth - 1) for _ in range(rng.randrange(6))]
+    if kind == 7:
+        return parts
+    return tuple(parts) if kind == 8 else {str(i): part for i, part in enumerate(parts)}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("seed", range(20))
+def test_plain_values_come_back(protocol, seed):
+    value = plain_value(random.Random(seed), 5)
+    if protocol == 2 and "xy" in repr(value):
+        value = str(value)
+    assert read_pickle(pickle.dumps(value, protocol)) == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        collections.OrderedDict(a=1, b=[2]),
+        collections.defaultdict(list, a=[1]),
+        {1, 2, 3},
+        np.float64(0.25),
+        np.int32(-7),
+        np.bool_(True),
+        np.str_("caption \u00e9"),
+        torch.bfloat16,
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_known_globals(value, protocol):
+    found = read_pickle(pickle.dumps(value, protocol))
+    assert found == value
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64, torch.bool, torch.uint8])
+def test_tensors_and_views_come_back(dtype, legacy):
+    base = (torch.randn(6, 5) * 3).to(dtype)
+    value = {"base": base, "t": base.T, "part": base[1:4, ::2], "none": base[:0], "one": base[0, 0]}
+    file = io.BytesIO()
+    torch.save(value, file, _use_new_zipfile_serialization=not legacy)
+    found = read_torch_archive(file.getvalue())
+    assert_same(found, value)
+    found["base"][1, 0] = 1
+    assert found["part"][0, 0] == 1  # views of one storage stay so
+
+
+def test_a_module_gives_its_persistent_tensors():
+    module = PickledObject(
+        "m",
+        "Outer",
+        {
+            "_parameters": {"weight": torch.ones(2), "bias": None},
+            "_buffers": {"kept": torch.zeros(1), "fleeting": torch.zeros(1)},
+            "_non_persistent_buffers_set": {"fleeting"},
+            "_modules": {
+                "inner": PickledObject(
+                    "m", "Inner", {"_parameters": {"w": torch.ones(1)}, "_buffers": {}, "_modules": {}}
+                )
+            },
+        },
+    )
+    assert list(state_dict_of(module)) == ["weight", "kept", "inner.w"]
+    module.state["_modules"]["again"] = module
+    with pytest.raises(DamagedPickleError, match="nested deeper"):
+        state_dict_of(module)
+
+
+def test_rows_are_loaded_alone():
+    file = io.BytesIO()
+    value = torch.arange(24.0).reshape(6, 4)
+    torch.save([value, value.T], file)
+    rows, transposed = read_torch_archive(file.getvalue(), tensors=False)
+    assert torch.equal(rows.rows(2, 5), value[2:5])
+    assert torch.equal(rows.rows(4, 100), value[4:])
+    assert torch.equal(transposed.rows(1, 3), value.T[1:3])
+    assert rows.rows(3, 3).shape == (0, 4)
+
+
+def test_a_state_dict_s_version_numbers_are_dropped():
+    file = io.BytesIO()
+    torch.save(nn.Linear(2, 3).state_dict(), file)
+    assert list(read_torch_archive(file.getvalue())) == ["weight", "bias"]
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no file"):
+        read_pickle(tmp_path / "none.pkl")
