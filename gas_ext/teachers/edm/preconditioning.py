@@ -1,0 +1,125 @@
+"""From a raw network F to a denoiser D(y; sigma) = c_skip y + c_out F(c_in y; c_noise)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Scales(NamedTuple):
+    """The four functions of the noise level sigma (Karras et al. 2022, table 1), float64 like sigma."""
+
+    skip: Tensor
+    out: Tensor
+    into: Tensor
+    noise: Tensor
+
+
+def vp_scales(sigma: Tensor, beta_d: float = 19.9, beta_min: float = 0.1) -> Scales:
+    """Variance preserving (DDPM++): the noise label is 999 times the time of the linear-beta schedule."""
+    root = torch.sqrt(beta_min**2 + 2.0 * beta_d * torch.log1p(sigma**2))
+    return Scales(
+        torch.ones_like(sigma), -sigma, torch.rsqrt(sigma**2 + 1.0), 999.0 * (root - beta_min) / beta_d
+    )
+
+
+def ve_scales(sigma: Tensor) -> Scales:
+    """Variance exploding (NCSN++)."""
+    one = torch.ones_like(sigma)
+    return Scales(one, sigma, one, torch.log(0.5 * sigma))
+
+
+def edm_scales(sigma: Tensor, sigma_data: float = 0.5) -> Scales:
+    """EDM: unit variance of input and training target at every noise level."""
+    norm = torch.sqrt(sigma**2 + sigma_data**2)
+    return Scales((sigma_data / norm) ** 2, sigma * sigma_data / norm, 1.0 / norm, torch.log(sigma) / 4.0)
+
+
+class Preconditioning(NamedTuple):
+    """Scales and the range of noise levels that the network declares."""
+
+    scales: Callable[..., Scales]
+    sigma_min: float
+    sigma_max: float
+
+
+def _vp_sigma(t: float) -> float:
+    return math.sqrt(math.expm1(0.5 * 19.9 * t**2 + 0.1 * t))
+
+
+# By the class names of the published files.
+PRECONDITIONINGS = {
+    "VPPrecond": Preconditioning(vp_scales, _vp_sigma(1e-5), _vp_sigma(1.0)),
+    "VEPrecond": Preconditioning(ve_scales, 0.02, 100.0),
+    "EDMPrecond": Preconditioning(edm_scales, 0.0, math.inf),
+}
+
+
+class PreconditionedNetwork(nn.Module):
+    """D(y; sigma) of one of the published preconditionings.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The raw network.
+    kind : str
+        "VPPrecond", "VEPrecond" or "EDMPrecond".
+    label_dim : int
+        Number of classes; 0 for none.
+
+    Raises
+    ------
+    ValueError
+        If the preconditioning is another one.
+    """
+
+    def __init__(self, model: nn.Module, kind: str, label_dim: int = 0) -> None:
+        super().__init__()
+        if kind not in PRECONDITIONINGS:
+            raise ValueError(
+                f"Preconditioning {kind!r} is not known; expected one of {', '.join(PRECONDITIONINGS)}."
+            )
+        self.model = model
+        self.kind = kind
+        self.label_dim = label_dim
+
+    def forward(
+        self,
+        y: Tensor,
+        sigma: Tensor,
+        class_labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Denoise y = x_0 + sigma noise.
+
+        Parameters
+        ----------
+        y : Tensor
+            (B, C, H, W).
+        sigma : Tensor
+            Noise level, 0-d or (B,).
+        class_labels : Tensor, optional
+            (B, label_dim) one-hot; zeros (or None) for no class.
+        augment_labels : Tensor, optional
+            (B, augment_dim), as in training with augmentation.
+        dtype : torch.dtype, optional
+            What the network computes in; that of y if not given.
+        """
+        sigma = sigma.to(torch.float64).expand(y.shape[0])
+        scales = PRECONDITIONINGS[self.kind].scales(sigma)
+        dtype = dtype or y.dtype
+        if self.label_dim and class_labels is None:
+            class_labels = y.new_zeros(y.shape[0], self.label_dim)
+        skip, out, into = (scale.to(y.dtype)[:, None, None, None] for scale in scales[:3])
+        wide = torch.promote_types(dtype, torch.float32)  # embeddings of large labels need the digits
+        labels = None if class_labels is None else class_labels.to(wide)
+        augment = None if augment_labels is None else augment_labels.to(wide)
+        output = self.model((into * y).to(dtype), scales.noise.to(wide), labels, augment)
+        denoised: Tensor = skip * y + out * output.to(y.dtype)
+        return denoised

@@ -1,0 +1,226 @@
+"""EDM networks as teachers: from published snapshots, and from folders."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gas_ext.denoisers import Denoiser
+from gas_ext.safe_pickle import PickledObject, read_pickle, state_dict_of
+from gas_ext.schedules import NoiseSchedule
+from gas_ext.teachers.edm.networks import build_network
+from gas_ext.teachers.edm.preconditioning import PRECONDITIONINGS, PreconditionedNetwork
+
+# Arguments of the published preconditioning classes that are not the network's.
+_OUTER = ("img_resolution", "img_channels", "label_dim", "use_fp16", "model_type")
+_OUTER_IGNORED = ("sigma_min", "sigma_max", "sigma_data", "beta_d", "beta_min", "M", "epsilon_t")
+
+_WEIGHTS = "model.safetensors"
+
+
+class EDMTeacher(Denoiser):
+    """A preconditioned EDM network in the coordinates of a noise schedule; it predicts the clean sample.
+
+    Frozen and in evaluation mode; gradients flow to x and t.
+
+    Parameters
+    ----------
+    network : PreconditionedNetwork
+        The denoiser D(y; sigma).
+    image_shape : tuple of int
+        (channels, height, width); images in [-1, 1].
+    schedule : NoiseSchedule, optional
+        If not given: for networks with VP or EDM preconditioning the linear VP schedule in the network's
+        sigma range, as in the GS/GAS paper; for VE the EDM schedule over that range.
+    name : str
+        Identity of the teacher.
+    t_eps : float
+        Where sampling ends by default.
+    dtype : torch.dtype, optional
+        What the network computes in (float16 or bfloat16 on a GPU); its weights' own if not given.
+
+    Examples
+    --------
+    >>> from gas_ext.teachers.edm import SongUNet
+    >>> raw = SongUNet(8, 3, 3, model_channels=8, channel_mult=(1, 2), num_blocks=1, attn_resolutions=())
+    >>> teacher = EDMTeacher(PreconditionedNetwork(raw, "EDMPrecond"), (3, 8, 8))
+    >>> teacher(torch.randn(2, 3, 8, 8), torch.tensor(0.5)).shape
+    torch.Size([2, 3, 8, 8])
+    """
+
+    family = "edm"
+
+    def __init__(
+        self,
+        network: PreconditionedNetwork,
+        image_shape: tuple[int, int, int],
+        *,
+        schedule: NoiseSchedule | None = None,
+        name: str = "edm",
+        t_eps: float = 1e-3,
+        dtype: torch.dtype | None = None,
+        architecture: dict[str, Any] | None = None,
+    ) -> None:
+        labels = network.label_dim
+        super().__init__(
+            schedule=schedule or default_schedule(network.kind, t_eps),
+            prediction_type="sample",
+            sample_shape=image_shape,
+            name=name,
+            condition_kind="label" if labels else "none",
+            num_classes=labels or None,
+            t_eps=t_eps,
+        )
+        self.network = network
+        self.dtype = dtype
+        self.architecture = dict(architecture or {})
+        self.requires_grad_(False).eval()
+
+    def predict(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Predict the clean image from x = alpha x_0 + sigma noise.
+
+        Parameters
+        ----------
+        x : Tensor
+            (B, C, H, W).
+        t : Tensor
+            float64 time, 0-d or (B,).
+        condition : Tensor, optional
+            int64 labels, 0-d or (B,); num_classes, like None, means "no label".
+        """
+        batch, dtype = x.shape[0], self._parameter_dtype()
+        t = t.to(device=x.device, dtype=torch.float64).expand(batch)
+        alpha = self.schedule.alpha(t)
+        labels = None
+        if condition is not None and self.num_classes is not None:
+            # One column more than classes, cut off: "no label" is the vector of zeros.
+            one_hot = F.one_hot(condition.to(x.device).expand(batch), self.num_classes + 1)
+            labels = one_hot[:, :-1].to(dtype)
+        y = x.to(dtype) * (1.0 / alpha).to(dtype)[:, None, None, None]
+        output: Tensor = self.network(y, self.schedule.sigma(t) / alpha, labels, dtype=self.dtype)
+        return output.to(x.dtype)
+
+    def _parameter_dtype(self) -> torch.dtype:
+        return next(self.network.parameters()).dtype
+
+    def save_weights(self, folder: Path) -> dict[str, Any]:
+        """Write model.safetensors; return how to rebuild the network."""
+        if not self.architecture:
+            raise ValueError(
+                f"{self.name} was built by hand; pass architecture={{'network': ..., ...}} to keep it."
+            )
+        tensors = {name: value.contiguous() for name, value in self.network.state_dict().items()}
+        save_file(tensors, folder / _WEIGHTS)
+        return {
+            "preconditioning": self.network.kind,
+            "image_shape": list(self.sample_shape),
+            "architecture": self.architecture,
+            "schedule": self.schedule.to_dict(),
+            "t_eps": self.t_eps,
+        }
+
+    @classmethod
+    def load_weights(cls, folder: Path, config: dict[str, Any]) -> EDMTeacher:
+        """Rebuild what `save_weights` wrote."""
+        teacher = build_teacher(
+            config["preconditioning"],
+            config["architecture"],
+            tuple(config["image_shape"]),
+            schedule=NoiseSchedule.from_dict(config["schedule"]),
+            t_eps=config["t_eps"],
+        )
+        teacher.network.load_state_dict(load_file(folder / _WEIGHTS))
+        return teacher
+
+
+def default_schedule(kind: str, t_eps: float) -> NoiseSchedule:
+    """Return the schedule in which a network of this preconditioning is driven by default."""
+    low, high = PRECONDITIONINGS[kind].sigma_min, PRECONDITIONINGS[kind].sigma_max
+    if kind == "VEPrecond":
+        return NoiseSchedule.edm(low, high)
+    if math.isinf(high):
+        return NoiseSchedule.vp_linear(0.1, 20.0)
+    return NoiseSchedule.vp_from_edm(low, high, t_eps)
+
+
+def build_teacher(
+    kind: str, architecture: dict[str, Any], image_shape: tuple[int, int, int], **options: Any
+) -> EDMTeacher:
+    """Build a teacher with random weights from its preconditioning and the arguments of its network.
+
+    Examples
+    --------
+    >>> with torch.device("meta"):
+    ...     teacher = build_teacher("EDMPrecond", {
+    ...         "network": "SongUNet", "channel_mult": [2, 2, 2], "augment_dim": 9}, (3, 32, 32))
+    >>> sum(parameter.numel() for parameter in teacher.parameters())
+    55733891
+    """
+    arguments = {name: value for name, value in architecture.items() if name != "network"}
+    channels, size = image_shape[0], image_shape[1]
+    arguments.pop("img_resolution", None)
+    arguments.pop("img_channels", None)
+    raw = build_network(
+        architecture["network"],
+        img_resolution=size,
+        in_channels=channels,
+        out_channels=channels,
+        **arguments,
+    )
+    network = PreconditionedNetwork(raw, kind, architecture.get("label_dim", 0))
+    return EDMTeacher(network, image_shape, architecture=architecture, **options)
+
+
+def load_edm_snapshot(path: str | os.PathLike[str], **options: Any) -> EDMTeacher:
+    """Load a published network-snapshot .pkl of EDM; nothing in the file is run.
+
+    Parameters
+    ----------
+    path : path
+        A pickle with an entry "ema", as at nvlabs-fi-cdn.nvidia.com/edm/pretrained.
+    **options
+        Keyword arguments of `EDMTeacher`.
+
+    Returns
+    -------
+    EDMTeacher
+        With the averaged weights.
+
+    Raises
+    ------
+    ValueError
+        If the file is refused (`gas_ext.safe_pickle`), or holds another network than the known ones.
+    """
+    content = read_pickle(path)
+    record = content.get("ema") if isinstance(content, dict) else None
+    if not isinstance(record, PickledObject):
+        raise ValueError(f"{path} is no EDM snapshot: it has no network under 'ema'.")
+    if record.name not in PRECONDITIONINGS:
+        raise ValueError(
+            f"{path} holds a {record.name}, but only {', '.join(PRECONDITIONINGS)} are known here."
+        )
+    arguments = record.state.get("_init_kwargs")
+    if not isinstance(arguments, dict) or record.state.get("_init_args"):
+        raise ValueError(f"{path} does not say how its network was built.")
+    inner = {k: v for k, v in arguments.items() if k not in (*_OUTER, *_OUTER_IGNORED)}
+    architecture = {
+        "network": arguments.get("model_type", "SongUNet"),
+        "label_dim": arguments.get("label_dim", 0),
+        **inner,
+    }
+    size, channels = arguments["img_resolution"], arguments["img_channels"]
+    options = {"name": Path(path).stem, **options}
+    teacher = build_teacher(record.name, architecture, (channels, size, size), **options)
+    try:
+        teacher.network.load_state_dict(state_dict_of(record))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path} does not fit the network that it describes: {reason}") from error
+    return teacher
