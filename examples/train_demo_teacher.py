@@ -43,8 +43,8 @@ from gas_ext.metrics import Statistics, StreamingStatistics, frechet_distance
 from gas_ext.sampler import GASSampler
 from gas_ext.solver import GeneralizedSolver
 from gas_ext.teachers.demo import DemoFeatures, DemoTeacher, load_demo_features, load_demo_teacher
-from gas_ext.teachers.features import FeatureNetwork
 from gas_ext.teachers.demo_network import DemoNetwork, DemoNetworkConfig
+from gas_ext.teachers.features import FeatureNetwork
 
 Loss = Callable[[nn.Module, int], Tensor]  # of the module and the step, from which all randomness derives
 

@@ -18,8 +18,8 @@ class HeunSolver(MultistepSolver):
     """Heun's method of second order; N times cost 2 N - 1 network evaluations.
 
     Each stage is one linear combination of the two newest states and data predictions, so that Heun runs in
-    `GASSampler` like a multistep solver of 2 N - 1 steps: steps 0, 2, 4, ... go to x_{n+1} by Euler, and steps
-    1, 3, 5, ... replace it by the mean of both slopes. The last step, to sigma = 0, is Euler's alone.
+    `GASSampler` like a multistep solver of 2 N - 1 steps: steps 0, 2, 4, ... go to x_{n+1} by Euler, and
+    steps 1, 3, 5, ... replace it by the mean of both slopes. The last step, to sigma = 0, is Euler's alone.
 
     With X = x / scale and u the variable of integration, dX/du = a X + b D:
     u = sigma / alpha, scale = alpha: a = 1/u, b = -1/u (what EDM uses);

@@ -1,0 +1,183 @@
+"""EDM networks as teachers: shapes, labels, gradients, folders, solves."""
+
+import json
+import pickle
+
+import pytest
+import torch
+
+from gas_ext import GASSampler, GeneralizedSolver, NoiseSchedule
+from gas_ext.baselines import classical_solver
+from gas_ext.configs import load_config
+from gas_ext.heun import HeunSolver
+from gas_ext.teachers.edm import EDMTeacher, load_edm_snapshot
+from gas_ext.teachers.edm.teacher import build_teacher
+from gas_ext.teachers.folder import load_teacher, save_teacher
+
+SONG = {
+    "network": "SongUNet",
+    "model_channels": 8,
+    "channel_mult": [1, 2],
+    "num_blocks": 1,
+    "attn_resolutions": [4],
+}
+KINDS = {
+    "ddpmpp": ("EDMPrecond", SONG),
+    "vp": ("VPPrecond", {**SONG, "augment_dim": 9}),
+    "ncsnpp": (
+        "VEPrecond",
+        {
+            **SONG,
+            "embedding_type": "fourier",
+            "encoder_type": "residual",
+            "resample_filter": [1, 3, 3, 1],
+            "channel_mult_noise": 2,
+        },
+    ),
+    "skip": ("EDMPrecond", {**SONG, "encoder_type": "skip", "decoder_type": "skip"}),
+    "adm": (
+        "EDMPrecond",
+        {
+            "network": "DhariwalUNet",
+            "model_channels": 32,
+            "channel_mult": [1, 2],
+            "num_blocks": 1,
+            "attn_resolutions": [4],
+            "label_dim": 3,
+        },
+    ),
+}
+
+
+def small(kind: str) -> EDMTeacher:
+    torch.manual_seed(0)
+    return build_teacher(*KINDS[kind], (3, 8, 8))
+
+
+@pytest.mark.parametrize(("name", "count"), [("cifar10", 55_733_891), ("ffhq", 61_805_571)])
+def test_full_size_networks_have_the_published_parameter_counts(name, count):
+    config = load_config(name)
+    with torch.device("meta"):
+        teacher = build_teacher("EDMPrecond", config.teacher.architecture, config.space.shape)
+    assert sum(parameter.numel() for parameter in teacher.parameters()) == count
+    assert round(4 * count / 1e6) == config.teacher.megabytes
+
+
+def test_the_full_size_cifar10_network_runs():
+    config = load_config("cifar10")
+    teacher = build_teacher("EDMPrecond", config.teacher.architecture, config.space.shape)
+    out = teacher(torch.randn(1, 3, 32, 32), torch.tensor(0.5))
+    assert out.shape == (1, 3, 32, 32)
+    assert torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_reach_state_and_time(kind):
+    teacher = small(kind)
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    t = torch.tensor([0.3, 0.7], dtype=torch.float64, requires_grad=True)
+    teacher(x, t).square().sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert t.grad.abs().min() > 0
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_gives_the_same_teacher(kind, tmp_path):
+    teacher, x = small(kind), torch.randn(2, 3, 8, 8)
+    save_teacher(teacher, tmp_path / "teacher", source={"file": "none.pkl"})
+    again = load_teacher(tmp_path / "teacher")
+    assert torch.equal(again(x, torch.tensor(0.4)), teacher(x, torch.tensor(0.4)))
+    assert again.weights_hash == teacher.weights_hash
+    assert again.schedule == teacher.schedule
+    assert again.num_classes == teacher.num_classes
+
+
+def test_no_label_is_the_zero_vector():
+    teacher = small("adm")
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor(0.5)
+    none = teacher(x, t, teacher.unconditional_condition())
+    assert torch.equal(none, teacher(x, t))
+    assert not torch.equal(none, teacher(x, t, torch.tensor([0, 1])))
+
+
+@pytest.mark.parametrize("kind", ["ddpmpp", "vp", "ncsnpp"])
+def test_solvers_agree_in_the_limit(kind):
+    """Heun's method and DPM-Solver++ solve the same ODE in the network's own schedule."""
+    teacher = small(kind).double()
+    noise = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    t_eps = 0.1
+    results = []
+    for steps in (30, 60):
+        multistep = classical_solver(teacher.schedule, steps, 3, "logsnr", t_eps).solver
+        results.append(GASSampler(multistep, teacher)(noise))
+    times = classical_solver(teacher.schedule, 40, 1, "logsnr", t_eps).solver.timesteps()
+    heun = GASSampler(HeunSolver(teacher.schedule, 41, t_eps, times), teacher)
+    _, trajectory = heun(noise, return_trajectory=True)
+    reached = trajectory.states[-2]  # before the last step, to sigma = 0
+    scale = reached.abs().max()
+    assert (results[1] - results[0]).abs().max() < 0.01 * scale
+    assert (results[1] - reached).abs().max() < 0.01 * scale
+
+
+@pytest.mark.parametrize("kind", ["ddpmpp", "ncsnpp"])
+def test_a_learned_solver_trains_through_the_network(kind):
+    teacher = small(kind)
+    solver = GeneralizedSolver(teacher.schedule, steps=3)
+    GASSampler(solver, teacher)(torch.randn(2, 3, 8, 8)).square().mean().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in solver.parameters())
+    assert solver.timestep_logits.grad.abs().min() > 0
+
+
+def test_half_precision_network_float32_states():
+    teacher = small("ddpmpp")
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor(0.5)
+    full = teacher(x, t)
+    teacher.dtype = torch.bfloat16
+    half = teacher(x, t)
+    assert half.dtype == torch.float32
+    assert 0 < (half - full).abs().max() < 0.1 * full.abs().max()
+
+
+def test_ve_networks_have_their_own_schedule():
+    assert small("ncsnpp").schedule == NoiseSchedule.edm(0.02, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [({"G": 1}, "no network under 'ema'"), ([1], "no network under 'ema'")],
+)
+def test_other_files_are_refused(content, message, tmp_path):
+    path = tmp_path / "other.pkl"
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        load_edm_snapshot(path)
+
+
+def test_damaged_folders_are_named(tmp_path):
+    folder = save_teacher(small("ddpmpp"), tmp_path / "teacher")
+    weights = folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        load_teacher(folder)
+    weights.unlink()
+    with pytest.raises(ValueError, match="is missing"):
+        load_teacher(folder)
+    card = json.loads((folder / "teacher.json").read_text())
+    (folder / "teacher.json").write_text(json.dumps({**card, "family": "gan"}))
+    with pytest.raises(ValueError, match="family 'gan'"):
+        load_teacher(folder)
+    with pytest.raises(ValueError, match="exists already"):
+        save_teacher(small("ddpmpp"), folder)
+    with pytest.raises(ValueError, match="gas-ext import"):
+        load_teacher(tmp_path)
+
+
+def test_a_failed_save_leaves_nothing(tmp_path):
+    teacher = small("ddpmpp")
+    teacher.architecture = {}
+    with pytest.raises(ValueError, match="by hand"):
+        save_teacher(teacher, tmp_path / "teacher")
+    assert list(tmp_path.iterdir()) == []
