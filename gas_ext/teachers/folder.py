@@ -56,8 +56,7 @@ def save_teacher(
         If the family cannot be kept in a folder.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists already; name a new folder or empty it first.")
+    check_new_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
@@ -89,6 +88,12 @@ def save_teacher(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return folder
+
+
+def check_new_folder(folder: Path) -> None:
+    """Raise ValueError if a folder, to be made, holds something already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists already; name a new folder or empty it first.")
 
 
 def load_teacher(

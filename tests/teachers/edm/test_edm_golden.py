@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from golden_data import GOLDEN, arrays, index, tensor
+from golden_data import GOLDEN, arrays, index, note, tensor
 from safetensors.torch import load_file
 
 from gas_ext.teachers.edm import EDMTeacher, load_edm_snapshot
@@ -11,9 +11,15 @@ from gas_ext.teachers.edm.layers import UNetBlock
 
 SNAPSHOTS = sorted(path.name for path in GOLDEN.glob("edm/*.pkl"))
 # The reference computes in float32; ours differs by rounding alone, relative to the largest value.
-TOLERANCE = 2e-5
-# Its noise label for VP networks takes log(1 + sigma^2) in float32, where 1e-4 of 1 is lost at sigma = 0.01.
+TOLERANCE = 3e-6
+# Its noise label for VP networks takes log(1 + sigma^2) in float32, where 1e-4 of 1 is lost at sigma = 0.01;
+# what follows from the label differs accordingly.
 NOISE_TOLERANCE = 2e-4
+VP_TOLERANCE = 2e-5
+
+
+def tolerance(name: str) -> float:
+    return VP_TOLERANCE if "_vp" in name else TOLERANCE
 
 
 def loaded(name: str) -> tuple[EDMTeacher, dict[str, np.ndarray]]:
@@ -27,17 +33,23 @@ def relative(found: torch.Tensor, expected: np.ndarray) -> float:
     return (found - tensor(expected, torch.float32)).abs().max().item() / scale
 
 
+def check(record, name: str, quantity: str, found: torch.Tensor, expected: np.ndarray, limit: float):
+    difference = relative(found, expected)
+    note(record, f"edm {name.split('.')[0]}", quantity, difference, name)
+    assert difference <= limit
+
+
 def class_labels(data: dict[str, np.ndarray]) -> torch.Tensor | None:
     return tensor(data["class_labels"], torch.float32) if "class_labels" in data else None
 
 
 @pytest.mark.parametrize("name", SNAPSHOTS)
-def test_outputs(name):
+def test_outputs(name, golden_record):
     teacher, data = loaded(name)
     for i, sigma in enumerate(data["sigmas"]):
         x = tensor(data["x"][i], torch.float32)
         found = teacher.network(x, torch.tensor(sigma, dtype=torch.float32), class_labels(data))
-        assert relative(found, data["D"][i]) <= TOLERANCE
+        check(golden_record, name, "D", found, data["D"][i], tolerance(name))
 
 
 @pytest.mark.parametrize("name", SNAPSHOTS)
@@ -54,7 +66,7 @@ def test_what_the_raw_network_is_given(name):
 
 
 @pytest.mark.parametrize("name", SNAPSHOTS)
-def test_the_raw_network(name):
+def test_the_raw_network(name, golden_record):
     teacher, data = loaded(name)
     labels = class_labels(data)
     if labels is None and teacher.network.label_dim:
@@ -62,19 +74,23 @@ def test_the_raw_network(name):
     for i in range(len(data["sigmas"])):
         x = tensor(data["F_in"][i], torch.float32)
         noise = tensor(data["c_noise"][i].repeat(len(x)), torch.float32)
-        assert relative(teacher.network.model(x, noise, labels, None), data["F_out"][i]) <= TOLERANCE
+        found = teacher.network.model(x, noise, labels, None)
+        check(golden_record, name, "F", found, data["F_out"][i], TOLERANCE)
 
 
 @pytest.mark.parametrize("name", SNAPSHOTS)
-def test_per_sample_noise_levels_and_gradients(name):
+def test_per_sample_noise_levels_and_gradients(name, golden_record):
     teacher, data = loaded(name)
     x = tensor(data["vec_x"], torch.float32).requires_grad_()
     sigma = tensor(data["vec_sigma"], torch.float32).requires_grad_()
     found = teacher.network(x, sigma, class_labels(data))
-    assert relative(found, data["vec_D"]) <= TOLERANCE
+    assert relative(found, data["vec_D"]) <= tolerance(name)
     (found * tensor(data["vec_R"], torch.float32)).sum().backward()
-    assert relative(x.grad, data["vec_grad_x"]) <= TOLERANCE
-    assert relative(sigma.grad, data["vec_grad_sigma"]) <= 10.0 * TOLERANCE  # a sum over all pixels
+    check(golden_record, name, "gradient to x", x.grad, data["vec_grad_x"], tolerance(name))
+    # A sum over all pixels.
+    check(
+        golden_record, name, "gradient to sigma", sigma.grad, data["vec_grad_sigma"], 10.0 * tolerance(name)
+    )
 
 
 @pytest.mark.parametrize("name", SNAPSHOTS)
@@ -87,7 +103,7 @@ def test_without_and_with_labels(name):
         )
         for i, sigma in enumerate(data["sigmas"])
     ]
-    assert min(relative(*pair) for pair in candidates) <= TOLERANCE
+    assert min(relative(*pair) for pair in candidates) <= tolerance(name)
     if "augment_labels" in data:
         augment = tensor(data["augment_labels"], torch.float32)
         outputs = [
@@ -96,7 +112,7 @@ def test_without_and_with_labels(name):
             )
             for i, sigma in enumerate(data["sigmas"])
         ]
-        assert min(relative(out, data["D_with_augment_labels"]) for out in outputs) <= TOLERANCE
+        assert min(relative(out, data["D_with_augment_labels"]) for out in outputs) <= tolerance(name)
 
 
 @pytest.mark.skipif(not (GOLDEN / "edm/unetblock_2heads_down.npz").is_file(), reason="golden data not here")

@@ -63,11 +63,13 @@ def test_full_size_networks_have_the_published_parameter_counts(name, count):
     assert round(4 * count / 1e6) == config.teacher.megabytes
 
 
-def test_the_full_size_cifar10_network_runs():
-    config = load_config("cifar10")
+@pytest.mark.parametrize("name", ["cifar10", "ffhq"])
+def test_full_size_networks_run(name):
+    config = load_config(name)
     teacher = build_teacher("EDMPrecond", config.teacher.architecture, config.space.shape)
-    out = teacher(torch.randn(1, 3, 32, 32), torch.tensor(0.5))
-    assert out.shape == (1, 3, 32, 32)
+    x = torch.randn(1, *config.space.shape)
+    out = teacher(x, torch.tensor(0.5))
+    assert out.shape == x.shape
     assert torch.isfinite(out).all()
 
 

@@ -1,0 +1,255 @@
+"""What a training run needs and costs, said before anything is loaded: `gas-ext train --dry-run`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gas_ext.configs import Config
+from gas_ext.memory import training_bytes
+from gas_ext.seeds import format_seeds, parse_seeds
+
+LossKind = Literal["gs", "gas"]
+
+# Where the commands keep things unless they are told otherwise.
+TEACHERS = Path("teachers")
+SAMPLES = Path("samples")
+
+_SPACING_NAMES = {"logsnr": "logSNR", "edm": "EDM", "gits": "GITS"}
+_SOLVER_NAMES = {"unipc": "UniPC", "ipndm": "iPNDM", "dpm-solver++": "DPM-Solver++"}
+_DISCRIMINATORS = {
+    "r3gan-cifar10": "R3GAN snapshot for CIFAR-10",
+    "r3gan-ffhq64": "R3GAN snapshot for FFHQ 64x64",
+}
+
+
+@dataclass(frozen=True)
+class NeededFile:
+    """Something that must be on disk.
+
+    Parameters
+    ----------
+    what : str
+        "weights", "teacher", "teacher samples", "perceptual loss" or "discriminator".
+    place : str
+        Path or package.
+    present : bool
+        Whether it is there.
+    remedy : str
+        How to get it; empty if it is there.
+    """
+
+    what: str
+    place: str
+    present: bool
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What `make_plan` found; `lines` prints it, `to_dict` makes JSON of it.
+
+    Parameters
+    ----------
+    title, loss : str
+        Data set, "gs" or "gas".
+    files : list of NeededFile
+        What must be on disk.
+    teacher_solver : str
+        In words.
+    teacher_nfe, student_nfe : int
+        Network evaluations per sample.
+    samples : dict
+        Numbers of "training" and "validation" samples.
+    evaluations : dict
+        Network evaluations (of single samples; guidance doubles the batch) for "teacher samples", "training",
+        "without gradient" (GAS's fakes for the discriminator).
+    memory : dict or str
+        Bytes, see `gas_ext.memory.training_bytes`; a sentence where they cannot be told.
+    """
+
+    title: str
+    loss: LossKind
+    files: list[NeededFile]
+    teacher_solver: str
+    teacher_nfe: int
+    student_nfe: int
+    samples: dict[str, int]
+    evaluations: dict[str, int]
+    memory: dict[str, int] | str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every file is present."""
+        return all(file.present for file in self.files)
+
+    def lines(self) -> list[str]:
+        """Return the plan as text."""
+        parts = [f"{self.title}", f"loss: {self.loss.upper()}", "", "files"]
+        for file in self.files:
+            state = "present" if file.present else "absent "
+            parts.append(f"  {state}  {file.what + ':':17} {file.place}")
+            if file.remedy:
+                parts.append(f"           {'':17} {file.remedy}")
+        parts += [
+            "",
+            f"teacher: {self.teacher_solver}, NFE {self.teacher_nfe}",
+            f"student: NFE {self.student_nfe}",
+            "samples: " + ", ".join(f"{count:,} for {use}" for use, count in self.samples.items()),
+            "network evaluations: "
+            + ", ".join(f"{count:,} {use}" for use, count in self.evaluations.items() if count),
+            "memory: " + self._memory(),
+        ]
+        return parts
+
+    def _memory(self) -> str:
+        if isinstance(self.memory, str):
+            return self.memory
+        parts = [f"{name} {size / 1e9:.2f} GB" for name, size in self.memory.items() if name != "total"]
+        left_out = "the loss's network" + (" and the discriminator" if self.loss == "gas" else "")
+        return f"about {self.memory['total'] / 1e9:.2f} GB ({', '.join(parts)}), without {left_out}"
+
+
+def make_plan(
+    config: Config,
+    loss: LossKind = "gs",
+    steps: int | None = None,
+    *,
+    teacher: str | Path | None = None,
+    samples: str | Path | None = None,
+) -> TrainingPlan:
+    """Say what training a solver for a config needs and costs; nothing is loaded.
+
+    Parameters
+    ----------
+    config : Config
+        The data set.
+    loss : str
+        "gs" (distillation) or "gas" (with the adversarial term).
+    steps : int, optional
+        Network evaluations of the student; the config's first if not given.
+    teacher, samples : path, optional
+        Folders of the imported teacher and of its samples, if not in their usual places.
+
+    Examples
+    --------
+    >>> from gas_ext.configs import load_config
+    >>> plan = make_plan(load_config("cifar10"), steps=6)
+    >>> plan.teacher_nfe, plan.samples
+    (20, {'training': 1400, 'validation': 1000})
+    """
+    steps = steps or config.student.steps[0]
+    counts = {
+        "training": getattr(config.training.train_samples, loss),
+        "validation": config.training.validation_samples,
+    }
+    nfe = config.teacher_solver.steps_for(steps)
+    drawn = config.training.iterations_for(loss) * config.training.batch_size * steps
+    return TrainingPlan(
+        config.title,
+        loss,
+        _files(config, loss, steps, sum(counts.values()), teacher, samples),
+        _describe(config),
+        nfe,
+        steps,
+        counts,
+        {
+            "for the teacher's samples": sum(counts.values()) * nfe,
+            "in training": drawn,
+            "without gradient, for the discriminator": drawn if loss == "gas" else 0,
+        },
+        _memory(config, steps),
+    )
+
+
+def teacher_folder(config: Config) -> str:
+    """Return where the teacher of a config is unless told otherwise: "demo", or teachers/NAME."""
+    return "demo" if config.teacher.kind == "embedded" else str(TEACHERS / config.name)
+
+
+def samples_folder(config: Config, steps: int) -> Path:
+    """Return where its samples are: samples/NAME, or NAME-N if the teacher depends on the student's steps."""
+    depends = isinstance(config.teacher_solver.steps, str)
+    return SAMPLES / (f"{config.name}-{steps}" if depends else config.name)
+
+
+def _describe(config: Config) -> str:
+    solver = config.teacher_solver
+    variant = f" {solver.variant}" if solver.kind == "unipc" else ""
+    scale = f", guidance {solver.guidance_scale}" if solver.guidance_scale is not None else ""
+    times = _SPACING_NAMES.get(solver.timesteps, solver.timesteps)
+    return f"{_SOLVER_NAMES[solver.kind]}-{solver.order}{variant}, {times} times to {solver.t_eps:g}{scale}"
+
+
+def _memory(config: Config, steps: int) -> dict[str, int] | str:
+    try:
+        return training_bytes(config, steps)
+    except (ImportError, ValueError) as error:
+        return f"not known ({' '.join(str(error).split())})"
+
+
+def _files(
+    config: Config,
+    loss: LossKind,
+    steps: int,
+    count: int,
+    teacher: str | Path | None,
+    samples: str | Path | None,
+) -> list[NeededFile]:
+    files = _teacher_files(config, str(teacher or teacher_folder(config)))
+    folder = Path(samples or samples_folder(config, steps))
+    seeds = parse_seeds(config.seeds.teacher)[:count]
+    student = f" --student-steps {steps}" if isinstance(config.teacher_solver.steps, str) else ""
+    prompts = " --prompts PROMPTS.txt" if config.conditions.kind == "prompt" else ""
+    options = f"--seeds {format_seeds(seeds)}{student}{prompts}"
+    command = f"gas-ext teach --config {config.name} {options} -o {folder}"
+    files.append(_needed("teacher samples", folder / "manifest.json", f"make them: {command}"))
+    if config.training.loss == "lpips":
+        files.append(_perceptual_loss())
+    if loss == "gas" and config.adversarial is not None:
+        files += _discriminator(config.adversarial.discriminator)
+    return files
+
+
+def _teacher_files(config: Config, folder: str) -> list[NeededFile]:
+    from gas_ext.teachers.folder import CARD
+    from gas_ext.teachers.sources import find_weights, weights_folder
+
+    if folder == "demo":
+        return [NeededFile("teacher", "ships with the package", True)]
+    card = Path(folder) / CARD
+    imported = _needed("teacher", card, f"import it: gas-ext import {config.name} -o {folder}")
+    if config.teacher.file is None or imported.present:
+        return [imported]
+    found = find_weights(config)
+    place = found or weights_folder() / config.name / config.teacher.file
+    download = f"download {config.teacher.address} (about {config.teacher.megabytes} MB)"
+    return [NeededFile("weights", str(place), found is not None, "" if found else download), imported]
+
+
+def _needed(what: str, path: Path, remedy: str) -> NeededFile:
+    there = path.is_file()
+    return NeededFile(what, str(path.parent), there, "" if there else remedy)
+
+
+def _perceptual_loss() -> NeededFile:
+    from importlib.util import find_spec
+
+    there = find_spec("lpips") is not None
+    return NeededFile("perceptual loss", "package lpips", there, "" if there else "pip install 'gas_ext[lpips]'")
+
+
+def _discriminator(name: str) -> Sequence[NeededFile]:
+    if name not in _DISCRIMINATORS:
+        return [NeededFile("discriminator", "random initialization", True)]
+    from gas_ext.teachers.sources import weights_folder
+
+    path = weights_folder() / f"{name}.pkl"
+    remedy = f"download the {_DISCRIMINATORS[name]} published at https://github.com/brownvc/R3GAN"
+    return [NeededFile("discriminator", str(path), path.is_file(), "" if path.is_file() else remedy)]

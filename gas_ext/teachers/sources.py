@@ -1,0 +1,224 @@
+"""`gas-ext import`: published weights of every known kind, wherever they lie, into one teacher folder."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gas_ext.configs import Config, config_names, load_config
+from gas_ext.denoisers import Denoiser
+from gas_ext.files import file_hash
+from gas_ext.teachers import hub
+from gas_ext.teachers.folder import CARD, check_new_folder, save_teacher
+
+CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What a file does not say about itself; every value has a default that fits the published models.
+
+    Parameters
+    ----------
+    name : str, optional
+        Identity of the teacher, written into solver files; the config's or the file's name if not given.
+    t_eps : float, optional
+        Last time; the config's, else 1e-3.
+    guidance_scale : float, optional
+        What the model is usually sampled with; the config's, else none.
+    use_ema : bool, optional
+        LDM and Stable Diffusion: whether averaged weights are taken where the file has both kinds; the
+        published convention of the model if not given.
+    latent_size : int
+        LDM and Stable Diffusion: height and width of a latent, which the weights do not tell.
+    first_stage : path, optional
+        LDM: a second file with the first stage, where the checkpoint has none.
+    tokenizer : str, optional
+        Stable Diffusion from a single file: folder or hub name of the CLIP tokenizer, for prompts.
+    """
+
+    name: str | None = None
+    t_eps: float | None = None
+    guidance_scale: float | None = None
+    use_ema: bool | None = None
+    latent_size: int = 64
+    first_stage: str | os.PathLike[str] | None = None
+    tokenizer: str | None = None
+
+
+@dataclass(frozen=True)
+class Located:
+    """A source on disk, and what the card says about where it came from."""
+
+    path: Path
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def import_teacher(
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    options: ImportOptions | None = None,
+    *,
+    config: Config | None = None,
+) -> Path:
+    """Convert published weights into a teacher folder, which every other command takes.
+
+    Parameters
+    ----------
+    source : str or path
+        A file (.pkl of EDM; .ckpt or .safetensors of LDM or Stable Diffusion), a folder with a diffusers
+        model, the name of a config ("cifar10": its file is looked for, see `find_weights`), or a name on the
+        Hugging Face hub ("owner/name", "owner/name/file.ckpt").
+    folder : path
+        Where the teacher is put; must not exist, or be empty.
+    options : ImportOptions, optional
+        What the file does not say about itself.
+    config : Config, optional
+        The data set a file belongs to: it gives name, last time and guidance scale, and its shape is checked.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    ValueError
+        If there is no such source, it is refused or damaged, or is not what the config describes.
+    FileNotFoundError
+        If the weights of a config are missing; the sentence says where they are published.
+    """
+    check_new_folder(Path(folder))
+    options = options or ImportOptions()
+    if config is None and str(source) in config_names():
+        config = load_config(str(source))
+    located = locate(source, config)
+    denoiser = load_source(located.path, _completed(options, config, located.path))
+    if config is not None and denoiser.sample_shape != config.space.shape:
+        raise ValueError(
+            f"{located.path} makes samples of shape {denoiser.sample_shape}, but the config {config.name} "
+            f"describes {config.space.shape}; give the file that belongs to it."
+        )
+    return save_teacher(denoiser, folder, source=located.record)
+
+
+def _completed(options: ImportOptions, config: Config | None, path: Path) -> ImportOptions:
+    """Fill in what a config knows."""
+    if config is None:
+        return options
+    values = vars(options).copy()
+    known = {
+        "name": config.name,
+        "t_eps": config.student.t_eps,
+        "guidance_scale": config.teacher_solver.guidance_scale,
+    }
+    values.update({name: value for name, value in known.items() if values[name] is None})
+    return ImportOptions(**values)
+
+
+def locate(source: str | os.PathLike[str], config: Config | None = None) -> Located:
+    """Find a source on disk, in the cache of the hub, or on the hub; see `import_teacher`."""
+    path = Path(source)
+    if path.is_dir():
+        return Located(path, {"folder": path.resolve().name})
+    if path.is_file():
+        return Located(path, _file_record(path))
+    if config is not None and str(source) == config.name:
+        return _of_config(config)
+    reference = hub.parse_hub_reference(str(source))
+    if reference is None or path.is_absolute():
+        raise ValueError(
+            f"There is no {source}: give a file, a folder, a name on the hub (owner/name), or a config "
+            f"({', '.join(config_names())})."
+        )
+    return _from_hub(*reference)
+
+
+def weights_folder() -> Path:
+    """Where weights are looked for: $GAS_EXT_WEIGHTS, or ./weights."""
+    return Path(os.environ.get("GAS_EXT_WEIGHTS") or "weights")
+
+
+def find_weights(config: Config) -> Path | None:
+    """Return the published file of a config if it lies in `weights_folder`, in a folder of its own or not."""
+    if config.teacher.file is None:
+        return None
+    places = [weights_folder() / config.name / config.teacher.file]
+    if config.teacher.file != "model.ckpt":  # the name that all LDM checkpoints share
+        places.append(weights_folder() / config.teacher.file)
+    return next((place for place in places if place.is_file()), None)
+
+
+def missing_weights(config: Config) -> str:
+    """Say in one sentence which file is missing, where it is published, its size, and where to put it."""
+    teacher = config.teacher
+    return (
+        f"The weights of {config.name} are not here: download {teacher.file} (about {teacher.megabytes} MB) "
+        f"from {teacher.address} and put it at {weights_folder() / config.name / str(teacher.file)}, or give "
+        f"its path: gas-ext import PATH --config {config.name} -o FOLDER."
+    )
+
+
+def _of_config(config: Config) -> Located:
+    if config.teacher.kind == "embedded":
+        raise ValueError(f"The teacher of {config.name} ships with the package; nothing is to be imported.")
+    path = find_weights(config)
+    if path is not None:
+        return Located(path, {**_file_record(path), "address": config.teacher.address})
+    if config.teacher.hub is not None:
+        try:
+            return _from_hub(config.teacher.hub, None)
+        except ValueError as error:
+            raise FileNotFoundError(f"{missing_weights(config)} ({error})") from error
+    raise FileNotFoundError(missing_weights(config))
+
+
+def _from_hub(repository: str, file: str | None) -> Located:
+    if file is None:
+        path = hub.fetch_pipeline(repository)
+        return Located(path, {"hub": repository, "revision": path.name})
+    path = hub.fetch_file(repository, file)
+    return Located(path, {**_file_record(path), "file": file, "hub": repository})
+
+
+def _file_record(path: Path) -> dict[str, Any]:
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": file_hash(path)}
+
+
+def load_source(path: Path, options: ImportOptions) -> Denoiser:
+    """Load weights of any known kind; the kind shows in the name and in what is inside.
+
+    Raises
+    ------
+    ValueError
+        If the kind is not known, or the content is refused or damaged.
+    """
+    if path.is_dir():
+        return _load_folder(path, options)
+    if path.suffix == ".pkl":
+        from gas_ext.teachers.edm import load_edm_snapshot
+
+        return load_edm_snapshot(path, **_given(options, "name", "t_eps"))
+    if path.suffix in CHECKPOINT_SUFFIXES:
+        from gas_ext.teachers.ldm import load_checkpoint
+
+        return load_checkpoint(path, **vars(options))
+    raise ValueError(
+        f"{path} is of an unknown kind: expected .pkl (EDM), {', '.join(CHECKPOINT_SUFFIXES)} (LDM, Stable "
+        "Diffusion), or a folder with a diffusers model."
+    )
+
+
+def _load_folder(path: Path, options: ImportOptions) -> Denoiser:
+    if (path / CARD).is_file():
+        raise ValueError(f"{path} is an imported teacher already; give it to --teacher.")
+    from gas_ext.teachers.diffusers import from_diffusers
+
+    return from_diffusers(path, **_given(options, "name", "t_eps", "guidance_scale"))
+
+
+def _given(options: ImportOptions, *names: str) -> dict[str, Any]:
+    """Return the options that are not None."""
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}

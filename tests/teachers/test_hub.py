@@ -1,0 +1,97 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_hub import COMMIT, FakeHub, serve
+
+from gas_ext.teachers.hub import parse_hub_reference
+
+pytest.importorskip("huggingface_hub")
+
+# In a process of its own, for huggingface_hub reads the environment once.
+FETCH = """
+import sys
+from gas_ext.teachers.hub import fetch_file
+try:
+    print(fetch_file("owner/name", "m.bin"))
+except ValueError as error:
+    print(f"ValueError: {error}")
+"""
+
+
+def fetch(cache: Path, endpoint: str, **environment: str) -> str:
+    environment = {
+        **os.environ,
+        "HF_HOME": str(cache),
+        "HF_ENDPOINT": endpoint,
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "no_proxy": "127.0.0.1",
+        **environment,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", FETCH], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_broken_download_is_resumed_and_found_again_without_the_hub(tmp_path):
+    content = bytes(range(256)) * 96_000  # huggingface_hub writes 10 MB at a time
+    hub = FakeHub({"/owner/name/resolve/main/m.bin": content}, cut=15_000_000)
+    with serve(hub) as endpoint:
+        path = Path(fetch(tmp_path, endpoint))
+        assert path.read_bytes() == content
+        assert path.parent.name == COMMIT
+        assert hub.ranges[0] == ""
+        assert hub.ranges[1].startswith("bytes=1")  # not from the beginning
+        asked = hub.requests
+        assert fetch(tmp_path, endpoint) == str(path)
+        assert hub.requests == asked
+    assert fetch(tmp_path, "http://127.0.0.1:9", HF_HUB_OFFLINE="1") == str(path)
+
+
+def test_a_damaged_file_in_the_cache_is_named(tmp_path):
+    with serve(FakeHub({"/owner/name/resolve/main/m.bin": b"weights"})) as endpoint:
+        blob = Path(fetch(tmp_path, endpoint)).resolve()
+    blob.write_bytes(b"Weights")
+    assert f"ValueError: {blob} is damaged" in fetch(tmp_path, "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [({}, "127.0.0.1 cannot be reached"), ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE forbids")],
+)
+def test_without_a_network_one_sentence_at_once(tmp_path, environment, reason):
+    out = fetch(tmp_path, "http://127.0.0.1:9", **environment)
+    assert out.startswith("ValueError: m.bin of owner/name is not in the cache")
+    assert reason in out
+    assert "\n" not in out
+
+
+def test_a_file_that_the_hub_does_not_have(tmp_path):
+    with serve(FakeHub({})) as endpoint:
+        out = fetch(tmp_path, endpoint)
+    assert out.startswith("ValueError: m.bin of owner/name could not be downloaded")
+    assert "\n" not in out
+
+
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        ("owner/name", ("owner/name", None)),
+        ("hf://owner/na.me-2", ("owner/na.me-2", None)),
+        ("owner/name/model.ckpt", ("owner/name", "model.ckpt")),
+        ("owner/name/a/b.safetensors", ("owner/name", "a/b.safetensors")),
+        ("cifar10", None),
+        ("./owner/name", None),
+        ("/owner/name", None),
+        ("owner/name/folder", None),
+        ("", None),
+    ],
+)
+def test_references(text, reference):
+    assert parse_hub_reference(text) == reference
+    assert json.dumps(reference)  # plain values

@@ -1,0 +1,124 @@
+"""Importing: where weights are looked for, what the folder says, and what is refused."""
+
+import pickle
+import shutil
+
+import pytest
+import torch
+import yaml
+from golden_data import GOLDEN
+
+from gas_ext.configs import load_config
+from gas_ext.files import file_hash
+from gas_ext.teachers.edm import load_edm_snapshot
+from gas_ext.teachers.folder import load_teacher, read_card
+from gas_ext.teachers.sources import ImportOptions, find_weights, import_teacher
+
+SNAPSHOT = GOLDEN / "edm/ddpmpp_vp.scrubbed_era2022.pkl"  # 16x16, three channels
+
+
+@pytest.fixture(autouse=True)
+def _somewhere_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GAS_EXT_WEIGHTS", raising=False)
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A data set whose teacher is the golden snapshot."""
+    values = load_config("cifar10").model_dump(mode="json")
+    values["name"] = "small"
+    values["space"]["shape"] = [3, 16, 16]
+    values["teacher"]["file"] = "small.pkl"
+    values["student"]["t_eps"] = 0.01
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return load_config(path)
+
+
+def test_a_file_becomes_a_folder_that_says_where_it_comes_from(tmp_path):
+    folder = import_teacher(SNAPSHOT, tmp_path / "teachers/one", ImportOptions(name="mine"))
+    card = read_card(folder)
+    assert card["name"] == "mine"
+    assert card["family"] == "edm"
+    assert card["source"] == {
+        "file": SNAPSHOT.name,
+        "bytes": SNAPSHOT.stat().st_size,
+        "sha256": file_hash(SNAPSHOT),
+    }
+    x, t = torch.randn(2, 3, 16, 16), torch.tensor(0.4)
+    assert torch.equal(load_teacher(folder)(x, t), load_edm_snapshot(SNAPSHOT)(x, t))
+
+
+def test_a_config_gives_name_and_last_time(tmp_path, config):
+    folder = import_teacher(SNAPSHOT, tmp_path / "teacher", config=config)
+    teacher = load_teacher(folder)
+    assert teacher.name == "small"
+    assert teacher.t_eps == 0.01
+    assert teacher.schedule == load_edm_snapshot(SNAPSHOT, t_eps=0.01).schedule
+
+
+@pytest.mark.parametrize("place", ["weights/small.pkl", "weights/small/small.pkl", "kept/small/small.pkl"])
+def test_the_weights_of_a_config_are_looked_for(tmp_path, config, place, monkeypatch):
+    path = tmp_path / place
+    path.parent.mkdir(parents=True)
+    shutil.copy(SNAPSHOT, path)
+    if place.startswith("kept"):
+        monkeypatch.setenv("GAS_EXT_WEIGHTS", str(tmp_path / "kept"))
+    assert find_weights(config).resolve() == path
+    folder = import_teacher("small", tmp_path / "teacher", config=config)
+    assert read_card(folder)["source"]["address"] == config.teacher.address
+
+
+@pytest.mark.parametrize("name", ["cifar10", "ffhq", "afhqv2", "lsun-bedroom", "imagenet"])
+def test_missing_weights_are_named_with_place_and_size(tmp_path, name):
+    teacher = load_config(name).teacher
+    with pytest.raises(FileNotFoundError) as caught:
+        import_teacher(name, tmp_path / "teacher")
+    sentence = str(caught.value)
+    for part in (teacher.file, teacher.address, f"{teacher.megabytes} MB", f"weights/{name}/{teacher.file}"):
+        assert part in sentence
+    assert "\n" not in sentence
+    assert not (tmp_path / "teacher").exists()
+
+
+def test_missing_weights_on_the_hub_name_the_file_too(tmp_path, monkeypatch):
+    pytest.importorskip("diffusers")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        FileNotFoundError, match=r"v1-5-pruned-emaonly\.safetensors .*HF_HUB_OFFLINE"
+    ) as caught:
+        import_teacher("coco", tmp_path / "teacher")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_files_that_all_share_one_name_need_their_folder(tmp_path):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/model.ckpt").write_bytes(b"of whom?")
+    assert find_weights(load_config("imagenet")) is None
+    assert find_weights(load_config("lsun-bedroom")) is None
+
+
+def test_the_shape_of_the_config_is_checked(tmp_path):
+    with pytest.raises(ValueError, match=r"samples of shape \(3, 16, 16\), but the config cifar10"):
+        import_teacher(SNAPSHOT, tmp_path / "teacher", config=load_config("cifar10"))
+    assert not (tmp_path / "teacher").exists()
+
+
+def test_what_cannot_be_imported(tmp_path):
+    with pytest.raises(ValueError, match="There is no nothing.pkl: give a file"):
+        import_teacher("nothing.pkl", tmp_path / "teacher")
+    with pytest.raises(ValueError, match="ships with the package"):
+        import_teacher("demo", tmp_path / "teacher")
+    (tmp_path / "notes.txt").write_text("none")
+    with pytest.raises(ValueError, match="of an unknown kind"):
+        import_teacher(tmp_path / "notes.txt", tmp_path / "teacher")
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(print))
+    with pytest.raises(ValueError, match=r"evil\.pkl is refused: it names builtins\.print"):
+        import_teacher(tmp_path / "evil.pkl", tmp_path / "teacher")
+    folder = import_teacher(SNAPSHOT, tmp_path / "teacher")
+    with pytest.raises(ValueError, match="imported teacher already"):
+        import_teacher(folder, tmp_path / "again")
+    with pytest.raises(ValueError, match="exists already"):
+        import_teacher(SNAPSHOT, folder)
+    assert not (tmp_path / "again").exists()

@@ -1,0 +1,89 @@
+import json
+
+import pytest
+
+from gas_ext.configs import config_names, load_config
+from gas_ext.plan import make_plan, samples_folder, teacher_folder
+
+
+@pytest.fixture(autouse=True)
+def _somewhere_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GAS_EXT_WEIGHTS", raising=False)
+
+
+def files(plan):
+    return {file.what: file for file in plan.files}
+
+
+@pytest.mark.parametrize("loss", ["gs", "gas"])
+@pytest.mark.parametrize("name", config_names())
+def test_every_config_has_a_plan(name, loss):
+    plan = make_plan(load_config(name), loss)
+    text = "\n".join(plan.lines())
+    assert plan.title in text
+    assert f"NFE {plan.student_nfe}" in text
+    assert json.loads(json.dumps(plan.to_dict()))["student_nfe"] == plan.student_nfe
+    assert all(bool(file.remedy) != file.present for file in plan.files)
+
+
+def test_what_is_absent_and_how_to_get_it():
+    plan = make_plan(load_config("afhqv2"), "gas", 6)
+    assert not plan.ready
+    found = files(plan)
+    assert found["weights"].place == "weights/afhqv2/edm-afhqv2-64x64-uncond-vp.pkl"
+    assert "https://nvlabs-fi-cdn.nvidia.com/edm" in found["weights"].remedy
+    assert found["teacher"].remedy == "import it: gas-ext import afhqv2 -o teachers/afhqv2"
+    assert found["teacher samples"].remedy == (
+        "make them: gas-ext teach --config afhqv2 --seeds 0-5999 -o samples/afhqv2"
+    )
+    assert found["discriminator"].place == "weights/r3gan-ffhq64.pkl"
+    assert "perceptual loss" in found
+
+
+def test_what_is_present(tmp_path):
+    for name in ("weights/cifar10.txt", "teachers/ffhq/teacher.json", "samples/ffhq/manifest.json"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    found = files(make_plan(load_config("ffhq")))
+    assert found["teacher"].present
+    assert found["teacher samples"].present
+    assert "weights" not in found  # they are in the folder
+    elsewhere = make_plan(load_config("cifar10"), teacher="teachers/ffhq", samples="samples/ffhq")
+    assert files(elsewhere)["teacher"].present
+    assert files(elsewhere)["teacher samples"].present
+
+
+def test_numbers_of_the_paper():
+    """CIFAR-10: 1400 and 5000 teacher samples of 20 evaluations, 10,000 iterations of batch 24."""
+    config = load_config("cifar10")
+    gs, gas = make_plan(config, "gs", 4), make_plan(config, "gas", 4)
+    assert gs.evaluations == {
+        "for the teacher's samples": 2400 * 20,
+        "in training": 10_000 * 24 * 4,
+        "without gradient, for the discriminator": 0,
+    }
+    assert gas.samples["training"] == 5000
+    assert gas.evaluations["without gradient, for the discriminator"] == 10_000 * 24 * 4
+
+
+def test_a_teacher_that_depends_on_the_student():
+    config = load_config("coco")
+    assert make_plan(config, "gs", 6).teacher_nfe == 7
+    assert str(samples_folder(config, 6)) == "samples/coco-6"
+    remedy = files(make_plan(config, "gs", 6))["teacher samples"].remedy
+    assert "--student-steps 6 --prompts PROMPTS.txt -o samples/coco-6" in remedy
+
+
+def test_the_embedded_teacher_is_there():
+    config = load_config("demo")
+    assert teacher_folder(config) == "demo"
+    assert files(make_plan(config))["teacher"].present
+
+
+def test_memory_that_cannot_be_told():
+    config = load_config("cifar10")
+    teacher = config.teacher.model_copy(update={"architecture": None})
+    plan = make_plan(config.model_copy(update={"teacher": teacher}))
+    assert "memory: not known (The config cifar10" in "\n".join(plan.lines())
