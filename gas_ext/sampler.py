@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gas_ext.coefficients import SolverCoefficients, check_prediction_type
 from gas_ext.denoisers import Condition, Denoiser, DenoiserFunction
@@ -67,6 +68,9 @@ class GASSampler(nn.Module):
     guidance_scale : float, optional
         Classifier-free guidance: m_u + guidance_scale (m - m_u). If not given, what the solver was made for;
         None and 1 mean a single, conditional evaluation.
+    recompute : bool
+        Keep no activations of the network for the backward pass, but evaluate it again there: memory then
+        hardly grows with the number of steps, for one more evaluation each. The solver's history is kept.
 
     Raises
     ------
@@ -92,6 +96,8 @@ class GASSampler(nn.Module):
         denoiser: DenoiserFunction,
         prediction_type: str | None = None,
         guidance_scale: float | None = None,
+        *,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(solver, Solver) or not callable(denoiser):
@@ -114,6 +120,7 @@ class GASSampler(nn.Module):
         self.denoiser = denoiser
         self.prediction_type = prediction_type or "sample"
         self.guidance_scale = _agreed("guidance_scale", guidance_scale, solver.guidance_scale, "solver")
+        self.recompute = recompute
         self.evaluations = 0  # calls of the network so far; a doubled, guided batch is one
         check_prediction_type(solver.schedule, self.prediction_type)
 
@@ -232,7 +239,10 @@ class GASSampler(nn.Module):
     def _evaluate(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Call the network once, on the doubled batch if guided, and check what it returns."""
         seen = torch.cat([x, x]) if self.guided else x
-        output = self.denoiser(seen, t, condition)
+        if self.recompute and torch.is_grad_enabled():
+            output = checkpoint(self.denoiser, seen, t, condition, use_reentrant=False)
+        else:
+            output = self.denoiser(seen, t, condition)
         if not torch.compiler.is_compiling():
             self.evaluations += 1
         _check_output(output, seen)
