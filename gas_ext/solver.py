@@ -25,7 +25,13 @@ from gas_ext.coefficients import (
     reference_s4s_weights,
 )
 from gas_ext.schedules import NoiseSchedule
-from gas_ext.solver_file import Record, read_reference_checkpoint, read_solver_file, write_solver_file
+from gas_ext.solver_file import (
+    Record,
+    read_reference_checkpoint,
+    read_solver_file,
+    write_reference_checkpoint,
+    write_solver_file,
+)
 from gas_ext.spacings import (
     SPACINGS,
     check_interval,
@@ -384,6 +390,40 @@ class GeneralizedSolver(nn.Module):
         )
         solver._fill(tensors, str(path))
         return solver
+
+    def save_reference_checkpoint(
+        self, path: str | os.PathLike[str], *, step: int = 0, ema_decay: float = 0.999
+    ) -> None:
+        """Write the solver in the form of the students published with the GS/GAS paper (.pt).
+
+        The form holds float32 numbers, which `from_reference_checkpoint` reads back exactly. It cannot
+        say schedule, steps, last time or guidance, which its reader must know.
+
+        Parameters
+        ----------
+        path : path
+            The file; it is replaced only when the new one is complete.
+        step, ema_decay : int, float
+            Number of iterations and decay of the average, which the form records.
+
+        Raises
+        ------
+        ValueError
+            If the solver is of a kind that the published code does not have: free weights, or corrections to
+            another order of the theory than the third.
+        """
+        if not self.theory_guidance and self.compat is None:
+            raise ValueError(
+                "The published form has no free weights, only corrections to the theory; train with theory "
+                "guidance to export."
+            )
+        if self.theory_order != 3:
+            raise ValueError(
+                f"The published form corrects DPM-Solver++ of order 3, but this solver corrects order "
+                f"{self.theory_order}; rewrite it first with gas_ext.warm_start.from_solver."
+            )
+        tensors = {name: value.detach() for name, value in self.named_parameters()}
+        write_reference_checkpoint(Path(path), tensors, step, ema_decay)
 
 
 def check_guidance_scale(value: float | None) -> float | None:

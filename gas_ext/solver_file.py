@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from gas_ext.files import write_file
+from gas_ext.safe_pickle import read_torch_archive
 
 FORMAT_VERSION = 1
 _KEY = "gas_ext_solver"
@@ -99,10 +101,9 @@ def read_reference_checkpoint(path: Path, steps: int) -> tuple[dict[str, Tensor]
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path}.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or hostile file may end in any kind of error
-        kind = type(error).__name__
-        raise ValueError(f"{path} is not a GS/GAS training checkpoint, or is damaged ({kind}).") from error
+        content = read_torch_archive(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a GS/GAS training checkpoint: {error}") from error
     averages = content.get("ema") if isinstance(content, dict) else None
     values = averages.get("shadow_params") if isinstance(averages, dict) else None
     if not isinstance(values, list) or not all(isinstance(value, Tensor) for value in values):
@@ -119,3 +120,31 @@ def read_reference_checkpoint(path: Path, steps: int) -> tuple[dict[str, Tensor]
         "state_corrections": torch.stack(values[3::2]),
     }
     return {name: value.detach() for name, value in tensors.items()}, order
+
+
+def write_reference_checkpoint(
+    path: Path, tensors: Mapping[str, Tensor], step: int, ema_decay: float
+) -> None:
+    """Write parameters in the form that `read_reference_checkpoint` reads and the published code loads.
+
+    Averaged and last parameters are the same; the optimizer's state is empty.
+    """
+    values = [tensors["timestep_logits"], tensors["time_offsets"]]
+    for pair in zip(tensors["data_corrections"], tensors["state_corrections"], strict=True):
+        values += pair
+    values = [value.detach().to("cpu", torch.float32).clone() for value in values]
+    averages = {
+        "decay": ema_decay,
+        "num_updates": step,
+        "shadow_params": values,
+        "collected_params": [value.clone() for value in values],
+    }
+    content = {
+        "model": [torch.nn.Parameter(value.clone()) for value in values],
+        "ema": averages,
+        "optim": {"state": {}, "param_groups": []},
+        "step": step,
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_file(path, buffer.getvalue())

@@ -424,3 +424,23 @@ def test_files_that_are_no_reference_checkpoint(tmp_path):
             GeneralizedSolver.from_reference_checkpoint(path, VP, steps=5)
     with pytest.raises(FileNotFoundError):
         GeneralizedSolver.from_reference_checkpoint(tmp_path / "absent.pt", VP, steps=4)
+
+
+def test_what_the_published_form_cannot_hold_is_not_exported(tmp_path):
+    for solver, reason in (
+        (GeneralizedSolver(VP, steps=4, theory_guidance=False), "no free weights"),
+        (GeneralizedSolver(VP, steps=4, theory_order=2), "from_solver"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            solver.save_reference_checkpoint(tmp_path / "student.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reference_s4s_is_exported_too(tmp_path):
+    solver = GeneralizedSolver(VP, steps=4, theory_guidance=False, compat="reference-s4s")
+    solver.save_reference_checkpoint(tmp_path / "student.pt")
+    again = GeneralizedSolver.from_reference_checkpoint(
+        tmp_path / "student.pt", VP, steps=4, theory_guidance=False
+    )
+    for key, value in solver.named_parameters():
+        assert torch.equal(again.get_parameter(key), value.float()), key

@@ -94,3 +94,22 @@ def test_training_steps(name, golden_record):
             error = (solver.get_parameter(key).detach() - expected).abs().max().item()
             note(golden_record, "checkpoints", f"f32 after step {step + 1}", error, f"{name} {key}")
             assert error <= 1e-4, key  # a tenth of one Adam step
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_export_is_what_was_imported(name, tmp_path):
+    solver, entry, _ = load(name)
+    path = tmp_path / "student.pt"
+    solver.save_reference_checkpoint(path, step=3, ema_decay=0.999)
+    again = GeneralizedSolver.from_reference_checkpoint(
+        path, solver.schedule, steps=entry["steps"], t_eps=entry["t_eps"]
+    )
+    for key, value in solver.named_parameters():
+        assert torch.equal(again.get_parameter(key), value), key
+    ours, theirs = (torch.load(file, weights_only=True) for file in (path, GOLDEN / f"{name}.pt"))
+    assert ours.keys() == theirs.keys()
+    assert ours["ema"].keys() == theirs["ema"].keys()
+    assert ours["step"] == theirs["step"]
+    for a, b in zip(ours["ema"]["shadow_params"], theirs["ema"]["shadow_params"], strict=True):
+        assert torch.equal(a, b)
+    assert [type(p) for p in ours["model"]] == [type(p) for p in theirs["model"]]
