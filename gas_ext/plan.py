@@ -242,7 +242,8 @@ def _perceptual_loss() -> NeededFile:
     from importlib.util import find_spec
 
     there = find_spec("lpips") is not None
-    return NeededFile("perceptual loss", "package lpips", there, "" if there else "pip install 'gas_ext[lpips]'")
+    remedy = "" if there else "pip install 'gas_ext[lpips]'"
+    return NeededFile("perceptual loss", "package lpips", there, remedy)
 
 
 def _discriminator(name: str) -> Sequence[NeededFile]:

@@ -22,8 +22,8 @@ def import_teacher(
     source: Annotated[
         str,
         typer.Argument(
-            help="A file (.pkl, .ckpt, .safetensors), a diffusers folder, a name on the Hugging Face hub, or a "
-            "config (cifar10, ffhq, afhqv2, lsun-bedroom, imagenet, coco)."
+            help="A file (.pkl, .ckpt, .safetensors), a diffusers folder, a name on the Hugging Face hub, "
+            "or a config (cifar10, ffhq, afhqv2, lsun-bedroom, imagenet, coco)."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The new folder.")],
@@ -42,7 +42,7 @@ def import_teacher(
         Path | None, typer.Option(help="File with the first stage, where an LDM file has none.")
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="CLIP tokenizer for a single-file Stable Diffusion: folder or hub name.")
+        str | None, typer.Option(help="CLIP tokenizer for Stable Diffusion in one file: folder or hub name.")
     ] = None,
 ) -> None:
     """Convert published weights into one folder: safetensors files and a card with their hashes.

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda or cuda:N.")]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        help="Labels such as 0-9,3, or a file of them; the i-th seed gets the i-th, from the first again "
+        "when they run out. If not given: the seed modulo the number of classes."
+    ),
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        help="UTF-8 file with one prompt per line; the i-th seed gets line i, from the first again when they "
+        "run out. An empty line is the empty prompt."
+    ),
+]
 
 
 def check_device(device: str) -> str:
@@ -26,3 +41,34 @@ def check_device(device: str) -> str:
                 f"device {device!r} is not there, torch sees {count} CUDA devices: use --device cpu"
             )
     return device
+
+
+def read_labels(text: str) -> list[int]:
+    """Read labels such as "0-9,3", or those in a file, separated by commas or white space.
+
+    Examples
+    --------
+    >>> read_labels("0-2,7")
+    [0, 1, 2, 7]
+    """
+    from gas_ext.seeds import parse_seeds
+
+    path = Path(text)
+    content = ",".join(path.read_text(encoding="utf-8").replace(",", " ").split()) if path.is_file() else text
+    try:
+        return parse_seeds(content)
+    except ValueError:
+        raise ValueError(
+            f"Cannot read labels from {text!r}: give a list such as 0-9,3, or a file of them."
+        ) from None
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Read one prompt per line; an empty line is the empty prompt, and the end of the last line no line."""
+    if not path.is_file():
+        raise ValueError(f"There is no file of prompts {path}.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}); convert it first.") from error
+    return text.removesuffix("\n").split("\n") if text else []

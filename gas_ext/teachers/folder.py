@@ -24,7 +24,6 @@ FORMAT_VERSION = 1
 FAMILIES = {
     "edm": "gas_ext.teachers.edm:EDMTeacher",
     "ldm": "gas_ext.teachers.ldm:LatentTeacher",
-    "stable-diffusion": "gas_ext.teachers.ldm:LatentTeacher",
     "diffusers": "gas_ext.teachers.diffusers:DiffusersTeacher",
 }
 

@@ -1,7 +1,7 @@
 """Published weights from the Hugging Face hub: from its cache where they are there, else downloaded.
 
-`huggingface_hub` resumes broken downloads. The hub names a large file by its SHA-256, so that what lies in the
-cache is checked without asking again.
+`huggingface_hub` resumes broken downloads. The hub names a large file by its SHA-256, so that what lies in
+the cache is checked without asking again.
 """
 
 from __future__ import annotations

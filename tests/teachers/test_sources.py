@@ -106,7 +106,7 @@ def test_the_shape_of_the_config_is_checked(tmp_path):
 
 
 def test_what_cannot_be_imported(tmp_path):
-    with pytest.raises(ValueError, match="There is no nothing.pkl: give a file"):
+    with pytest.raises(ValueError, match=r"There is no nothing\.pkl: give a file"):
         import_teacher("nothing.pkl", tmp_path / "teacher")
     with pytest.raises(ValueError, match="ships with the package"):
         import_teacher("demo", tmp_path / "teacher")

@@ -1,0 +1,217 @@
+"""CompVis checkpoint files, read safely and sorted into the networks that they hold."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gas_ext.safe_pickle import read_torch_archive
+from gas_ext.schedules import NoiseSchedule
+
+KINDS = ("ldm-unconditional", "ldm-class", "stable-diffusion")
+
+_UNET = "model.diffusion_model."
+_EMA = "model_ema."
+_FIRST_STAGE = "first_stage_model."
+_CONDITION = "cond_stage_model."
+_BUFFERS = ("alphas_cumprod", "scale_factor")
+
+# What a checkpoint holds besides the networks and `_BUFFERS`: numbers that follow from alphas_cumprod,
+# bookkeeping of training, losses with their discriminators, and position numbers 0, 1, 2, ...
+_IGNORED = re.compile(
+    r"(betas|alphas_cumprod_prev|sqrt_\w+|log_one_minus_alphas_cumprod|posterior_\w+|lvlb_weights|logvar"
+    r"|model_ema\.(decay|num_updates)"
+    r"|first_stage_model\.(loss|model_ema)\..*"
+    r"|cond_stage_model\.transformer\.(text_model\.)?embeddings\.position_ids)"
+)
+_IGNORED_IN_FIRST_STAGE = re.compile(r"(loss|model_ema)\..*")
+
+
+@dataclass
+class Checkpoint:
+    """The weights of one checkpoint under the names that they have inside their networks.
+
+    Parameters
+    ----------
+    kind : str
+        One of `KINDS`.
+    unet, first_stage, condition : dict of Tensor
+        The denoising network, the autoencoder and whatever encodes conditions; the latter two may be empty.
+    ema : dict of Tensor
+        Averages of the denoising network's weights, under the same names; may be empty.
+    buffers : dict of Tensor
+        "alphas_cumprod" and "scale_factor", where the file has them.
+    """
+
+    kind: str
+    unet: dict[str, Tensor] = field(default_factory=dict)
+    ema: dict[str, Tensor] = field(default_factory=dict)
+    first_stage: dict[str, Tensor] = field(default_factory=dict)
+    condition: dict[str, Tensor] = field(default_factory=dict)
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+
+    def denoiser_weights(self, use_ema: bool | None, averaged_by_default: bool) -> dict[str, Tensor]:
+        """Return the denoising network's weights: averaged or not, or (None) as published for the kind."""
+        if use_ema is None:
+            use_ema = averaged_by_default and bool(self.ema)
+        if use_ema and not self.ema:
+            raise ValueError("it holds no averaged weights (model_ema.*), so that use_ema=True cannot be")
+        return self.ema if use_ema else self.unet
+
+    def alphas_cumprod(self, given: Tensor | Sequence[float] | None) -> Tensor:
+        """Return the given table, or else the file's own, in float64."""
+        if given is None and "alphas_cumprod" not in self.buffers:
+            raise ValueError("it holds no noise schedule (alphas_cumprod); pass alphas_cumprod")
+        table = self.buffers["alphas_cumprod"] if given is None else torch.as_tensor(given)
+        if table.dtype not in (torch.float32, torch.float64):  # as in files that were halved in size
+            raise ValueError(
+                f"its noise schedule is rounded to {table.dtype}; pass alphas_cumprod in float32"
+            )
+        table = table.to(torch.float64)
+        NoiseSchedule.vp_discrete(table)  # which refuses what is no schedule
+        return table
+
+    def scale_factor(self, given: float | None, default: float) -> float:
+        """Return the given factor of the latents, or else the file's own, or else the default."""
+        if given is None and "scale_factor" in self.buffers:
+            given = self.buffers["scale_factor"].item()
+        return default if given is None else float(given)
+
+
+def identify_checkpoint(keys: Iterable[str]) -> str:
+    """Return what a checkpoint with these keys holds.
+
+    Parameters
+    ----------
+    keys : iterable of str
+        Names of the tensors of its "state_dict".
+
+    Returns
+    -------
+    str
+        "ldm-unconditional" (LSUN and the like), "ldm-class" (class-conditional, as for ImageNet) or
+        "stable-diffusion" (version 1).
+
+    Raises
+    ------
+    ValueError
+        If it is none of these.
+
+    Examples
+    --------
+    >>> identify_checkpoint(["model.diffusion_model.out.2.bias", "cond_stage_model.embedding.weight"])
+    'ldm-class'
+    """
+    keys = [str(key) for key in keys]
+    if not any(key.startswith(_UNET) for key in keys):
+        raise ValueError(
+            f"it is no checkpoint of latent diffusion or Stable Diffusion: it has no {_UNET}*, "
+            f"but {listed(keys)}"
+        )
+    conditions = [key for key in keys if key.startswith(_CONDITION)]
+    if any(key.endswith(".embeddings.token_embedding.weight") for key in conditions):
+        return "stable-diffusion"
+    if f"{_CONDITION}embedding.weight" in conditions:
+        return "ldm-class"
+    if not conditions and not any("transformer_blocks" in key for key in keys):
+        return "ldm-unconditional"
+    raise ValueError(
+        "its network takes conditions of an unknown kind, neither class labels nor the CLIP text of Stable "
+        f"Diffusion 1: it has {listed(conditions)}"
+    )
+
+
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Return the tensors of a .ckpt or .safetensors file by name; they lie in the mapped file.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, refused (`gas_ext.safe_pickle`), or no collection of named tensors.
+    FileNotFoundError
+        If there is none.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no file {path}.")
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or of another kind: {error}; get a fresh copy.") from error
+    content = read_torch_archive(path)
+    if isinstance(content, dict):
+        content = content.get("state_dict", content)
+    if not isinstance(content, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    ):
+        raise ValueError(f"{path} is no checkpoint: it has no 'state_dict' of named tensors.")
+    return content
+
+
+def sort_checkpoint(tensors: Mapping[str, Tensor]) -> Checkpoint:
+    """Sort the tensors of a file into networks.
+
+    Raises
+    ------
+    ValueError
+        If the checkpoint is of no known kind, or has a tensor that belongs nowhere.
+    """
+    checkpoint = Checkpoint(identify_checkpoint(tensors))
+    averages: dict[str, Tensor] = {}
+    parts = {
+        _UNET: checkpoint.unet,
+        _EMA: averages,
+        _FIRST_STAGE: checkpoint.first_stage,
+        _CONDITION: checkpoint.condition,
+    }
+    unexplained = []
+    for key, tensor in tensors.items():
+        if _IGNORED.fullmatch(key):
+            continue
+        prefix = next((prefix for prefix in parts if key.startswith(prefix)), None)
+        if prefix is not None:
+            parts[prefix][key.removeprefix(prefix)] = tensor
+        elif key in _BUFFERS:
+            checkpoint.buffers[key] = tensor
+        else:
+            unexplained.append(key)
+    if averages:
+        checkpoint.ema = _averaged(averages, checkpoint.unet)
+        unexplained += [f"{_EMA}{key}" for key in averages]
+    if unexplained:
+        raise ValueError(f"it has tensors that belong nowhere: {listed(unexplained)}")
+    return checkpoint
+
+
+def _averaged(averages: dict[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take the averages out under the names of the weights; in the file these have lost their dots."""
+    found = {}
+    for key in weights:
+        flat = "diffusion_model" + key.replace(".", "")
+        if flat not in averages:
+            raise ValueError(f"it has averaged weights, but not {_EMA}{flat}")
+        found[key] = averages.pop(flat)
+    return found
+
+
+def first_stage_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the autoencoder in the tensors of a file of its own, or of a whole checkpoint."""
+    whole = {key: tensor for key, tensor in tensors.items() if key.startswith(_FIRST_STAGE)} or tensors
+    bare = {key.removeprefix(_FIRST_STAGE): tensor for key, tensor in whole.items()}
+    return {key: tensor for key, tensor in bare.items() if not _IGNORED_IN_FIRST_STAGE.fullmatch(key)}
+
+
+def listed(keys: Iterable[str]) -> str:
+    """Return the first few keys, and how many more there are."""
+    keys = sorted(keys)
+    shown = ", ".join(keys[:3]) or "nothing"
+    return f"{shown} and {len(keys) - 3} more" if len(keys) > 3 else shown

@@ -1,0 +1,105 @@
+"""Stable Diffusion 1.x checkpoints as diffusers pipelines, and so as teachers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gas_ext.teachers.ldm import architecture
+from gas_ext.teachers.ldm.checkpoint import Checkpoint
+from gas_ext.teachers.ldm.convert import EXTRA, build_first_stage, build_text_encoder, build_unet
+from gas_ext.teachers.optional import require
+
+# Published conventions, where the weights do not tell.
+HEADS = 8
+TEXT_HEADS = 12
+SCALE_FACTOR = 0.18215
+PROMPT_TOKENS = 77
+
+
+def build_pipeline(
+    checkpoint: Checkpoint,
+    *,
+    tokenizer: Any = None,
+    latent_size: int = 64,
+    use_ema: bool | None = None,
+    num_heads: int | None = None,
+    text_heads: int | None = None,
+    scale_factor: float | None = None,
+    alphas_cumprod: Tensor | Sequence[float] | None = None,
+) -> Any:
+    """Build the pipeline of a sorted checkpoint; arguments as for `load_stable_diffusion_pipeline`."""
+    if checkpoint.kind != "stable-diffusion":
+        raise ValueError("it is another latent diffusion model; use load_ldm_checkpoint")
+    if not checkpoint.first_stage:
+        raise ValueError("it holds no autoencoder (first_stage_model.*); pass its checkpoint as first_stage")
+    weights = checkpoint.denoiser_weights(use_ema, averaged_by_default=False)
+    unet_config = architecture.conditional_unet(weights, latent_size, num_heads or HEADS)
+    if unet_config["in_channels"] != unet_config["out_channels"]:
+        raise ValueError(
+            f"its network maps {unet_config['in_channels']} channels to {unet_config['out_channels']}, as "
+            "those for inpainting do; use a text-to-image checkpoint"
+        )
+    text = {
+        key.removeprefix("transformer.").removeprefix("text_model."): tensor
+        for key, tensor in checkpoint.condition.items()
+    }
+    first_stage = checkpoint.first_stage
+    scale_factor = checkpoint.scale_factor(scale_factor, SCALE_FACTOR)
+    vae_config = architecture.first_stage(first_stage, scale_factor, latent_size)
+    return require("diffusers", EXTRA).StableDiffusionPipeline(
+        vae=build_first_stage("AutoencoderKL", vae_config, first_stage),
+        text_encoder=build_text_encoder(architecture.clip_text(text, text_heads or TEXT_HEADS), text),
+        tokenizer=tokenizer,
+        unet=build_unet("UNet2DConditionModel", unet_config, weights),
+        scheduler=scheduler_of(checkpoint.alphas_cumprod(alphas_cumprod)),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def scheduler_of(alphas_cumprod: Tensor) -> Any:
+    """Return the DDIM scheduler of a network trained to predict epsilon with this float64 table.
+
+    Its trained_betas are 1 - alphas_cumprod[k] / alphas_cumprod[k - 1] in float64, which give the table back.
+    The scheduler itself rounds them to float32 on its way; here the table is put right afterwards.
+    """
+    previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
+    scheduler = require("diffusers", EXTRA).DDIMScheduler(
+        num_train_timesteps=alphas_cumprod.numel(),
+        trained_betas=(1.0 - alphas_cumprod / previous).tolist(),
+        prediction_type="epsilon",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    scheduler.alphas_cumprod = alphas_cumprod.float()
+    scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
+    return scheduler
+
+
+def load_tokenizer(place: Any) -> Any:
+    """Load the CLIP tokenizer from a folder, or from the hub by name; None and tokenizers pass through.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    if not isinstance(place, (str, os.PathLike)):
+        return place
+    try:
+        return require("transformers", EXTRA).CLIPTokenizer.from_pretrained(
+            os.fspath(place), model_max_length=PROMPT_TOKENS
+        )
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{place} holds no tokenizer; give a folder with the files of openai/clip-vit-large-patch14 "
+            f"({reason})."
+        ) from error

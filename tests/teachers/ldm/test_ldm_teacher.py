@@ -1,0 +1,349 @@
+"""Latent diffusion teachers: folders, labels and guidance, gradients, and files that are something else."""
+
+import subprocess
+import sys
+from functools import cache
+
+import pytest
+import torch
+from ldm_checkpoints import (
+    array,
+    data,
+    loading_options,
+    names,
+    network_times,
+    state_dict,
+    write_checkpoint,
+)
+from safetensors.torch import save_file
+
+from gas_ext import GASSampler
+from gas_ext.baselines import classical_solver
+from gas_ext.safe_pickle import DamagedPickleError, UnsafePickleError
+from gas_ext.teachers.folder import load_teacher, save_teacher
+from gas_ext.teachers.ldm import identify_checkpoint, load_checkpoint, load_ldm_checkpoint
+from gas_ext.teachers.optional import require
+
+SMALL = [name for name in names("cin", "lsun") if not name.endswith("full")]
+needs_cin = pytest.mark.skipif("cin_small" not in SMALL, reason="golden data not here")
+needs_lsun = pytest.mark.skipif("lsun_small" not in SMALL, reason="golden data not here")
+UNET, FIRST_STAGE = "model.diffusion_model.", "first_stage_model."
+
+
+@cache
+def small_tensors(name):
+    return state_dict(name)
+
+
+def changed(tmp_path, drop=(), name="cin_small", **replaced):
+    """A small checkpoint without the tensors whose names start with `drop`, and with others replaced."""
+    kept = {key: value for key, value in small_tensors(name).items() if not key.startswith(tuple(drop))}
+    replaced = {key.replace("__", "."): value for key, value in replaced.items()}
+    return write_checkpoint({**kept, **replaced}, tmp_path / "changed.ckpt")
+
+
+def load_small(path, name="cin_small", **options):
+    return load_ldm_checkpoint(path, **{**loading_options(name), **options})
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_folder_gives_the_same_teacher(name, load, tmp_path):
+    teacher, x, t = load(name), array(name, "x"), torch.tensor([0.4, 0.9])
+    labels = torch.tensor([3, 7]) if teacher.num_classes else None
+    save_teacher(teacher, tmp_path / "teacher", source={"file": f"{name}.ckpt"})
+    again = load_teacher(tmp_path / "teacher")
+    assert torch.equal(again(x, t, labels), teacher(x, t, labels))
+    assert torch.equal(again.decode(x), teacher.decode(x))
+    for key, value in teacher.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+    assert again.weights_hash == teacher.weights_hash
+    assert again.schedule == teacher.schedule
+    for attribute in ("name", "sample_shape", "num_classes", "scale_factor", "t_eps", "num_timesteps"):
+        assert getattr(again, attribute) == getattr(teacher, attribute)
+    assert not again.training
+    assert not any(parameter.requires_grad for parameter in again.parameters())
+
+
+@needs_cin
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions(dtype, load, tmp_path):
+    teacher, x, t = load("cin_small"), array("cin_small", "x"), torch.tensor(0.5)
+    save_teacher(teacher, tmp_path / "teacher")
+    other = load_teacher(tmp_path / "teacher").to(dtype)
+    found, images = other(x, t), other.decode(x)
+    assert found.dtype == images.dtype == torch.float32
+    assert 0 < (found - teacher(x, t)).abs().max() < 0.1
+    save_teacher(other, tmp_path / "other")
+    again = load_teacher(tmp_path / "other")
+    assert torch.equal(again(x, t), found)
+    assert again.unet.dtype == dtype
+
+
+@needs_cin
+def test_labels_of_every_form(load):
+    teacher, x, t = load("cin_small"), array("cin_small", "x"), torch.tensor(0.3)
+    both = teacher(x, t, teacher.encode_condition([3, 3]))
+    assert torch.equal(both, teacher(x, t, torch.tensor(3)))
+    assert torch.equal(both, teacher(x, torch.tensor([0.3, 0.3]), torch.tensor([3, 3])))
+    assert not torch.equal(both, teacher(x, t))
+    with pytest.raises(ValueError, match="from 0 to 999"):
+        teacher.encode_condition([1001])
+
+
+@needs_cin
+def test_guided_sampling_is_guidance_by_hand(load):
+    teacher, labels, w = load("cin_small"), torch.tensor([5, 9]), 2.0
+    solver = classical_solver(teacher.schedule, 4, 2, "logsnr", teacher.t_eps).solver
+    noise = torch.randn(2, *teacher.sample_shape, generator=torch.Generator().manual_seed(0))
+    before = teacher.evaluations
+    guided = GASSampler(solver, teacher, guidance_scale=w)
+    assert guided.prediction_type == "epsilon"
+    found = guided(noise, labels)
+    assert teacher.evaluations - before == 4
+
+    def by_hand(x, t, condition):
+        conditional, unconditional = teacher.predict(x, t, labels), teacher.predict(x, t, None)
+        return unconditional + w * (conditional - unconditional)
+
+    expected = GASSampler(solver, by_hand, prediction_type="epsilon")(noise)
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+    assert not torch.equal(found, GASSampler(solver, teacher)(noise, labels))
+
+
+@needs_cin
+def test_gradients_reach_state_time_and_solver(load):
+    teacher, name = load("cin_small"), "cin_small"
+    x = array(name, "x").clone().requires_grad_()
+    t = torch.tensor([0.3, 0.7], dtype=torch.float64, requires_grad=True)
+    teacher(x, t, torch.tensor([1, 2])).square().sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert t.grad.abs().min() > 0
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    latents = array(name, "z").clone().requires_grad_()
+    teacher.decode(latents).sum().backward()  # past the quantization
+    assert latents.grad.abs().sum() > 0
+
+
+@needs_cin
+def test_gradient_in_time_is_the_slope(load):
+    teacher, x = load("cin_small"), array("cin_small", "x")
+    t = torch.tensor(0.62, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(teacher(x, t).square().sum(), t)
+    h = 1e-4  # a tenth of one of the network's own time steps
+    ahead, behind = (teacher(x, t.detach() + step).square().sum() for step in (h, -h))
+    assert torch.isclose(slope, ((ahead - behind) / (2 * h)).double(), rtol=0.05)
+
+
+@needs_cin
+def test_a_safetensors_file_and_bare_tensors_are_read_too(load, tmp_path):
+    tensors, x = small_tensors("cin_small"), array("cin_small", "x")
+    expected = load("cin_small")(x, torch.tensor(0.5))
+    save_file(tensors, tmp_path / "model.safetensors")
+    torch.save(tensors, tmp_path / "model.pt")
+    for path in (tmp_path / "model.safetensors", tmp_path / "model.pt"):
+        teacher = load_checkpoint(path, **loading_options("cin_small"), tokenizer=None, use_ema=None)
+        assert torch.equal(teacher(x, torch.tensor(0.5)), expected)
+        assert teacher.name == "model"
+
+
+@needs_cin
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_a_loaded_teacher_no_longer_depends_on_the_file(suffix, load, tmp_path):
+    path, tensors = tmp_path / f"model{suffix}", small_tensors("cin_small")
+    write = write_checkpoint if suffix == ".ckpt" else save_file
+    write(tensors, path)
+    teacher, x, t = load_small(path), array("cin_small", "x"), torch.tensor(0.5)
+    with open(path, "r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert torch.equal(teacher(x, t), load("cin_small")(x, t))
+
+
+@needs_cin
+def test_a_first_stage_of_its_own(load, tmp_path):
+    path = changed(tmp_path, drop=[FIRST_STAGE])
+    with pytest.raises(ValueError, match=r"changed\.ckpt .* no first stage .*; pass its checkpoint"):
+        load_small(path)
+    own = {
+        key.removeprefix(FIRST_STAGE): value
+        for key, value in small_tensors("cin_small").items()
+        if key.startswith(FIRST_STAGE)
+    }
+    own["loss.discriminator.main.0.weight"] = torch.zeros(3)
+    first_stage = write_checkpoint(own, tmp_path / "first_stage.ckpt")
+    z, expected = array("cin_small", "z"), load("cin_small")
+    assert torch.equal(load_small(path, first_stage=first_stage).decode(z), expected.decode(z))
+    whole = changed(tmp_path)
+    assert torch.equal(load_small(path, first_stage=whole).decode(z), expected.decode(z))
+
+
+@needs_cin
+def test_numbers_that_the_file_may_lack(load, tmp_path):
+    x, t, z = array("cin_small", "x"), torch.tensor(0.5), array("cin_small", "z")
+    bare = changed(tmp_path, drop=["alphas_cumprod", "betas", "sqrt", "log", "posterior"])
+    with pytest.raises(ValueError, match=r"no noise schedule \(alphas_cumprod\)"):
+        load_small(bare)
+    teacher = load_small(bare, alphas_cumprod=data("cin_small")["alphas_cumprod_f32"])
+    assert torch.equal(teacher(x, t), load("cin_small")(x, t))
+    rounded = changed(tmp_path, alphas_cumprod=array("cin_small", "alphas_cumprod_f32").half())
+    with pytest.raises(ValueError, match=r"rounded to torch\.float16; pass alphas_cumprod"):
+        load_small(rounded)
+    scaled = load_small(changed(tmp_path, scale_factor=torch.tensor(0.5)))
+    assert torch.equal(scaled.decode(0.5 * z), load("cin_small").decode(z))
+    assert load_small(changed(tmp_path), scale_factor=0.25).scale_factor == 0.25
+
+
+@needs_lsun
+def test_averaged_weights(tmp_path):
+    tensors = small_tensors("lsun_small")
+    ema = [key for key in tensors if key.startswith("model_ema.")]
+    without = changed(tmp_path, drop=ema, name="lsun_small")
+    x, t = array("lsun_small", "x"), torch.tensor(0.5)
+    plain = load_small(without, "lsun_small")
+    with pytest.raises(ValueError, match="no averaged weights"):
+        load_small(without, "lsun_small", use_ema=True)
+    whole = changed(tmp_path, name="lsun_small")
+    assert torch.equal(load_small(whole, "lsun_small", use_ema=False)(x, t), plain(x, t))
+    assert not torch.equal(load_small(whole, "lsun_small")(x, t), plain(x, t))
+    missing = "model_ema.diffusion_modelout2weight"
+    with pytest.raises(ValueError, match=missing):
+        load_small(changed(tmp_path, drop=[missing], name="lsun_small"), "lsun_small")
+    stray = {"model_ema__diffusion_modelout3weight": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"belong nowhere: model_ema\.diffusion_modelout3weight"):
+        load_small(changed(tmp_path, name="lsun_small", **stray), "lsun_small")
+
+
+@needs_lsun
+def test_heads_that_do_not_fit(checkpoint_file):
+    path = checkpoint_file("lsun_small")
+    with pytest.raises(ValueError, match="32 channels, which are no multiple of num_head_channels = 12"):
+        load_small(path, "lsun_small", num_head_channels=12)
+    with pytest.raises(ValueError, match=r"unconditional, .* num_head_channels"):
+        load_small(path, "lsun_small", num_heads=1)
+
+
+@needs_cin
+@pytest.mark.parametrize(
+    ("drop", "replaced", "message"),
+    [
+        ([UNET + "input_blocks.1.0.out_layers.3.weight"], {}, "lacks input_blocks.1.0.out_layers.3.weight"),
+        ([UNET + "out.0.bias"], {}, "as a UNet2DConditionModel it lacks conv_norm_out.bias"),
+        ([FIRST_STAGE + "post_quant_conv.bias"], {}, "as a VQModel it lacks post_quant_conv.bias"),
+        ([UNET + "output_blocks.1.1.conv.bias"], {}, "lacks output_blocks.1.1.conv.bias"),
+        ([], {"alphas_cumprod": torch.ones(9)}, "decreasing log alpha"),
+        ([FIRST_STAGE + "quantize"], {}, "lacks quantize.embedding.weight"),
+        (["cond_stage_model."], {}, "conditions of an unknown kind"),
+        ([], {"model__diffusion_model__out__2__bias": torch.zeros(5)}, r"shape \(5,\), not \(3,\)"),
+        (
+            [],
+            {"model__diffusion_model__label_emb__weight": torch.zeros(5)},
+            "no known network has: label_emb",
+        ),
+        (
+            [],
+            {"first_stage_model__decoder__extra__weight": torch.zeros(5)},
+            "no known network has: decoder.ex",
+        ),
+        ([], {"control_model__weight": torch.zeros(5)}, "belong nowhere: control_model.weight"),
+        ([], {"cond_stage_model__extra__weight": torch.zeros(5)}, "class embedding is of another kind"),
+        ([], {"cond_stage_model__embedding__weight": torch.zeros(9, 5)}, r"shape \(9, 5\), but .* takes 16"),
+        ([UNET], {}, "no checkpoint of latent diffusion or Stable Diffusion"),
+    ],
+)
+def test_checkpoints_that_do_not_convert(drop, replaced, message, tmp_path):
+    path = changed(tmp_path, drop, **replaced)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_small(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(".")
+
+
+@needs_cin
+def test_a_first_stage_of_another_model(tmp_path):
+    tensors = small_tensors("cin_small")
+    first_stage = {
+        **{key: value for key, value in tensors.items() if key.startswith(FIRST_STAGE)},
+        FIRST_STAGE + "quantize.embedding.weight": torch.zeros(8, 4),
+        FIRST_STAGE + "quant_conv.weight": torch.zeros(4, 3, 1, 1),
+        FIRST_STAGE + "quant_conv.bias": torch.zeros(4),
+        FIRST_STAGE + "post_quant_conv.weight": torch.zeros(3, 4, 1, 1),
+    }
+    other = write_checkpoint(first_stage, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match=r"maps 3 channels to 3 and its first stage has codes of 4"):
+        load_small(changed(tmp_path), first_stage=other)
+
+
+@needs_cin
+def test_damaged_files(tmp_path):
+    path = changed(tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DamagedPickleError, match="is damaged"):
+        load_small(path)
+    save_file(small_tensors("cin_small"), tmp_path / "cut.safetensors")
+    content = (tmp_path / "cut.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(content[:-100])
+    with pytest.raises(ValueError, match=r"cut\.safetensors is damaged"):
+        load_small(tmp_path / "cut.safetensors")
+
+
+def test_other_files(tmp_path):
+    for missing in ("none.ckpt", "none.safetensors"):
+        with pytest.raises(FileNotFoundError, match="There is no file"):
+            load_ldm_checkpoint(tmp_path / missing)
+    torch.save({"state_dict": [1, 2]}, tmp_path / "list.ckpt")
+    with pytest.raises(ValueError, match="no 'state_dict' of named tensors"):
+        load_ldm_checkpoint(tmp_path / "list.ckpt")
+    torch.save({"state_dict": torch.nn.Flatten()}, tmp_path / "module.ckpt")
+    with pytest.raises(UnsafePickleError, match="Flatten"):
+        load_ldm_checkpoint(tmp_path / "module.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind"),
+    [
+        (["input_blocks.1.1.qkv.weight"], "ldm-unconditional"),
+        (["cond_stage_model.embedding.weight", "input_blocks.1.1.norm.weight"], "ldm-class"),
+        (
+            ["cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"],
+            "stable-diffusion",
+        ),
+        (["cond_stage_model.transformer.embeddings.token_embedding.weight"], "stable-diffusion"),
+        (["cond_stage_model.model.token_embedding.weight"], None),  # Stable Diffusion 2
+        (["cond_stage_model.transformer.token_emb.weight"], None),  # latent diffusion on texts
+        (["middle_block.1.transformer_blocks.0.norm1.weight"], None),
+    ],
+)
+def test_kinds_of_checkpoints(keys, kind):
+    keys = [key if key.startswith("cond") else UNET + key for key in [*keys, "out.2.bias"]]
+    if kind is None:
+        with pytest.raises(ValueError, match="conditions of an unknown kind"):
+            identify_checkpoint(keys)
+    else:
+        assert identify_checkpoint(iter(keys)) == kind
+
+
+def test_a_missing_library_is_named():
+    with pytest.raises(ImportError, match=r"no_such_library.* pip install 'gas_ext\[diffusers\]'"):
+        require("no_such_library", "diffusers")
+
+
+def test_identifying_needs_no_diffusers():
+    code = (
+        "import sys, gas_ext.teachers.ldm; print('diffusers' in sys.modules, 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+@needs_cin
+def test_times_between_the_networks_own(load):
+    """Network time is N t - 1 and not rounded: the stored outputs at fractional times need exactly that."""
+    teacher = load("cin_small")
+    tau = network_times("cin_small", "eps/t_frac")
+    assert (tau != tau.round()).all()
+    seen = []
+    handle = teacher.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
+    teacher(array("cin_small", "x"), (tau + 1.0) / 1000.0)
+    handle.remove()
+    assert torch.allclose(seen[0], tau, rtol=0, atol=1e-10)
