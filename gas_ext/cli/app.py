@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from gas_ext.cli import demo, import_teacher, info, sample, train
+from gas_ext.cli import demo, import_teacher, info, sample, teach, train
 
 app = typer.Typer(
     help="Learned few-step samplers for diffusion and flow models.",
@@ -44,6 +44,7 @@ def main(
 
 app.command("demo", epilog=demo.EPILOG)(demo.demo)
 app.command("import", epilog=import_teacher.EPILOG)(import_teacher.import_teacher)
+app.command("teach", epilog=teach.EPILOG)(teach.teach)
 app.command("train", epilog=train.EPILOG)(train.train)
 app.command("sample", epilog=sample.EPILOG)(sample.sample)
 app.command("info", epilog=info.EPILOG)(info.info)

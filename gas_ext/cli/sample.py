@@ -45,7 +45,7 @@ def sample(
     from gas_ext.demo import check_output_folder
     from gas_ext.evaluation import draw_samples
     from gas_ext.progress import make_reporter
-    from gas_ext.samples.generate import spread_conditions
+    from gas_ext.samples import spread_conditions
 
     numbers = parse_seeds(seeds)
     if out.suffix.lower() not in (".png", ".safetensors") or out.is_dir():

@@ -14,7 +14,7 @@ def run(*arguments):
     return CliRunner().invoke(app, list(arguments))
 
 
-@pytest.mark.parametrize("command", ["demo", "sample", "info"])
+@pytest.mark.parametrize("command", ["demo", "import", "teach", "train", "sample", "info"])
 def test_help_shows_examples(command):
     outcome = run(command, "--help")
     assert outcome.exit_code == 0

@@ -1,0 +1,201 @@
+"""`gas-ext teach`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gas_ext.cli.errors import INTERRUPTED, friendly
+from gas_ext.cli.options import Device, Labels, Prompts, check_device, read_labels, read_prompts
+
+if TYPE_CHECKING:
+    from gas_ext.configs import Config
+    from gas_ext.denoisers import Denoiser
+    from gas_ext.progress import Reporter
+
+EPILOG = (
+    "Examples:  gas-ext teach --config demo --seeds 0-255 -o samples/demo  |  "
+    "torchrun --nproc-per-node 8 -m gas_ext teach --config cifar10 --device cuda -o samples/cifar10  |  "
+    "gas-ext teach --config coco --prompts captions.txt --student-steps 5 -o samples/coco-5  |  "
+    "gas-ext teach --verify samples/cifar10"
+)
+
+
+@friendly
+def teach(
+    config: Annotated[
+        str | None,
+        typer.Option("--config", "-c", help="A data set (cifar10, coco, demo, ...) or a YAML file."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The folder; an unfinished one is gone on with.")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Seeds such as 0-1399,5000; the config's teacher seeds if not given.")
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="Folder of an imported teacher, or 'demo'; teachers/CONFIG if not given."),
+    ] = None,
+    student_steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Steps of the student, where the teacher's depend on them (coco); the config's first if not "
+            "given.",
+        ),
+    ] = None,
+    labels: Labels = None,
+    prompts: Prompts = None,
+    images: Annotated[
+        bool | None,
+        typer.Option(
+            "--images/--no-images",
+            help="Keep decoded images besides latents; if not given, where the config's loss needs them.",
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples per network call.")] = 64,
+    shard_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Samples per file; if not given, whole batches, at most 1024 or 256 MiB."),
+    ] = None,
+    autocast: Annotated[
+        str | None, typer.Option(help="Precision of the network: float16 or bfloat16; its own if not given.")
+    ] = None,
+    threads: Annotated[
+        int, typer.Option(min=1, help="CPU threads per process; the last bits depend on it.")
+    ] = 1,
+    device: Device = "cpu",
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Also compare what is there with its SHA-256 and mend it.")
+    ] = False,
+    verify: Annotated[
+        Path | None, typer.Option(help="Only compare this folder with its checksums; exit code 1 if damaged.")
+    ] = None,
+) -> None:
+    """Make the teacher samples that a solver is learned from, and keep them in a folder.
+
+    Run again after an interruption it goes on where it stopped. Under torchrun every process makes its share.
+    """
+    import torch
+
+    from gas_ext.configs import load_config
+    from gas_ext.samples import generate_samples
+    from gas_ext.seeds import parse_seeds
+
+    if verify is not None:
+        _verify(verify)
+        return
+    if config is None or out is None:
+        raise typer.BadParameter("give --config and --out, or --verify FOLDER.")
+    precisions = {None: None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if autocast not in precisions:
+        raise ValueError(f"autocast is {autocast!r}; expected float16 or bfloat16.")
+    settings = load_config(config)
+    if images and not settings.space.latent:
+        raise ValueError(f"The samples of {settings.name} are images already; leave --images out.")
+    if images is None:
+        images = settings.space.latent and settings.training.loss == "lpips"
+    chosen_seeds = parse_seeds(settings.seeds.teacher if seeds is None else seeds)
+    chosen_labels = None if labels is None else read_labels(labels)
+    chosen_prompts = None if prompts is None else read_prompts(prompts)
+    denoiser = load_teacher_of(settings, teacher, local_device(device))
+    solver = settings.teacher_solver.build(denoiser.schedule, student_steps or settings.student.steps[0])
+    with _resumable():
+        samples = generate_samples(
+            denoiser,
+            solver.to(denoiser.device) if isinstance(solver, torch.nn.Module) else solver,
+            chosen_seeds,
+            out,
+            labels=chosen_labels,
+            prompts=chosen_prompts,
+            batch_size=batch_size,
+            shard_size=shard_size,
+            images=images,
+            guidance_scale=settings.teacher_solver.guidance_scale,
+            autocast=precisions[autocast],
+            threads=threads,
+            repair=repair,
+            command=shlex.join(["gas-ext", *sys.argv[1:]]),
+            reporter=_reporter(),
+        )
+    if samples.complete:
+        typer.echo(f"{out} is complete: {len(samples)} samples, {samples.nfe} network evaluations each")
+    else:
+        left = len(samples.missing())
+        typer.echo(f"{out}: this process is done, {left} shards are left to others or to another run")
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Say after Ctrl-C how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("interrupted: run the same again, and it goes on after the last finished shard", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def load_teacher_of(config: Config, teacher: str | None, device: str) -> Denoiser:
+    """Load the teacher of a config and make sure that it fits.
+
+    Raises
+    ------
+    ValueError
+        If it has not been imported, or makes samples of another shape or with other conditions.
+    """
+    from gas_ext.plan import teacher_folder
+    from gas_ext.teachers.folder import CARD, load_teacher
+
+    source, teacher = config.teacher, teacher or teacher_folder(config)
+    if teacher != "demo" and not (Path(teacher) / CARD).is_file():
+        needs = f", which needs {source.file} ({source.megabytes} MB) from {source.address}"
+        raise ValueError(
+            f"There is no imported teacher in {teacher}: run gas-ext import {config.name} -o {teacher}"
+            f"{needs if source.file else ''}."
+        )
+    denoiser = load_teacher(teacher, device)
+    for name, has, wants in (
+        ("samples of shape", denoiser.sample_shape, config.space.shape),
+        ("conditions of kind", denoiser.condition_kind, config.conditions.kind),
+        ("a number of classes of", denoiser.num_classes, config.conditions.num_classes),
+    ):
+        if has != wants:
+            raise ValueError(
+                f"The teacher {denoiser.name} has {name} {has}, but the config {config.name} describes "
+                f"{wants}; give the teacher that belongs to it."
+            )
+    return denoiser
+
+
+def local_device(device: str) -> str:
+    """Return the device of this process: under torchrun, cuda means the GPU of its LOCAL_RANK."""
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    return check_device(device)
+
+
+def _reporter() -> Reporter:
+    """Return bars on a terminal, and log lines where several processes share it."""
+    from gas_ext.progress import LogReporter, make_reporter
+
+    return LogReporter() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else make_reporter()
+
+
+def _verify(folder: Path) -> None:
+    from gas_ext.samples import verify_samples
+
+    damaged = verify_samples(folder, reporter=_reporter())
+    for name, damage in damaged.items():
+        typer.echo(f"{folder / name} {damage}", err=True)
+    if damaged:
+        typer.echo("error: run the command that made the samples again, with --repair", err=True)
+        raise typer.Exit(1)
+    typer.echo(f"{folder} is complete and intact")

@@ -1,0 +1,39 @@
+"""Teacher samples on disk: made once, by any number of processes, and read a few rows at a time.
+
+A folder holds shards (safetensors) and a manifest (JSON) with their checksums. Noise is not stored: it is
+drawn again from the seeds, one generator per sample.
+
+Examples
+--------
+Samples of one's own model:
+
+>>> import tempfile
+>>> from gas_ext import Denoiser, NoiseSchedule
+>>> from gas_ext.multistep import UniPCSolver
+>>> denoiser = Denoiser.from_callable(
+...     lambda x, t, condition: 0.5 * x, schedule=NoiseSchedule.vp_linear(), prediction_type="sample",
+...     sample_shape=(1, 64))
+>>> with tempfile.TemporaryDirectory() as folder:
+...     samples = generate_samples(denoiser, UniPCSolver(denoiser.schedule, 5), range(10), folder)
+...     batch = samples.batch([7, 2])
+>>> batch.noise.shape, batch.samples.shape, batch.seeds.tolist()
+(torch.Size([2, 1, 64]), torch.Size([2, 1, 64]), [7, 2])
+"""
+
+from gas_ext.samples.batches import ShuffledBatches
+from gas_ext.samples.filling import verify_samples
+from gas_ext.samples.generate import generate_samples, spread_conditions
+from gas_ext.samples.reading import SampleBatch, SampleSource, TeacherSamples
+from gas_ext.samples.reference import ReferenceDataset, convert_dataset
+
+__all__ = [
+    "ReferenceDataset",
+    "SampleBatch",
+    "SampleSource",
+    "ShuffledBatches",
+    "TeacherSamples",
+    "convert_dataset",
+    "generate_samples",
+    "spread_conditions",
+    "verify_samples",
+]

@@ -1,0 +1,111 @@
+"""The order in which a trainer sees its samples, and how to come back to a place in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class ShuffledBatches:
+    """Endless shuffled passes over samples; each batch follows from seed and iteration alone.
+
+    Batches are whole: a pass ends when fewer samples than a batch are left, which wait for another pass. The
+    order is the one that `gas_ext.training.train_solver` draws.
+
+    Parameters
+    ----------
+    samples : int
+        Number of samples; indices are 0 to samples - 1.
+    batch_size : int
+        Indices per iteration, over all processes; at most `samples` are used.
+    seed : int
+        Seed of the order.
+    iteration : int
+        Where to begin, counted from 0.
+    rank, world_size : int
+        This process gets its share, an equal part of every batch.
+
+    Attributes
+    ----------
+    iteration : int
+        The iteration that comes next.
+
+    Raises
+    ------
+    ValueError
+        If there are no samples, or a batch cannot be split into equal parts.
+
+    Examples
+    --------
+    >>> batches = ShuffledBatches(5, 2)
+    >>> first, second = next(batches), next(batches)
+    >>> resumed = ShuffledBatches(5, 2, iteration=1)
+    >>> torch.equal(next(resumed), second), resumed.iteration
+    (True, 2)
+    """
+
+    def __init__(
+        self,
+        samples: int,
+        batch_size: int,
+        seed: int = 0,
+        *,
+        iteration: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        for name, value in (("samples", samples), ("batch_size", batch_size), ("world_size", world_size)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; expected at least 1.")
+        self.samples = samples
+        self.batch_size = min(batch_size, samples)
+        self.seed = seed
+        self.iteration = iteration
+        if self.batch_size % world_size or not 0 <= rank < world_size or iteration < 0:
+            raise ValueError(
+                f"Iteration {iteration} with a batch of {self.batch_size} has no equal part {rank} of "
+                f"{world_size}; use a batch size that is a multiple of the number of processes."
+            )
+        share = self.batch_size // world_size
+        self._share = slice(rank * share, (rank + 1) * share)
+        self._start()
+
+    def _start(self) -> None:
+        self._generator = torch.Generator().manual_seed(self.seed)
+        self._pass = -1
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def whole_batch(self, iteration: int) -> Tensor:
+        """Return the batch of an iteration over all processes: (batch_size,) int64."""
+        wanted, place = divmod(iteration, self.samples // self.batch_size)
+        if wanted < self._pass:
+            self._start()
+        while self._pass < wanted:  # a permutation takes about a millisecond per 50,000 samples
+            self._order = torch.randperm(self.samples, generator=self._generator)
+            self._pass += 1
+        return self._order[place * self.batch_size : (place + 1) * self.batch_size]
+
+    def __iter__(self) -> ShuffledBatches:
+        return self
+
+    def __next__(self) -> Tensor:
+        """Return this process's indices of the next batch."""
+        batch = self.whole_batch(self.iteration)[self._share]
+        self.iteration += 1
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position, plain numbers, the same in all processes."""
+        return {name: getattr(self, name) for name in ("samples", "batch_size", "seed", "iteration")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a position; ValueError if it belongs to another order."""
+        for name in ("samples", "batch_size", "seed"):
+            if state[name] != getattr(self, name):
+                raise ValueError(
+                    f"The position was saved with {name} {state[name]}, not {getattr(self, name)}; "
+                    "resume with the former."
+                )
+        self.iteration = int(state["iteration"])

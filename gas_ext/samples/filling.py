@@ -1,0 +1,276 @@
+"""Filling a folder with shards: dealt out by number, checked, made again where needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gas_ext.progress import Advance, Reporter, SilentReporter
+from gas_ext.samples.manifest import MANIFEST, Manifest, claim_folder, complete_manifest, read_manifest
+from gas_ext.samples.shard import Shard, seal, write_shard
+from gas_ext.seeds import parse_seeds
+
+_FOREIGN = "belongs to samples made with other settings"
+
+
+class Content(NamedTuple):
+    """What one shard is made of, besides its seeds."""
+
+    tensors: Mapping[str, Tensor]
+    prompts: list[str] | None
+    nfe: int | None
+
+
+MakeShard = Callable[[range, Advance], Content]
+
+
+class SampleFolder:
+    """A folder of samples: what it is to hold, and what is there.
+
+    Which samples stand in which shard follows from the settings alone, never from the number of processes.
+
+    Parameters
+    ----------
+    path : Path
+        The folder; it need not exist.
+    manifest : Manifest
+        As read, or of samples yet to be made.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> SampleFolder:
+        """Open a folder that has a manifest; ValueError if it has none."""
+        path = Path(path)
+        manifest = read_manifest(path)
+        if manifest is None:
+            raise ValueError(
+                f"{path} holds no teacher samples ({MANIFEST} is missing); run gas-ext teach first."
+            )
+        return cls(path, manifest)
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        """Seeds of all samples, in their order."""
+        return parse_seeds(self.manifest.settings["seeds"])
+
+    @property
+    def shard_size(self) -> int:
+        """Samples per shard; the last may have fewer."""
+        return int(self.manifest.settings["shard_size"])
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-len(self.seeds) // self.shard_size)
+
+    def rows(self, number: int) -> range:
+        """Return the places of a shard's samples among all."""
+        return range(number * self.shard_size, min((number + 1) * self.shard_size, len(self.seeds)))
+
+    def shard_path(self, number: int) -> Path:
+        """Return the file of a shard."""
+        return self.path / f"shard-{number:05d}.safetensors"
+
+    def damage(self, number: int, *, contents: bool) -> str | None:
+        """Say what is wrong with a shard, or None.
+
+        Parameters
+        ----------
+        number : int
+            Which shard.
+        contents : bool
+            Also compare its content with its SHA-256, which reads all of it.
+        """
+        path = self.shard_path(number)
+        if not path.is_file():
+            return "is missing"
+        try:
+            shard = Shard(path)
+        except ValueError:
+            return "is cut off or has a damaged header"
+        listed = (self.manifest.shards or {}).get(path.name)
+        if contents and not shard.is_intact():
+            return "does not match its SHA-256"
+        if shard.record["run"] != self.manifest.run or shard.record["number"] != number:
+            return _FOREIGN
+        if listed is not None and shard.record["sha256"] != listed["sha256"]:
+            return "is not the one that the manifest lists"
+        return None
+
+    def join(self) -> None:
+        """Take over the manifest that is there, if any; ValueError if it has other settings."""
+        there = read_manifest(self.path)
+        if there is not None:
+            self.manifest.require_same(there, self.path)
+            self.manifest = there
+
+    def write(self, number: int, content: Content) -> None:
+        """Put a shard in place; ValueError if the manifest lists one with other bits."""
+        self.manifest = claim_folder(self.path, self.manifest)
+        rows = self.rows(number)
+        seeds = torch.tensor(self.seeds[rows.start : rows.stop], dtype=torch.int64)
+        tensors = {"seeds": seeds, **content.tensors}
+        details = {"number": number, "nfe": content.nfe, "prompts": content.prompts}
+        record = seal({"run": self.manifest.run, **details}, tensors)
+        path = self.shard_path(number)
+        listed = (self.manifest.shards or {}).get(path.name)
+        if listed is not None and listed["sha256"] != record["sha256"]:
+            raise ValueError(
+                f"{path} was made again with other bits than the manifest lists, as happens with another "
+                f"device or torch than the folder's ({_made_with(self.manifest)}): use that one, or delete "
+                f"{MANIFEST} and make the samples again to accept what differs by rounding."
+            )
+        try:
+            write_shard(path, record, tensors)
+        except OSError:
+            # Another process, given the same work by mistake, may have finished it and cleared the place.
+            if self.damage(number, contents=True) is not None:
+                raise
+
+    def finish(self) -> None:
+        """Complete the manifest if all shards are there, whoever made them."""
+        self.join()
+        if self.manifest.shards is not None:
+            return
+        shards: dict[str, dict[str, Any]] = {}
+        nfe = None
+        for number in range(self.shards):
+            if self.damage(number, contents=False) is not None:
+                return
+            shard = Shard(self.shard_path(number))
+            shards[shard.path.name] = {
+                "samples": len(shard),
+                "bytes": shard.path.stat().st_size,
+                "sha256": shard.record["sha256"],
+            }
+            nfe = shard.record["nfe"]
+        self.manifest = complete_manifest(self.path, claim_folder(self.path, self.manifest), shards, nfe)
+
+
+def _made_with(manifest: Manifest) -> str:
+    return ", ".join(f"{name} {value}" for name, value in manifest.made_with.items() if name != "command")
+
+
+def fill(
+    folder: SampleFolder,
+    make: MakeShard,
+    *,
+    repair: bool = False,
+    reporter: Reporter | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
+) -> None:
+    """Make the shards that this process is to make and that are not there.
+
+    Shard n belongs to process n modulo `world_size`. Nothing is waited for: whichever process finds all
+    shards in place completes the manifest.
+
+    Parameters
+    ----------
+    folder : SampleFolder
+        What is to be made.
+    make : callable
+        make(rows, advance) -> Content of the samples at these places.
+    repair : bool
+        Also compare the shards that are there with their SHA-256, and replace those that are damaged.
+    reporter : Reporter, optional
+        Told of the progress, in samples.
+    rank, world_size : int, optional
+        This process and their number; from the environment if not given (see `place`).
+
+    Raises
+    ------
+    ValueError
+        If the folder holds samples made with other settings.
+    """
+    rank, world_size = place(rank, world_size)
+    reporter = reporter or SilentReporter()
+    folder.join()
+    mine = range(rank, folder.shards, world_size)
+    wanted = []
+    for number in mine:
+        damage = folder.damage(number, contents=repair)
+        if damage == _FOREIGN:
+            raise ValueError(f"{folder.shard_path(number)} {damage}: choose another folder.")
+        if damage is not None:
+            wanted.append(number)
+            if damage != "is missing":
+                reporter.message(f"{folder.shard_path(number)} {damage}: it is made again.")
+    if len(wanted) < len(mine):
+        reporter.message(f"{len(mine) - len(wanted)} of {len(mine)} shards are there already.")
+    if wanted:
+        name = "Teacher samples" + (f", process {rank + 1} of {world_size}" if world_size > 1 else "")
+        with reporter.task(name, sum(len(folder.rows(number)) for number in wanted)) as advance:
+            for number in wanted:
+                folder.write(number, make(folder.rows(number), advance))
+    folder.finish()
+
+
+def place(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
+    """Return which process this is, and of how many: as given, else as torchrun says (RANK, WORLD_SIZE).
+
+    Examples
+    --------
+    >>> place(1, 4)
+    (1, 4)
+    """
+    if rank is None:
+        rank = int(os.environ.get("RANK", "0"))
+    if world_size is None:
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank is {rank} of {world_size} processes; expected 0 to {world_size - 1}.")
+    return rank, world_size
+
+
+def verify_samples(
+    folder: str | os.PathLike[str],
+    *,
+    reporter: Reporter | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
+) -> dict[str, str]:
+    """Read every shard and compare it with its SHA-256 and with the manifest.
+
+    Parameters
+    ----------
+    folder : path
+        What `generate_samples` wrote, complete or not.
+    reporter : Reporter, optional
+        Told of the progress, in shards.
+    rank, world_size : int, optional
+        As for `fill`; each process reads its own shards.
+
+    Returns
+    -------
+    dict
+        File name -> what is wrong with it; empty if the folder is complete and intact.
+
+    Raises
+    ------
+    ValueError
+        If there is no manifest, or it is damaged.
+    """
+    rank, world_size = place(rank, world_size)
+    opened = SampleFolder.open(folder)
+    mine = range(rank, opened.shards, world_size)
+    found: dict[str, str] = {}
+    with (reporter or SilentReporter()).task("Verifying shards", len(mine)) as advance:
+        for number in mine:
+            damage = opened.damage(number, contents=True)
+            if damage is not None:
+                found[opened.shard_path(number).name] = damage
+            advance()
+    if opened.manifest.shards is None and not found:
+        found[MANIFEST] = "is not complete: run the same gas-ext teach once more"
+    return found

@@ -1,0 +1,362 @@
+"""Making teacher samples: a denoiser and a many-step solver, run over a list of seeds."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from gas_ext.data import seed_labels, stacked_noise
+from gas_ext.denoisers import Denoiser
+from gas_ext.progress import Advance, Reporter
+from gas_ext.sampler import GASSampler, Solver
+from gas_ext.samples.filling import Content, SampleFolder, fill
+from gas_ext.samples.manifest import Manifest, first_noise, plain, short_hash
+from gas_ext.samples.reading import TeacherSamples
+from gas_ext.seeds import format_seeds
+from gas_ext.solver import GeneralizedSolver
+from gas_ext.solver_file import checksum
+
+# One entry per sample: labels (n,) or other tensors (n, ...), prompts, or nothing.
+Conditions: TypeAlias = Tensor | list[str] | None
+
+_SHARD_SAMPLES = 1024
+_SHARD_BYTES = 2**28
+_FEWEST_SHARDS = 16  # where there are as many batches
+_SHOWN_SEEDS = 5  # in an error message
+
+
+def generate_samples(
+    denoiser: Denoiser,
+    solver: Solver,
+    seeds: Sequence[int],
+    folder: str | os.PathLike[str],
+    *,
+    labels: Sequence[int] | Tensor | None = None,
+    prompts: Sequence[str] | None = None,
+    conditions: Tensor | None = None,
+    batch_size: int = 64,
+    shard_size: int | None = None,
+    images: bool = False,
+    guidance_scale: float | None = None,
+    autocast: torch.dtype | None = None,
+    threads: int = 1,
+    repair: bool = False,
+    command: str = "",
+    reporter: Reporter | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
+) -> TeacherSamples:
+    """Make the samples of a list of seeds and keep them in a folder; goes on where an earlier run stopped.
+
+    Under ``torchrun`` (or with `rank` and `world_size`) several processes fill one folder, on one machine or
+    on several that share it, without talking to each other. At the same batch size the files are the same,
+    byte for byte, whatever the number of processes; other batch sizes agree up to the network's rounding.
+
+    Parameters
+    ----------
+    denoiser : Denoiser
+        The teacher, on the device to compute on. It is put in evaluation mode meanwhile.
+    solver : GeneralizedSolver or MultistepSolver
+        The teacher's solver, on the same device.
+    seeds : sequence of int
+        One per sample. The noise of each is drawn by a generator of its own (`stacked_noise`), not stored.
+    folder : path
+        Made if it does not exist.
+    labels : sequence of int, optional
+        For teachers with labels: the i-th seed gets ``labels[i % len(labels)]``. If not given, the seed
+        modulo the number of classes.
+    prompts : sequence of str, optional
+        For teachers with prompts, which need them: the i-th seed gets ``prompts[i % len(prompts)]``.
+    conditions : Tensor, optional
+        For teachers with conditions of another kind: (len(seeds), ...), one row per seed.
+    batch_size : int
+        Samples per network call.
+    shard_size : int, optional
+        Samples per file, and so what a killed process loses at most; see `default_shard_size`.
+    images : bool
+        Also keep what `denoiser.decode` makes of the samples.
+    guidance_scale : float, optional
+        As for `GASSampler`.
+    autocast : torch.dtype, optional
+        Run the network under `torch.autocast` in this precision.
+    threads : int
+        Threads of the CPU, where that computes: with another number the last bits differ. Rather run more
+        processes.
+    repair : bool
+        Also compare the shards that are there with their SHA-256, and make the damaged ones again.
+    command : str
+        What was typed, for the manifest.
+    reporter : Reporter, optional
+        Told of the progress.
+    rank, world_size : int, optional
+        This process and their number; RANK and WORLD_SIZE of the environment if not given.
+
+    Returns
+    -------
+    TeacherSamples
+        The folder; not `complete` while other processes are still at work.
+
+    Raises
+    ------
+    ValueError
+        If the conditions do not fit the teacher, the folder holds samples made with other settings, or a
+        sample is not finite.
+    OSError
+        If the disk is full.
+    """
+    if not isinstance(denoiser, Denoiser):
+        raise TypeError(
+            f"The denoiser is a {type(denoiser).__name__}, but must be a Denoiser; wrap a function with "
+            "Denoiser.from_callable."
+        )
+    seeds = _check_seeds(seeds)
+    for name, value in (("batch_size", batch_size), ("shard_size", shard_size), ("threads", threads)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; expected at least 1.")
+    spread = spread_conditions(denoiser, seeds, labels, prompts, conditions)
+    sampler = GASSampler(solver, denoiser, guidance_scale=guidance_scale)
+    teacher = _Teacher(sampler, denoiser, images, autocast, threads)
+    image_shape = teacher.image_shape()
+    if shard_size is None:
+        numbers = denoiser.sample_size + math.prod(image_shape or (0,))
+        shard_size = default_shard_size(len(seeds), batch_size, 4 * numbers)
+    settings = {
+        "teacher": describe_denoiser(denoiser),
+        "solver": describe_solver(sampler),
+        "guidance_scale": sampler.guidance_scale,
+        "seeds": format_seeds(seeds),
+        "samples": len(seeds),
+        "conditions": _describe_conditions(spread),
+        "sample_shape": denoiser.sample_shape,
+        "image_shape": image_shape,
+        "batch_size": batch_size,
+        "shard_size": shard_size,
+        "autocast": None if autocast is None else str(autocast).removeprefix("torch."),
+        "threads": threads,
+    }
+    manifest = Manifest(
+        plain(settings), first_noise(seeds, denoiser.sample_shape), _made_with(denoiser.device, command)
+    )
+    filling = SampleFolder(Path(folder), manifest)
+
+    def make(rows: range, advance: Advance) -> Content:
+        return teacher.shard(seeds, spread, rows, batch_size, advance)
+
+    fill(filling, make, repair=repair, reporter=reporter, rank=rank, world_size=world_size)
+    return TeacherSamples(filling)
+
+
+@dataclass(frozen=True)
+class _Teacher:
+    """Turns seeds into samples, always in the same way."""
+
+    sampler: GASSampler
+    denoiser: Denoiser
+    images: bool
+    autocast: torch.dtype | None
+    threads: int
+
+    def image_shape(self) -> tuple[int, ...] | None:
+        """Return the shape of one decoded image, or None if none are asked for."""
+        if not self.images:
+            return None
+        nothing = torch.zeros(1, *self.denoiser.sample_shape, device=self.denoiser.device)
+        with _reproducible(self.denoiser, self.autocast, self.threads):
+            return tuple(self.denoiser.decode(nothing).shape[1:])
+
+    def shard(
+        self, seeds: list[int], conditions: Conditions, rows: range, batch_size: int, advance: Advance
+    ) -> Content:
+        """Make the samples of one shard, batch by batch from its first row."""
+        samples, images = [], []
+        self.sampler.evaluations = 0
+        starts = range(rows.start, rows.stop, batch_size)
+        with _reproducible(self.denoiser, self.autocast, self.threads):
+            for start in starts:
+                part = slice(start, min(start + batch_size, rows.stop))
+                noise = stacked_noise(seeds[part], self.denoiser.sample_shape, device=self.denoiser.device)
+                made = self.sampler(noise, None if conditions is None else conditions[part])
+                decoded = self.denoiser.decode(made) if self.images else made
+                _check_finite(made, decoded, seeds[part])
+                samples.append(made.cpu())
+                images.append(decoded.cpu())
+                advance(part.stop - part.start)
+        tensors = {"samples": torch.cat(samples)}
+        if self.images:
+            tensors["images"] = torch.cat(images)
+        mine = None if conditions is None else conditions[rows.start : rows.stop]
+        if isinstance(mine, Tensor):
+            name = "labels" if self.denoiser.condition_kind == "label" else "conditions"
+            tensors[name] = mine.contiguous()
+        nfe = self.sampler.evaluations // len(starts)
+        return Content(tensors, mine if isinstance(mine, list) else None, nfe)
+
+
+@contextmanager
+def _reproducible(denoiser: Denoiser, autocast: torch.dtype | None, threads: int) -> Iterator[None]:
+    """Compute without gradients and in a way that gives the same bits in every process."""
+    device = denoiser.device.type
+    modes = [(module, module.training) for module in denoiser.modules()]
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic, torch.get_num_threads()
+    denoiser.eval()
+    cudnn.benchmark, cudnn.deterministic = False, True
+    if device == "cpu":
+        torch.set_num_threads(threads)
+    try:
+        with torch.no_grad(), torch.autocast(device, autocast, enabled=autocast is not None):
+            yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before[:2]
+        torch.set_num_threads(before[2])
+        for module, mode in modes:
+            module.training = mode
+
+
+def _check_finite(samples: Tensor, images: Tensor, seeds: Sequence[int]) -> None:
+    finite = torch.isfinite(samples).flatten(1).all(1) & torch.isfinite(images).flatten(1).all(1)
+    if not bool(finite.all()):
+        bad = [seed for seed, good in zip(seeds, finite.tolist(), strict=True) if not good]
+        shown = ", ".join(map(str, bad[:_SHOWN_SEEDS])) + (", ..." if len(bad) > _SHOWN_SEEDS else "")
+        raise ValueError(
+            f"The samples of seeds {shown} are not finite and were not written: check the network, and try "
+            "it in float32."
+        )
+
+
+def _check_seeds(seeds: Sequence[int]) -> list[int]:
+    whole = [int(seed) for seed in seeds]
+    if not whole:
+        raise ValueError("There are no seeds; give at least one.")
+    if min(whole) < -(2**63) or max(whole) >= 2**63:
+        raise ValueError("A seed does not fit into 64 bits; noise takes seeds modulo 2**32 anyway.")
+    return whole
+
+
+def default_shard_size(samples: int, batch_size: int, bytes_per_sample: int) -> int:
+    """Return whole batches of up to 1024 samples and 256 MiB, and at most a sixteenth of all samples.
+
+    Examples
+    --------
+    >>> default_shard_size(50_000, 64, 12_288), default_shard_size(1400, 64, 12_288)
+    (1024, 64)
+    """
+    wanted = min(_SHARD_SAMPLES, _SHARD_BYTES // bytes_per_sample, samples // _FEWEST_SHARDS)
+    return max(1, wanted // batch_size) * batch_size
+
+
+def spread_conditions(
+    denoiser: Denoiser,
+    seeds: Sequence[int],
+    labels: Sequence[int] | Tensor | None = None,
+    prompts: Sequence[str] | None = None,
+    conditions: Tensor | None = None,
+) -> Conditions:
+    """Return one condition per seed; see `generate_samples`.
+
+    Raises
+    ------
+    ValueError
+        If there are conditions of a kind that the teacher does not take, prompts or rows are missing, or a
+        label does not exist.
+    """
+    kind, given = denoiser.condition_kind, {"label": labels, "prompt": prompts, "tensor": conditions}
+    for other, values in given.items():
+        if values is not None and other != kind:
+            takes = "no condition" if kind == "none" else f"conditions of kind {kind!r}"
+            raise ValueError(f"{denoiser.name} takes {takes}, but got {other}s; leave them out.")
+        if values is not None and len(values) == 0:
+            raise ValueError(f"There are no {other}s; give at least one, or leave them out.")
+    if kind == "label":
+        assert denoiser.num_classes is not None
+        if labels is None:
+            return seed_labels(seeds, denoiser.num_classes)
+        whole = torch.as_tensor(labels).cpu()
+        return _existing_labels(denoiser, whole)[torch.arange(len(seeds)) % len(whole)]
+    if kind == "prompt":
+        if prompts is None:
+            raise ValueError(f"{denoiser.name} needs prompts; give a file with one per line (--prompts).")
+        return [str(prompts[i % len(prompts)]) for i in range(len(seeds))]
+    if conditions is not None and len(conditions) != len(seeds):
+        raise ValueError(
+            f"There are {len(conditions)} rows of conditions for {len(seeds)} seeds; expected one per seed."
+        )
+    return None if conditions is None else conditions.detach().cpu()
+
+
+def _existing_labels(denoiser: Denoiser, labels: Tensor) -> Tensor:
+    """Return labels as int64 (n,) on the CPU, or raise ValueError if one does not exist."""
+    encoded: Tensor = denoiser.encode_condition(labels)
+    encoded = encoded.cpu()
+    assert denoiser.num_classes is not None
+    if encoded.ndim != 1 or not bool(((encoded >= 0) & (encoded <= denoiser.num_classes)).all()):
+        raise ValueError(
+            f"Labels of {denoiser.name} are 0 to {denoiser.num_classes - 1} ({denoiser.num_classes} for "
+            f"none), but got {encoded.min().item()} to {encoded.max().item()}."
+        )
+    return encoded
+
+
+def _describe_conditions(conditions: Conditions) -> dict[str, Any] | None:
+    if conditions is None:
+        return None
+    if isinstance(conditions, Tensor):
+        return {"shape": conditions.shape[1:], "sha256": checksum({}, {"conditions": conditions})}
+    return {"first": conditions[0], "sha256": short_hash(conditions)}
+
+
+def describe_denoiser(denoiser: Denoiser) -> dict[str, Any]:
+    """Return the identity of a teacher, plain values."""
+    schedule = {
+        name: short_hash(value) if isinstance(value, list) else value
+        for name, value in denoiser.schedule.to_dict().items()
+    }
+    return {
+        "name": denoiser.name,
+        "weights_hash": denoiser.weights_hash,
+        "prediction_type": denoiser.prediction_type,
+        "condition_kind": denoiser.condition_kind,
+        "num_classes": denoiser.num_classes,
+        "schedule": schedule,
+    }
+
+
+def describe_solver(sampler: GASSampler) -> dict[str, Any]:
+    """Return the identity of a sampler's solver, plain values."""
+    solver = sampler.solver
+    described: dict[str, Any] = {"kind": type(solver).__name__, "steps": solver.steps, "t_eps": solver.t_eps}
+    if isinstance(solver, GeneralizedSolver):
+        names = ("time_offsets", "data_corrections", "state_corrections")
+        learned = {name: getattr(solver, name).detach().cpu() for name in names}
+        return {
+            **described,
+            "order": solver.order,
+            "theory_order": solver.theory_order if solver.theory_guidance else None,
+            "compat": solver.compat,
+            "timesteps": solver.timesteps().tolist(),
+            "corrections": checksum({}, learned) if any(value.any() for value in learned.values()) else None,
+        }
+    describe = getattr(solver, "describe", None)
+    if describe is not None:
+        return {**described, **describe()}
+    return {**described, "timesteps": sampler.coefficients().timesteps.tolist()}
+
+
+def _made_with(device: torch.device, command: str) -> dict[str, Any]:
+    import gas_ext
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "gas_ext": gas_ext.__version__,
+        "torch": str(torch.__version__),
+        "device": name,
+        "command": command,
+    }

@@ -1,0 +1,191 @@
+"""What a folder of samples is to hold, and the file that says so.
+
+Several processes write one folder and never talk to each other. All of them derive the same settings; the
+first that finishes a shard puts the manifest there (exclusively: one wins, the others compare), and whoever
+finds all shards in place writes their checksums into it. Everything is written beside its place and moved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from gas_ext.data import stacked_noise
+from gas_ext.files import write_file
+from gas_ext.samples.shard import partial_folder
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+_DIGITS = 7  # of numbers in the settings: the last bits of a logarithm differ between processors
+
+Settings: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of manifest.json.
+
+    Parameters
+    ----------
+    settings : dict
+        Everything the samples depend on, plain values; see `gas_ext.samples.generate`. Numbers are kept to
+        seven digits.
+    first_noise : list of float
+        The first numbers of the first seed's noise, to notice a generator that draws others.
+    made_with : dict
+        Versions, device and command of the process that came first; not compared.
+    shards : dict, optional
+        When all shards are there: file name -> {"samples", "bytes", "sha256"}, the SHA-256 being that of the
+        shard's record and tensors.
+    nfe : int, optional
+        Network evaluations per sample, counted while sampling; known when all shards are there.
+    """
+
+    settings: Settings
+    first_noise: list[float]
+    made_with: dict[str, Any] = field(default_factory=dict)
+    shards: dict[str, dict[str, Any]] | None = None
+    nfe: int | None = None
+
+    @property
+    def run(self) -> str:
+        """Hash of the settings, which every shard repeats."""
+        return _hash(self.settings)
+
+    def require_same(self, other: Manifest, folder: Path) -> None:
+        """Raise ValueError, naming what differs, unless `other`, found in the folder, has these settings."""
+        differences = _differences(self.settings, other.settings)
+        if differences:
+            more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+            raise ValueError(
+                f"{folder} holds samples made with other settings ({'; '.join(differences[:3])}{more}): "
+                "choose another folder, or the settings it was made with."
+            )
+        if not same_noise(self.first_noise, other.first_noise):
+            raise ValueError(
+                f"{folder} was made with torch {other.made_with.get('torch')}, which draws other noise from "
+                "the same seeds than this one; choose another folder, or that torch."
+            )
+
+
+def plain(value: Any) -> Any:
+    """Return settings as JSON gives them back, with numbers to seven digits."""
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}")
+    if isinstance(value, Mapping):
+        return {str(name): plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return value
+
+
+def short_hash(value: Any) -> str:
+    """Return 16 hexadecimal digits that stand for a long value in the settings."""
+    return _hash(plain(value))[:16]
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def first_noise(seeds: Sequence[int], shape: Sequence[int]) -> list[float]:
+    """Return the first numbers of the first seed's noise."""
+    return [float(value) for value in stacked_noise(seeds[:1], shape).flatten()[:4]]
+
+
+def same_noise(ours: list[float], theirs: list[float]) -> bool:
+    """Compare noise up to the rounding in which processors' logarithms differ."""
+    return len(ours) == len(theirs) and all(abs(a - b) < 1e-4 for a, b in zip(ours, theirs, strict=True))
+
+
+def _differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
+    """List the settings that differ, each with both values."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return [
+            line
+            for key in sorted(ours.keys() | theirs.keys())
+            for line in _differences(ours.get(key), theirs.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if ours == theirs else [f"{name} is {_brief(theirs)} there and {_brief(ours)} here"]
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Read the manifest of a folder; None if there is none.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged.
+    """
+    path = folder / MANIFEST
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise _damaged(path, f"it is not JSON, {error}") from error
+    if not isinstance(record, dict) or record.get("format_version") != FORMAT_VERSION:
+        raise ValueError(f"{path} is no manifest of samples of format {FORMAT_VERSION}.")
+    if record.pop("sha256", None) != _hash(record):
+        raise _damaged(path, "it does not match its own SHA-256")
+    return Manifest(**{name: value for name, value in record.items() if name != "format_version"})
+
+
+def _damaged(path: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"{path} is damaged ({reason}): delete it and make the samples again with the same settings, which "
+        "keeps the shards that are there."
+    )
+
+
+def _text(manifest: Manifest) -> bytes:
+    record = {"format_version": FORMAT_VERSION, **asdict(manifest)}
+    return (json.dumps({**record, "sha256": _hash(record)}, indent=2) + "\n").encode()
+
+
+def claim_folder(folder: Path, manifest: Manifest) -> Manifest:
+    """Put the manifest there unless one is, and return the one that is there now.
+
+    Raises
+    ------
+    ValueError
+        If it has other settings.
+    """
+    there = read_manifest(folder)
+    if there is None:
+        path = folder / MANIFEST
+        with partial_folder(path) as partial:
+            write_file(partial / MANIFEST, _text(manifest))
+            try:
+                os.link(partial / MANIFEST, path)  # fails if another process was first
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without links
+                os.replace(partial / MANIFEST, path)
+        there = read_manifest(folder)
+        if there is None:
+            raise OSError(f"{path} has vanished while samples were made; run the same again.")
+    manifest.require_same(there, folder)
+    return there
+
+
+def complete_manifest(
+    folder: Path, manifest: Manifest, shards: dict[str, dict[str, Any]], nfe: int | None
+) -> Manifest:
+    """Write the checksums of all shards into the manifest; any number of processes may do it."""
+    completed = replace(manifest, shards=shards, nfe=nfe)
+    path = folder / MANIFEST
+    with partial_folder(path) as partial:
+        write_file(partial / MANIFEST, _text(completed))
+        os.replace(partial / MANIFEST, path)
+    return completed

@@ -1,0 +1,267 @@
+"""Reading teacher samples: any rows, in any order, without loading the rest."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from gas_ext.data import stacked_noise
+from gas_ext.denoisers import Denoiser
+from gas_ext.samples.filling import SampleFolder, verify_samples
+from gas_ext.samples.manifest import MANIFEST, first_noise, same_noise
+from gas_ext.samples.shard import Shard
+
+_OPEN_SHARDS = 64  # kept open at a time; each holds one file descriptor
+
+Indices: TypeAlias = Sequence[int] | Tensor
+
+
+class SampleBatch(NamedTuple):
+    """Some teacher samples.
+
+    Parameters
+    ----------
+    noise : Tensor
+        (B, *sample_shape) float32, what the samples were made from.
+    samples : Tensor
+        (B, *sample_shape) float32, the teacher's states at its last time: images or latents.
+    condition : Tensor, list of str or None
+        Labels (B,) int64, prompts, or other conditions (B, ...), as `Denoiser.encode_condition` takes them.
+    images : Tensor or None
+        (B, *image_shape), decoded samples, if they were kept.
+    seeds : Tensor or None
+        (B,) int64, where known.
+    """
+
+    noise: Tensor
+    samples: Tensor
+    condition: Tensor | list[str] | None
+    images: Tensor | None
+    seeds: Tensor | None
+
+    def to(self, device: str | torch.device) -> SampleBatch:
+        """Return the batch with all tensors but the seeds on a device."""
+        condition = self.condition.to(device) if isinstance(self.condition, Tensor) else self.condition
+        images = None if self.images is None else self.images.to(device)
+        return SampleBatch(self.noise.to(device), self.samples.to(device), condition, images, self.seeds)
+
+
+class SampleSource(Protocol):
+    """What a trainer learns from."""
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample, without the batch."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    def batch(self, indices: Indices, *, images: bool = True) -> SampleBatch:
+        """Load the samples at these places, with decoded images or without."""
+
+
+class TeacherSamples:
+    """A folder written by `generate_samples`, opened for reading; see `open`.
+
+    Only the rows asked for are read, from files that are mapped into memory, and their noise is drawn again.
+    Copies in other processes (of a data loader) open the folder for themselves.
+    """
+
+    def __init__(self, folder: SampleFolder) -> None:
+        self._folder = folder
+        self._shard = functools.lru_cache(_OPEN_SHARDS)(self._open_shard)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str], verify: bool = False) -> TeacherSamples:
+        """Open a complete folder.
+
+        Parameters
+        ----------
+        folder : path
+            What `generate_samples` or ``gas-ext teach`` wrote.
+        verify : bool
+            Read everything and compare it with its SHA-256 first.
+
+        Raises
+        ------
+        ValueError
+            If there are no samples, or not all of them, a shard is missing or of another size than the
+            manifest says, this torch draws other noise, or (with `verify`) a shard is damaged.
+        """
+        opened = SampleFolder.open(folder)
+        if verify:
+            damaged = verify_samples(folder, rank=0, world_size=1)
+            if damaged:
+                faults = ", ".join(f"{name} {damage}" for name, damage in damaged.items())
+                raise ValueError(f"In {folder}, {faults}; run the same gas-ext teach with --repair.")
+        samples = cls(opened)
+        samples._check_complete()
+        samples._check_noise()
+        return samples
+
+    def _check_complete(self) -> None:
+        listed = self._folder.manifest.shards
+        if listed is None:
+            missing = len(self.missing())
+            raise ValueError(
+                f"{self.path} is not complete: "
+                + (f"{missing} of {self._folder.shards} shards are missing" if missing else MANIFEST)
+                + "; run the same gas-ext teach again, which goes on where it stopped."
+            )
+        for name, entry in listed.items():
+            path = self.path / name
+            size = path.stat().st_size if path.is_file() else None
+            if size != entry["bytes"]:
+                fault = "is missing" if size is None else f"has {size} bytes instead of {entry['bytes']}"
+                raise ValueError(f"{path} {fault}; run the same gas-ext teach with --repair.")
+
+    def _check_noise(self) -> None:
+        ours = first_noise(self.seeds, self.sample_shape)
+        manifest = self._folder.manifest
+        if not same_noise(ours, manifest.first_noise):
+            raise ValueError(
+                f"{self.path} was made with torch {manifest.made_with.get('torch')}, but torch "
+                f"{torch.__version__} draws other noise from seed {self.seeds[0]}; use the former."
+            )
+
+    @property
+    def path(self) -> Path:
+        """Return the folder."""
+        return self._folder.path
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything the samples depend on: teacher, solver, seeds, ..., as in the manifest."""
+        return self._folder.manifest.settings
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of all samples, in their order."""
+        return self._folder.seeds
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return tuple(self.settings["sample_shape"])
+
+    @property
+    def image_shape(self) -> tuple[int, ...] | None:
+        """Shape of one decoded image; None if images were not kept."""
+        shape = self.settings["image_shape"]
+        return None if shape is None else tuple(shape)
+
+    @property
+    def nfe(self) -> int | None:
+        """Network evaluations per sample, counted while sampling; None while not complete."""
+        return self._folder.manifest.nfe
+
+    @property
+    def complete(self) -> bool:
+        """Whether all shards are there and listed in the manifest."""
+        return self._folder.manifest.shards is not None
+
+    def missing(self) -> list[str]:
+        """Return the names of shards that are not there."""
+        paths = [self._folder.shard_path(number) for number in range(self._folder.shards)]
+        return [path.name for path in paths if not path.is_file()]
+
+    def check_teacher(self, denoiser: Denoiser) -> None:
+        """Raise ValueError unless a denoiser is the one that made the samples."""
+        made_by = self.settings["teacher"]
+        for name, here in (("name", denoiser.name), ("weights_hash", denoiser.weights_hash)):
+            if made_by[name] != here:
+                raise ValueError(
+                    f"{self.path} was made by the teacher {made_by['name']!r} (weights "
+                    f"{made_by['weights_hash'][:12] or 'unknown'}), not by {denoiser.name!r} (weights "
+                    f"{denoiser.weights_hash[:12] or 'unknown'}); load that teacher, or make other samples."
+                )
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TeacherSamples, (SampleFolder(self._folder.path, self._folder.manifest),)
+
+    def batch(self, indices: Indices, *, images: bool = True) -> SampleBatch:
+        """Load the samples at these places, in this order, and draw their noise.
+
+        Parameters
+        ----------
+        indices : sequence of int or int64 Tensor
+                At least one place from 0 to ``len(self) - 1``; repetitions are allowed.
+        images : bool
+            False leaves decoded images out, which a loss on latents does not need.
+
+        Raises
+        ------
+        IndexError
+            If there is no such place.
+        ValueError
+            If a shard is missing or is not the one that the manifest lists.
+        """
+        places = check_indices(indices, len(self))
+        seeds = [self.seeds[place] for place in places]
+        prompts = [""] * len(places)
+        unread = {"seeds"} if images else {"seeds", "images"}
+        parts: dict[str, list[Tensor]] = {}
+        order: list[int] = []  # where each row read belongs in the batch
+        for number in sorted({place // self._folder.shard_size for place in places}):
+            shard, first = self._shard(number), number * self._folder.shard_size
+            mine = [i for i, place in enumerate(places) if place // self._folder.shard_size == number]
+            rows = [places[i] - first for i in mine]
+            for name in shard.names:
+                if name not in unread:
+                    parts.setdefault(name, []).append(shard.rows(name, rows))
+            for i, row in zip(mine, rows, strict=True):
+                if shard.record["prompts"] is not None:
+                    prompts[i] = shard.record["prompts"][row]
+            order += mine
+        inverse = torch.tensor(order, dtype=torch.int64).argsort()
+        whole = {name: torch.cat(part)[inverse] for name, part in parts.items()}
+        condition = whole.get("labels", whole.get("conditions"))
+        return SampleBatch(
+            noise=stacked_noise(seeds, self.sample_shape),
+            samples=whole["samples"],
+            condition=prompts if self.settings["teacher"]["condition_kind"] == "prompt" else condition,
+            images=whole.get("images"),
+            seeds=torch.tensor(seeds, dtype=torch.int64),
+        )
+
+    def _open_shard(self, number: int) -> Shard:
+        """Open a shard and make sure, without reading its tensors, that it is the right one."""
+        damage = self._folder.damage(number, contents=False)
+        if damage is not None:
+            raise ValueError(
+                f"{self._folder.shard_path(number)} {damage}; run the same gas-ext teach with --repair."
+            )
+        return Shard(self._folder.shard_path(number))
+
+
+def check_indices(indices: Indices, length: int) -> list[int]:
+    """Return places as a list.
+
+    Raises
+    ------
+    TypeError
+        If one is no integer.
+    ValueError
+        If there is none.
+    IndexError
+        If one is outside 0 to length - 1.
+    """
+    if isinstance(indices, Tensor) and (indices.dtype.is_floating_point or indices.dtype == torch.bool):
+        raise TypeError(f"The indices are {indices.dtype}, but must be integers.")
+    places = [operator.index(i) for i in (indices.tolist() if isinstance(indices, Tensor) else indices)]
+    if not places:
+        raise ValueError("There are no indices; give at least one.")
+    for place in places:
+        if not 0 <= place < length:
+            raise IndexError(f"There is no sample {place}; expected 0 to {length - 1}.")
+    return places

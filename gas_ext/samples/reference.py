@@ -1,0 +1,235 @@
+"""Teacher samples as published with the GS/GAS paper: one pickle, ``dataset.pkl``."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gas_ext.data import stacked_noise
+from gas_ext.files import file_hash
+from gas_ext.progress import Advance, Reporter
+from gas_ext.safe_pickle import PickledTensor, read_pickle
+from gas_ext.samples.filling import Content, SampleFolder, fill
+from gas_ext.samples.generate import default_shard_size
+from gas_ext.samples.manifest import Manifest, first_noise, plain
+from gas_ext.samples.reading import Indices, SampleBatch, TeacherSamples, check_indices
+from gas_ext.seeds import format_seeds
+
+_PUBLISHED_SEEDS = range(50_000)
+_KEYS = ("noise", "latents", "images", "condition")
+
+
+class ReferenceDataset:
+    """A published ``dataset.pkl``, read row by row without running anything in it.
+
+    It has the interface of `TeacherSamples`. Its noise is in the file, its seeds are not; `convert_dataset`
+    finds them. Its rows stand in the order in which the file names of its chunks sort as text (0, 1024,
+    10240, 2048, ...), not in the order of the seeds.
+
+    Parameters
+    ----------
+    path : path
+        The pickle.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged, names anything that is not understood, or is no data set.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        content = read_pickle(path, tensors=False)
+        if not isinstance(content, dict) or not set(_KEYS) <= content.keys():
+            raise ValueError(f"{path} is no data set of teacher samples: expected {', '.join(_KEYS)}.")
+        self._noise = self._tensor("noise", content["noise"])
+        latents = self._rows(content["latents"], "latents")
+        images = self._rows(content["images"], "images")
+        if images is None and latents is None:
+            raise ValueError(f"{path} holds neither latents nor images.")
+        # Pixel models have no latents: there the images are the samples.
+        self._samples = images if latents is None else latents
+        self._images = None if latents is None else images
+        self._condition = self._conditions(content["condition"])
+        if self._samples is None or self._samples.shape != self._noise.shape:
+            raise ValueError(f"{path} is damaged: its samples have another shape than its noise.")
+
+    def _tensor(self, name: str, value: Any) -> PickledTensor:
+        if not isinstance(value, PickledTensor) or not value.shape:
+            raise ValueError(f"{self.path} is damaged: its {name} are no tensor.")
+        return value
+
+    def _rows(self, value: Any, name: str) -> PickledTensor | None:
+        """Return a tensor of one row per sample; what is absent is a list of None."""
+        if isinstance(value, list) and all(entry is None for entry in value):
+            return None
+        tensor = self._tensor(name, value)
+        if tensor.shape[0] != len(self):
+            raise ValueError(
+                f"{self.path} is damaged: it has {tensor.shape[0]} {name} for {len(self)} samples of noise."
+            )
+        return tensor
+
+    def _conditions(self, value: Any) -> PickledTensor | list[str] | None:
+        if isinstance(value, list) and value and all(isinstance(entry, str) for entry in value):
+            if len(value) != len(self):
+                raise ValueError(f"{self.path} is damaged: {len(value)} prompts for {len(self)} samples.")
+            return value
+        return self._rows(value, "conditions")
+
+    def __len__(self) -> int:
+        return self._noise.shape[0]
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return self._noise.shape[1:]
+
+    @property
+    def image_shape(self) -> tuple[int, ...] | None:
+        """Shape of one decoded image; None if the samples are images themselves."""
+        return None if self._images is None else self._images.shape[1:]
+
+    @property
+    def condition_kind(self) -> str:
+        """Return "none", "label" or "prompt"."""
+        if self._condition is None:
+            return "none"
+        return "prompt" if isinstance(self._condition, list) else "label"
+
+    def batch(self, indices: Indices, *, images: bool = True) -> SampleBatch:
+        """Load the samples at these places; parameters and errors as for `TeacherSamples.batch`.
+
+        Parameters
+        ----------
+        indices : sequence of int or int64 Tensor
+            At least one place from 0 to ``len(self) - 1``.
+        images : bool
+            False leaves decoded images out, which a loss on latents does not need.
+        """
+        places = check_indices(indices, len(self))
+        condition: Tensor | list[str] | None
+        if isinstance(self._condition, list):
+            condition = [self._condition[place] for place in places]
+        else:
+            condition = _load(self._condition, places)
+        return SampleBatch(
+            noise=self.noise(places),
+            samples=_load(self._samples, places),  # type: ignore[arg-type]
+            condition=condition,
+            images=_load(self._images, places) if images else None,
+            seeds=None,
+        )
+
+    def noise(self, places: Sequence[int]) -> Tensor:
+        """Load the noise alone."""
+        noise = _load(self._noise, places)
+        assert noise is not None
+        return noise
+
+    def find_seeds(self, candidates: Sequence[int]) -> list[int]:
+        """Return the seed of each sample: the candidate with the same noise, bit for bit.
+
+        Raises
+        ------
+        ValueError
+            If a sample's noise is that of no candidate, as where it was drawn on a GPU.
+        """
+        known = {_key(stacked_noise([seed], self.sample_shape)): seed for seed in candidates}
+        seeds = [known.get(_key(self.noise([place]))) for place in range(len(self))]
+        unknown = seeds.count(None)
+        if unknown:
+            raise ValueError(
+                f"The noise of {unknown} of {len(self)} samples of {self.path} is not that of the seeds "
+                f"{format_seeds(list(candidates))[:40]}, so it cannot be drawn again; read the file as it is."
+            )
+        return [seed for seed in seeds if seed is not None]
+
+
+def _load(tensor: PickledTensor | None, places: Sequence[int]) -> Tensor | None:
+    if tensor is None:
+        return None
+    return torch.cat([tensor.rows(place, place + 1) for place in places])
+
+
+def _key(noise: Tensor) -> bytes:
+    """Return a hash of one sample's noise, by which it is recognized."""
+    return hashlib.sha256(noise.numpy().tobytes()).digest()
+
+
+def convert_dataset(
+    path: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    candidates: Sequence[int] | None = None,
+    *,
+    images: bool = False,
+    shard_size: int | None = None,
+    reporter: Reporter | None = None,
+) -> TeacherSamples:
+    """Turn a published data set into a folder of samples, in the order of its seeds and without its noise.
+
+    Possible where its noise is, bit for bit, that of `stacked_noise` for seeds among the candidates.
+
+    Parameters
+    ----------
+    path : path
+        The pickle.
+    folder : path
+        Made if it does not exist; goes on where an earlier run stopped.
+    candidates : sequence of int, optional
+        Seeds that may occur; 0 to 49,999, those of the paper, if not given.
+    images : bool
+        Also keep decoded images.
+    shard_size : int, optional
+        As for `generate_samples`.
+    reporter : Reporter, optional
+        Told of the progress.
+
+    Raises
+    ------
+    ValueError
+        If a sample's noise is that of no candidate.
+    """
+    dataset = ReferenceDataset(path)
+    found = dataset.find_seeds(_PUBLISHED_SEEDS if candidates is None else candidates)
+    order = sorted(range(len(dataset)), key=found.__getitem__)
+    seeds = [found[place] for place in order]
+    numbers = torch.Size(dataset.sample_shape).numel() + torch.Size(dataset.image_shape or (0,)).numel()
+    kept = dataset.image_shape if images else None
+    settings = {
+        "teacher": {
+            "name": dataset.path.name,
+            "weights_hash": "",
+            "condition_kind": dataset.condition_kind,
+            "file_sha256": file_hash(dataset.path),
+        },
+        "solver": None,
+        "guidance_scale": None,
+        "seeds": format_seeds(seeds),
+        "samples": len(seeds),
+        "sample_shape": dataset.sample_shape,
+        "image_shape": kept,
+        "shard_size": shard_size or default_shard_size(len(seeds), 1, 4 * numbers),
+    }
+    made_with = {"torch": str(torch.__version__), "file": dataset.path.name}
+    manifest = Manifest(plain(settings), first_noise(seeds, dataset.sample_shape), made_with)
+    filling = SampleFolder(Path(folder), manifest)
+
+    def make(rows: range, advance: Advance) -> Content:
+        batch = dataset.batch([order[row] for row in rows], images=images)
+        tensors = {"samples": batch.samples}
+        if batch.images is not None:
+            tensors["images"] = batch.images
+        if isinstance(batch.condition, Tensor):
+            tensors["labels"] = batch.condition
+        advance(len(rows))
+        return Content(tensors, batch.condition if isinstance(batch.condition, list) else None, None)
+
+    fill(filling, make, reporter=reporter)
+    return TeacherSamples(filling)

@@ -1,0 +1,306 @@
+import contextlib
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+from sample_tools import flip_bit, listing, make_denoiser, make_samples, manifest, shard_bytes
+
+import gas_ext.samples.filling as filling
+from gas_ext.multistep import UniPCSolver
+from gas_ext.progress import LogReporter
+from gas_ext.samples import TeacherSamples, verify_samples
+
+WORKER = Path(__file__).with_name("samples_worker.py")
+
+
+def tanh_denoiser(**options):
+    return make_denoiser(function=lambda x, t, condition: torch.tanh(x), **options)
+
+
+@contextlib.contextmanager
+def worker(*arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, WORKER, *map(str, arguments)], env=environment)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_killed_in_the_network_it_goes_on_after_the_last_shard(tmp_path):
+    expected = make_samples(tmp_path / "expected", range(12), tanh_denoiser())
+    folder = tmp_path / "killed"
+    with worker(folder, 0.03) as process:
+        wait_for(lambda: (folder / "shard-00001.safetensors").exists())
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("shard*")}
+    assert len(before) == 2
+    assert manifest(folder)["shards"] is None
+    denoiser = tanh_denoiser()
+    samples = make_samples(folder, range(12), denoiser)
+    assert denoiser.evaluations == 2 * 3  # the third shard alone: two batches, three steps
+    assert {name: (folder / name).stat().st_mtime_ns for name in before} == before
+    assert shard_bytes(folder) == shard_bytes(expected.path)
+    assert manifest(folder)["shards"] == manifest(expected.path)["shards"]
+    assert listing(folder) == listing(expected.path)
+    assert torch.equal(samples.batch(range(12)).samples, expected.batch(range(12)).samples)
+
+
+def test_killed_in_the_act_of_writing_it_leaves_no_half_shard(tmp_path):
+    folder = tmp_path / "killed"
+    with worker(folder, 0, 1) as process:
+        assert process.wait() == -signal.SIGKILL
+    assert [name for name in listing(folder) if not name.startswith(".")] == [
+        "manifest.json",
+        "shard-00000.safetensors",
+    ]
+    assert len(listing(folder)) == 3  # and what was being written
+    denoiser = tanh_denoiser()
+    make_samples(folder, range(12), denoiser)
+    assert denoiser.evaluations == 4 * 3
+    assert verify_samples(folder) == {}
+    assert listing(folder) == ["manifest.json", *(f"shard-0000{n}.safetensors" for n in range(3))]
+
+
+def test_two_processes_of_torchrun_write_what_one_does(tmp_path):
+    make_samples(tmp_path / "one", range(12), tanh_denoiser())
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-endpoint", "localhost:0"]
+    done = subprocess.run(
+        [sys.executable, *launcher, "--rdzv-backend", "c10d", str(WORKER), str(tmp_path / "two")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert shard_bytes(tmp_path / "two") == shard_bytes(tmp_path / "one")
+    assert manifest(tmp_path / "two")["shards"] == manifest(tmp_path / "one")["shards"]
+    assert listing(tmp_path / "two") == listing(tmp_path / "one")
+
+
+def test_a_dead_process_holds_nobody_up_and_its_work_can_be_done_later(tmp_path):
+    others = [make_samples(tmp_path, rank=rank, world_size=3) for rank in (0, 2)]
+    assert [samples.complete for samples in others] == [False, False]
+    denoiser = make_denoiser()
+    samples = make_samples(tmp_path, denoiser=denoiser)  # by one process
+    assert samples.complete
+    assert denoiser.evaluations == 2 * 3
+    assert TeacherSamples.open(tmp_path, verify=True).complete
+
+
+def test_nothing_is_made_twice(tmp_path):
+    make_samples(tmp_path)
+    before = shard_bytes(tmp_path)
+    text = (tmp_path / "manifest.json").read_bytes()
+    denoiser, lines = make_denoiser(), []
+    make_samples(tmp_path, denoiser=denoiser, command="other", reporter=LogReporter(lines.append))
+    assert denoiser.evaluations == 0
+    assert lines == ["3 of 3 shards are there already."]
+    assert shard_bytes(tmp_path) == before
+    assert (tmp_path / "manifest.json").read_bytes() == text
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"seeds": range(12)}, r'seeds is "0-10" there and "0-11" here'),
+        ({"seeds": [*range(1, 11), 0]}, "seeds is"),
+        ({"steps": 4}, r"solver\.steps is 3 there and 4 here"),
+        ({"batch_size": 3}, "batch_size is 2 there and 3 here"),
+        ({"shard_size": 2}, "shard_size is 4 there and 2 here"),
+        ({"threads": 2}, "threads is 1 there and 2 here"),
+        ({"denoiser": make_denoiser((3, 2))}, r"sample_shape is \[2, 3\] there and \[3, 2\] here"),
+        ({"denoiser": make_denoiser(name="b")}, r'teacher\.name is "denoiser" there and "b" here'),
+        ({"images": True}, r"image_shape is null there and \[2, 3\] here"),
+        ({"autocast": torch.float16}, 'autocast is null there and "float16" here'),
+        ({"seeds": [0], "steps": 9, "batch_size": 8}, "and [0-9]+ more"),
+    ],
+)
+def test_other_settings_are_refused_and_named(tmp_path, changes, reason):
+    make_samples(tmp_path, rank=0, world_size=2)
+    before = shard_bytes(tmp_path)
+    with pytest.raises(ValueError, match=reason) as caught:
+        make_samples(tmp_path, **changes)
+    assert str(caught.value).count(". ") == 0
+    assert shard_bytes(tmp_path) == before
+
+
+def test_other_weights_labels_and_prompts_are_refused(tmp_path):
+    def labelled(weights_hash=""):
+        denoiser = make_denoiser(condition_kind="label", num_classes=5)
+        denoiser.weights_hash = weights_hash
+        return denoiser
+
+    make_samples(tmp_path, denoiser=labelled(), labels=[0, 1])
+    make_samples(tmp_path, denoiser=labelled(), labels=[0, 1, 0, 1])  # which comes to the same
+    with pytest.raises(ValueError, match=r"conditions\.sha256"):
+        make_samples(tmp_path, denoiser=labelled(), labels=[1, 0])
+    with pytest.raises(ValueError, match=r"teacher\.weights_hash"):
+        make_samples(tmp_path, denoiser=labelled("ab"), labels=[0, 1])
+
+
+def test_a_failed_start_does_not_bind_the_folder(tmp_path):
+    def fails(x, t, condition):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        make_samples(tmp_path, denoiser=make_denoiser(function=fails), batch_size=4)
+    assert listing(tmp_path) == []
+    assert make_samples(tmp_path, batch_size=2).complete
+
+
+def test_last_bits_of_the_settings_do_not_matter(tmp_path, monkeypatch):
+    make_samples(tmp_path)
+    describe = UniPCSolver.describe
+    monkeypatch.setattr(
+        UniPCSolver,
+        "describe",
+        lambda self: {**describe(self), "timesteps": [t * (1 + 1e-15) for t in self._times.tolist()]},
+    )
+    assert make_samples(tmp_path).complete
+
+
+def test_damaged_cut_off_and_missing_shards_are_named_and_repaired(tmp_path):
+    make_samples(tmp_path / "good")
+    make_samples(tmp_path / "bad")
+    first, second, third = (tmp_path / "bad" / f"shard-0000{n}.safetensors" for n in range(3))
+    flip_bit(first)
+    second.write_bytes(second.read_bytes()[:-8])
+    third.unlink()
+    assert verify_samples(tmp_path / "good") == {}
+    assert verify_samples(tmp_path / "bad") == {
+        first.name: "does not match its SHA-256",
+        second.name: "is cut off or has a damaged header",
+        third.name: "is missing",
+    }
+    assert set(verify_samples(tmp_path / "bad", rank=1, world_size=2)) == {second.name}
+    denoiser, lines = make_denoiser(), []
+    make_samples(tmp_path / "bad", denoiser=denoiser, repair=True, reporter=LogReporter(lines.append))
+    assert denoiser.evaluations == 3 * 6
+    assert f"{first} does not match its SHA-256: it is made again." in lines
+    assert verify_samples(tmp_path / "bad") == {}
+    assert shard_bytes(tmp_path / "bad") == shard_bytes(tmp_path / "good")
+    assert manifest(tmp_path / "bad") == manifest(tmp_path / "good")
+
+
+def test_repair_leaves_what_is_intact(tmp_path):
+    make_samples(tmp_path)
+    flip_bit(tmp_path / "shard-00001.safetensors")
+    denoiser = make_denoiser()
+    make_samples(tmp_path, denoiser=denoiser, repair=True)
+    assert denoiser.evaluations == 2 * 3
+    assert verify_samples(tmp_path) == {}
+
+
+def test_shards_are_checked_before_the_manifest_is_complete(tmp_path):
+    make_samples(tmp_path, rank=0, world_size=2)
+    flip_bit(tmp_path / "shard-00000.safetensors")
+    assert verify_samples(tmp_path) == {
+        "shard-00000.safetensors": "does not match its SHA-256",
+        "shard-00001.safetensors": "is missing",
+    }
+    assert make_samples(tmp_path, repair=True).complete
+    assert verify_samples(tmp_path) == {}
+
+
+def test_all_shards_without_the_last_word_of_the_manifest(tmp_path, monkeypatch):
+    monkeypatch.setattr(filling.SampleFolder, "finish", lambda self: None)
+    make_samples(tmp_path)
+    monkeypatch.undo()
+    assert verify_samples(tmp_path) == {
+        "manifest.json": "is not complete: run the same gas-ext teach once more"
+    }
+    with pytest.raises(ValueError, match=r"is not complete: manifest\.json"):
+        TeacherSamples.open(tmp_path)
+    assert make_samples(tmp_path).complete
+    assert verify_samples(tmp_path) == {}
+
+
+def test_repair_that_gives_other_bits_is_refused(tmp_path):
+    make_samples(tmp_path)
+    (tmp_path / "shard-00001.safetensors").unlink()
+    drifted = make_denoiser(
+        function=lambda x, t, condition: torch.tanh(x) * (1.5 - t.to(x.dtype)) * (1 + 2e-7)
+    )
+    with pytest.raises(ValueError, match=r"other bits .*torch .*device cpu"):
+        make_samples(tmp_path, denoiser=drifted)
+    assert "shard-00001.safetensors" not in listing(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    assert make_samples(tmp_path, denoiser=drifted).complete
+
+
+def test_shard_of_other_settings_is_neither_taken_nor_overwritten(tmp_path):
+    make_samples(tmp_path / "a", steps=2)
+    (tmp_path / "a" / "manifest.json").unlink()
+    before = shard_bytes(tmp_path / "a")
+    for repair in (False, True):
+        with pytest.raises(ValueError, match="belongs to samples made with other settings"):
+            make_samples(tmp_path / "a", repair=repair)
+    assert shard_bytes(tmp_path / "a") == before
+
+
+def test_full_disk_is_said_in_one_sentence_and_leaves_nothing_behind(tmp_path):
+    make_samples(tmp_path / "small", range(4))
+    large = make_denoiser((3, 64, 64))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # as a disk that takes no more
+    try:
+        with pytest.raises(OSError, match=r"shard-00000\.safetensors \(0 MB\) could not be written.*room"):
+            make_samples(tmp_path / "large", range(8), large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert listing(tmp_path / "large") == ["manifest.json"]
+    assert make_samples(tmp_path / "large", range(8), large).complete
+
+
+def test_the_same_work_done_twice_at_once_does_no_harm(tmp_path, monkeypatch):
+    write = filling.write_shard
+
+    def overtaken(path, record, tensors):
+        write(path, record, tensors)  # another process, which has been faster
+        shutil.rmtree(tmp_path / "unrelated", ignore_errors=True)
+        raise OSError("the partial folder has vanished")
+
+    monkeypatch.setattr(filling, "write_shard", overtaken)
+    assert make_samples(tmp_path).complete
+    assert verify_samples(tmp_path) == {}
+
+
+def _race(folder, rank, barrier):
+    torch.set_num_threads(1)
+    barrier.wait()
+    make_samples(folder, range(24), tanh_denoiser(), rank=rank % 2, world_size=2, steps=1)
+
+
+def test_processes_that_start_and_end_together_agree(tmp_path):
+    context = get_context("fork")
+    make_samples(tmp_path / "one", range(24), tanh_denoiser(), steps=1)
+    for attempt in range(3):
+        barrier = context.Barrier(4)
+        folder = tmp_path / str(attempt)
+        processes = [context.Process(target=_race, args=(folder, rank, barrier)) for rank in range(4)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        assert [process.exitcode for process in processes] == [0] * 4
+        assert shard_bytes(folder) == shard_bytes(tmp_path / "one")
+        assert manifest(folder)["shards"] == manifest(tmp_path / "one")["shards"]
+        assert listing(folder) == listing(tmp_path / "one")

@@ -1,0 +1,213 @@
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sample_tools import flip_bit, make_denoiser, make_samples, manifest
+
+import gas_ext.samples.reading as reading
+from gas_ext.data import stacked_noise
+from gas_ext.samples import SampleSource, TeacherSamples
+from gas_ext.samples.manifest import Manifest, claim_folder, complete_manifest, read_manifest
+
+SEEDS = [*range(20, 28), 3, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("samples")
+    denoiser = make_denoiser(condition_kind="label", num_classes=10, decode=lambda x: x.flatten(1))
+    make_samples(folder, SEEDS, denoiser, images=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    return TeacherSamples.open(folder).batch(range(11))
+
+
+@given(indices=st.lists(st.integers(0, 10), min_size=1, max_size=25), as_tensor=st.booleans())
+def test_batches_are_the_rows_asked_for(folder, whole, indices, as_tensor):
+    batch = TeacherSamples.open(folder).batch(torch.tensor(indices) if as_tensor else indices)
+    assert torch.equal(batch.noise, stacked_noise([SEEDS[i] for i in indices], (2, 3)))
+    for name in ("samples", "condition", "images", "seeds"):
+        assert torch.equal(getattr(batch, name), getattr(whole, name)[indices])
+    assert batch.seeds.tolist() == [SEEDS[i] for i in indices]
+    assert TeacherSamples.open(folder).batch(indices, images=False).images is None
+
+
+def test_folder_says_what_it_holds(folder):
+    samples: SampleSource = TeacherSamples.open(folder, verify=True)
+    assert (len(samples), samples.sample_shape, samples.image_shape) == (11, (2, 3), (6,))
+    assert (samples.nfe, samples.complete, samples.missing()) == (3, True, [])
+    assert samples.seeds == SEEDS
+    assert samples.path == folder
+
+
+def test_places_that_do_not_exist_are_refused(folder):
+    samples = TeacherSamples.open(folder)
+    for indices in ([11], [-1], torch.tensor([0, 99])):
+        with pytest.raises(IndexError, match="expected 0 to 10"):
+            samples.batch(indices)
+    with pytest.raises(ValueError, match="no indices"):
+        samples.batch([])
+    for indices in ([0.5], torch.zeros(2), torch.tensor([True])):
+        with pytest.raises(TypeError):
+            samples.batch(indices)
+
+
+def test_few_shards_are_kept_open(folder, whole, monkeypatch):
+    monkeypatch.setattr(reading, "_OPEN_SHARDS", 1)
+    samples = TeacherSamples.open(folder)
+    for index in (0, 10, 5, 0):
+        assert torch.equal(samples.batch([index]).samples[0], whole.samples[index])
+    assert samples._shard.cache_info().currsize == 1
+
+
+def test_copies_open_the_folder_for_themselves(folder, whole):
+    copy = pickle.loads(pickle.dumps(TeacherSamples.open(folder)))
+    assert torch.equal(copy.batch([7]).samples[0], whole.samples[7])
+
+
+def test_batch_moves_as_a_whole(whole):
+    moved = whole.to("meta")
+    assert {moved.noise.device.type, moved.samples.device.type, moved.images.device.type} == {"meta"}
+    assert moved.condition.device.type == "meta"
+    assert moved.seeds is whole.seeds
+    assert whole._replace(condition=["a"], images=None).to("meta").condition == ["a"]
+
+
+def test_teacher_is_compared(tmp_path):
+    denoiser = make_denoiser(name="mine")
+    denoiser.weights_hash = "12" * 32
+    samples = make_samples(tmp_path, denoiser=denoiser)
+    samples.check_teacher(denoiser)
+    other = make_denoiser(name="mine")
+    with pytest.raises(ValueError, match=r"weights 121212121212\), not by 'mine' \(weights unknown"):
+        samples.check_teacher(other)
+
+
+def test_folder_that_is_not_complete_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"manifest\.json is missing"):
+        TeacherSamples.open(tmp_path)
+    make_samples(tmp_path, rank=0, world_size=2)
+    with pytest.raises(ValueError, match="1 of 3 shards are missing"):
+        TeacherSamples.open(tmp_path)
+    half = make_samples(tmp_path / "b", rank=0, world_size=3)
+    assert half.batch([1, 0]).samples.shape == (2, 2, 3)
+    with pytest.raises(ValueError, match=r"shard-00002\.safetensors is missing"):
+        half.batch([0, 10])
+
+
+def test_damage_is_found_when_opened_as_far_as_it_shows(tmp_path):
+    make_samples(tmp_path)
+    path = tmp_path / "shard-00001.safetensors"
+    flip_bit(path)
+    with pytest.raises(ValueError, match=r"shard-00001\.safetensors does not match"):
+        TeacherSamples.open(tmp_path, verify=True)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"shard-00001\.safetensors has \d+ bytes instead of"):
+        TeacherSamples.open(tmp_path)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"shard-00001\.safetensors is missing"):
+        TeacherSamples.open(tmp_path)
+
+
+def test_shard_of_another_folder_is_not_read(tmp_path):
+    make_samples(tmp_path / "a")
+    make_samples(tmp_path / "b", steps=2)
+    path = tmp_path / "a" / "shard-00001.safetensors"
+    path.write_bytes((tmp_path / "b" / path.name).read_bytes())
+    samples = TeacherSamples.open(tmp_path / "a")  # of the same size
+    assert samples.batch([0]).samples.shape == (1, 2, 3)
+    with pytest.raises(ValueError, match="made with other settings"):
+        samples.batch([5])
+
+
+def test_torch_that_draws_other_noise_is_noticed(tmp_path):
+    make_samples(tmp_path)
+    there = read_manifest(tmp_path)
+    other = Manifest(there.settings, [0.0, 1.0, 2.0, 3.0], {"torch": "9.9"})
+    complete_manifest(tmp_path, other, there.shards, there.nfe)
+    with pytest.raises(ValueError, match=r"torch 9\.9.*draws other noise from seed 0"):
+        TeacherSamples.open(tmp_path)
+    with pytest.raises(ValueError, match="draws other noise"):
+        make_samples(tmp_path)
+
+
+def test_manifest_that_is_damaged_says_how_to_go_on(tmp_path):
+    made = make_samples(tmp_path)
+    expected, path = manifest(tmp_path), tmp_path / "manifest.json"
+    text = path.read_text()
+    for damaged in (text.replace("0-10", "0-19"), text[:-40], "\xff"):
+        path.write_text(damaged, encoding="latin-1")
+        with pytest.raises(ValueError, match=r"is damaged .* delete it"):
+            TeacherSamples.open(tmp_path)
+    path.write_text('{"format_version": 2}')
+    with pytest.raises(ValueError, match="format 1"):
+        TeacherSamples.open(tmp_path)
+    path.unlink()
+    denoiser = make_denoiser()
+    make_samples(tmp_path, denoiser=denoiser)
+    assert denoiser.evaluations == 0
+    assert manifest(tmp_path) == expected
+    assert made.complete
+
+
+def test_manifest_of_whoever_comes_first_stays(tmp_path):
+    first = Manifest({"seeds": "0"}, [1.0], {"device": "a"})
+    second = Manifest({"seeds": "0"}, [1.0], {"device": "b"})
+    assert claim_folder(tmp_path, first) == first
+    assert claim_folder(tmp_path, second) == first
+    with pytest.raises(ValueError, match='seeds is "0" there and "1" here'):
+        claim_folder(tmp_path, Manifest({"seeds": "1"}, [1.0]))
+    assert read_manifest(tmp_path) == first
+
+
+def test_manifest_can_be_claimed_without_hard_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr("os.link", refuse)
+    first = Manifest({"seeds": "0"}, [1.0])
+    assert claim_folder(tmp_path, first) == first
+    assert claim_folder(tmp_path, first) == first
+
+
+READ_ALL = """
+import torch
+from gas_ext.samples import ShuffledBatches, TeacherSamples
+
+def status(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith(name))
+
+samples = TeacherSamples.open({folder!r})
+batches = ShuffledBatches(len(samples), 20)
+total = samples.batch(next(batches)).samples.sum()
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak starts here
+before = status("VmRSS")
+for _ in range(len(samples) // 20):
+    total += samples.batch(next(batches)).samples.sum()
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_reading_everything_in_batches_keeps_memory_small(tmp_path):
+    make_samples(tmp_path, range(1000), make_denoiser((3, 128, 128)), steps=1, batch_size=50, shard_size=250)
+    megabytes = sum(path.stat().st_size for path in tmp_path.iterdir()) / 2**20
+    assert megabytes > 180
+    done = subprocess.run(
+        [sys.executable, "-c", READ_ALL.format(folder=str(tmp_path))],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"OMP_NUM_THREADS": "1", "PATH": ""},
+    )
+    assert float(done.stdout) < megabytes / 3
