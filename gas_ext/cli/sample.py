@@ -104,7 +104,8 @@ def _decode(teacher: Denoiser, samples: Tensor, batch_size: int) -> Tensor:
     import torch
 
     with torch.no_grad():
-        return torch.cat([teacher.decode(part).cpu() for part in samples.split(batch_size)])
+        starts = range(0, len(samples), batch_size)
+        return torch.cat([teacher.decode(samples[start : start + batch_size]).cpu() for start in starts])
 
 
 def _write_grid(images: Tensor, out: Path, columns: int) -> None:

@@ -185,8 +185,11 @@ def _describe_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def weights_hash_of(files: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the identity of a folder of weights: SHA-256 over the names and hashes of its files."""
+    """Return the identity of a folder of weights: SHA-256 over the names and hashes of its safetensors files.
+
+    Configuration is left out: another version of a library writes it with other keys.
+    """
     digest = hashlib.sha256()
-    for name in sorted(files):
+    for name in sorted(name for name in files if name.endswith(".safetensors")):
         digest.update(f"{name} {files[name]['sha256']}\n".encode())
     return digest.hexdigest()

@@ -95,7 +95,7 @@ def import_teacher(
     if config is None and str(source) in config_names():
         config = load_config(str(source))
     located = locate(source, config)
-    denoiser = load_source(located.path, _completed(options, config, located.path))
+    denoiser = load_source(located.path, _completed(options, config, located.record))
     if config is not None and denoiser.sample_shape != config.space.shape:
         raise ValueError(
             f"{located.path} makes samples of shape {denoiser.sample_shape}, but the config {config.name} "
@@ -104,16 +104,16 @@ def import_teacher(
     return save_teacher(denoiser, folder, source=located.record)
 
 
-def _completed(options: ImportOptions, config: Config | None, path: Path) -> ImportOptions:
-    """Fill in what a config knows."""
-    if config is None:
-        return options
+def _completed(options: ImportOptions, config: Config | None, record: dict[str, Any]) -> ImportOptions:
+    """Fill in what a config, or the place where a source was found, knows."""
     values = vars(options).copy()
-    known = {
-        "name": config.name,
-        "t_eps": config.student.t_eps,
-        "guidance_scale": config.teacher_solver.guidance_scale,
-    }
+    known: dict[str, Any] = {"name": record.get("hub"), "t_eps": None, "guidance_scale": None}
+    if config is not None:
+        known = {
+            "name": config.name,
+            "t_eps": config.student.t_eps,
+            "guidance_scale": config.teacher_solver.guidance_scale,
+        }
     values.update({name: value for name, value in known.items() if values[name] is None})
     return ImportOptions(**values)
 

@@ -1,0 +1,192 @@
+"""Models of diffusers on disk: safetensors weights and configurations; no code of theirs is run."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gas_ext.teachers.diffusers.networks import NETWORKS
+from gas_ext.teachers.diffusers.parts import Parts, parts_of
+from gas_ext.teachers.hub import fetch_pipeline, parse_hub_reference
+from gas_ext.teachers.optional import require
+
+_INDEX = "model_index.json"
+_LIBRARIES = ("diffusers", "transformers")
+_ORIGIN = ("_name_or_path", "is_local", "local_files_only")
+
+
+def load_model(
+    source: str | os.PathLike[str], *, revision: str | None = None, dtype: torch.dtype | None = None
+) -> Any:
+    """Load a pipeline or a network from a folder or, by name, from the hub.
+
+    Raises
+    ------
+    ValueError
+        If there is no such model, it has no safetensors, or it wants code of its own to be run.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        reference = parse_hub_reference(str(source))
+        if folder.exists() or reference is None or reference[1] is not None:
+            raise ValueError(
+                f"There is no folder {source}, and it is no name on the hub (owner/name) either; a single "
+                "file of weights goes through gas-ext import."
+            )
+        folder = fetch_pipeline(reference[0], revision)
+    if (folder / _INDEX).is_file():
+        return load_pipeline(folder, dtype)
+    if (folder / "config.json").is_file():
+        return _load_network(folder, dtype)
+    raise ValueError(f"{folder} holds no diffusers model: it has neither {_INDEX} nor config.json.")
+
+
+def load_pipeline(folder: Path, dtype: torch.dtype | Mapping[str, torch.dtype] | None = None) -> Any:
+    """Load a pipeline from a folder, without the network."""
+    diffusers = require("diffusers", "diffusers")
+    index = _read_json(folder / _INDEX)
+    components = {name: entry for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
+    _check_no_code(folder, index, components)
+    # Required components that are None have to be said so.
+    absent = {name: None for name, (library, _) in components.items() if library is None}
+    with _loading(folder):
+        return diffusers.DiffusionPipeline.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, torch_dtype=dtype, **absent
+        )
+
+
+def _check_no_code(folder: Path, index: Mapping[str, Any], components: Mapping[str, list[Any]]) -> None:
+    """Refuse folders that bring classes of their own, which older versions of diffusers would run."""
+    diffusers = require("diffusers", "diffusers")
+    own = [] if isinstance(index.get("_class_name"), str) else [str(index.get("_class_name"))]
+    for name, (library, kind) in components.items():
+        if library is None:
+            continue
+        known = library in _LIBRARIES or hasattr(diffusers.pipelines, str(library))
+        if not known or (folder / name / f"{library}.py").exists():
+            own.append(f"{library}.{kind}")
+    if own:
+        raise ValueError(
+            f"{folder} wants code to be run that comes with it ({', '.join(own)}), which is refused; only "
+            "classes of diffusers and transformers are loaded."
+        )
+
+
+def _load_network(folder: Path, dtype: torch.dtype | None) -> nn.Module:
+    diffusers = require("diffusers", "diffusers")
+    name = _read_json(folder / "config.json").get("_class_name")
+    if name not in NETWORKS:
+        raise ValueError(f"{folder} holds a {name}, but expected a pipeline or one of {', '.join(NETWORKS)}.")
+    with _loading(folder):
+        network: nn.Module = getattr(diffusers, name).from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, torch_dtype=dtype
+        )
+    return network
+
+
+def save_parts(parts: Parts, folder: Path) -> dict[str, Any]:
+    """Write all parts into an empty folder; return what `load_parts` needs besides."""
+    named = {"network": parts.network, "scheduler": parts.scheduler, "vae": parts.vae}
+    if parts.pipeline is not None:
+        named = dict(parts.pipeline.components)
+    named = {name: part for name, part in named.items() if part is not None}
+    for part in named.values():
+        backend = getattr(part, "backend_tokenizer", None)
+        if backend is not None:  # else the file says how the tokenizer was last called
+            backend.no_truncation()
+            backend.no_padding()
+    with _bars_on_a_terminal_only():
+        if parts.pipeline is not None:
+            parts.pipeline.save_pretrained(folder / "pipeline", safe_serialization=True)
+        else:
+            for name, part in named.items():
+                part.save_pretrained(folder / name)
+    for path in (*folder.rglob("*config.json"), *folder.rglob(_INDEX)):
+        _forget_origin(path)
+    modules = {name: part for name, part in named.items() if isinstance(part, nn.Module)}
+    return {
+        "pipeline": parts.pipeline is not None,
+        "classes": {name: type(part).__name__ for name, part in named.items()},
+        "dtypes": {name: str(module.dtype).removeprefix("torch.") for name, module in modules.items()},
+    }
+
+
+def load_parts(folder: Path, config: Mapping[str, Any]) -> Parts:
+    """Rebuild what `save_parts` wrote."""
+    diffusers = require("diffusers", "diffusers")
+    dtypes = {name: getattr(torch, dtype) for name, dtype in config["dtypes"].items()}
+    if config["pipeline"]:
+        pipeline = load_pipeline(folder / "pipeline", dtypes)
+        for name, dtype in dtypes.items():
+            _convert(pipeline.components[name], dtype)
+        return parts_of(pipeline)
+    loaded = {}
+    for name in ("network", "scheduler", "vae"):
+        if name in config["classes"]:
+            with _loading(folder / name):
+                cls = getattr(diffusers, config["classes"][name])
+                options = {"use_safetensors": True, "torch_dtype": dtypes[name]} if name in dtypes else {}
+                loaded[name] = cls.from_pretrained(folder / name, local_files_only=True, **options)
+    for name, dtype in dtypes.items():
+        _convert(loaded[name], dtype)
+    return parts_of(loaded["network"], loaded["scheduler"], loaded.get("vae"))
+
+
+def _convert(module: nn.Module, dtype: torch.dtype) -> None:
+    """See to a dtype that a version of diffusers did not understand."""
+    if module.dtype != dtype:
+        module.to(dtype)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: it is not JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it holds no JSON object.")
+    return content
+
+
+def _forget_origin(path: Path) -> None:
+    """Take out of a configuration where and how it was loaded: a copy shall be the same, to the bit."""
+    kept = {key: value for key, value in _read_json(path).items() if key not in _ORIGIN}
+    path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
+
+
+@contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    """Turn what diffusers raises into a ValueError that names the folder, and keep it quiet.
+
+    Newer diffusers call ``torch_dtype`` ``dtype``, which older ones do not know.
+    """
+    try:
+        with _bars_on_a_terminal_only(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch_dtype.*")
+            yield
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{folder} cannot be loaded as a diffusers model: {reason}") from error
+
+
+@contextmanager
+def _bars_on_a_terminal_only() -> Iterator[None]:
+    """Keep the progress bars of diffusers and transformers out of log files."""
+    modules = [require(f"{library}.utils.logging", "diffusers") for library in _LIBRARIES]
+    shown = [] if sys.stderr.isatty() else [module for module in modules if module.is_progress_bar_enabled()]
+    for module in shown:
+        module.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for module in shown:
+            module.enable_progress_bar()

@@ -1,0 +1,280 @@
+"""How each network class of diffusers is called: one function and one line of `NETWORKS` per class.
+
+To add an architecture, write a function of its configuration that returns a `NetworkKind`, and enter it
+into `NETWORKS` under the name of its class; for prompts also a function that encodes them (`conditions`).
+Schedule, guidance, decoding and folders follow. For one call, `Denoiser.from_callable` is less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gas_ext.denoisers import Condition
+from gas_ext.teachers.diffusers.conditions import (
+    Constants,
+    Encoder,
+    distilled_guidance,
+    encode_clip,
+    encode_flux,
+    encode_sd3,
+    encode_sdxl,
+    size_conditions,
+)
+
+Config = Mapping[str, Any]
+NetworkCall = Callable[[nn.Module, Tensor, Tensor, Condition], Tensor]
+
+
+@dataclass(frozen=True)
+class NetworkKind:
+    """What has to be known about a network besides its weights and its schedule.
+
+    Parameters
+    ----------
+    call : callable
+        call(network, x, time, condition) -> output: x (B, channels, *size) in the network's dtype, time (B,)
+        float64 as its pipeline gives it, but not rounded; condition as described below, or None.
+    channels : int
+        First dimension of a state.
+    size : tuple of int, optional
+        The other dimensions; None if the configuration does not tell.
+    label_rows : int, optional
+        For class-conditional networks: rows of the table of labels.
+    null_label : bool
+        Whether the last row means "no label".
+    condition_keys : tuple of str
+        For text-conditional networks: names of a condition's tensors, whose first dimension is the batch.
+    encode : callable, optional
+        Makes them from prompts with the parts of a pipeline.
+    constants : callable, optional
+        Those of them that are the same for all samples.
+    guided : bool
+        Whether ``guidance_scale`` of its pipeline means classifier-free guidance.
+    """
+
+    call: NetworkCall
+    channels: int
+    size: tuple[int, ...] | None
+    label_rows: int | None = None
+    null_label: bool = False
+    condition_keys: tuple[str, ...] = ()
+    encode: Encoder | None = None
+    constants: Constants | None = None
+    guided: bool = True
+
+
+def network_kind(network: nn.Module) -> NetworkKind:
+    """Return how a network is called.
+
+    Raises
+    ------
+    ValueError
+        If its class is not known, or it is a variant with inputs that are not.
+    """
+    name = type(network).__name__
+    if name not in NETWORKS:
+        raise ValueError(
+            f"A {name} is not known here, only {', '.join(NETWORKS)}; wrap it with Denoiser.from_callable("
+            "lambda x, t, condition: ..., schedule=..., ...), or enter it into "
+            "gas_ext.teachers.diffusers.NETWORKS."
+        )
+    config: Any = network.config
+    return NETWORKS[name](config)
+
+
+def _refused(name: str, why: str) -> ValueError:
+    return ValueError(f"This {name} is not known here, because {why}; use Denoiser.from_callable.")
+
+
+def _unet_1d(config: Config) -> NetworkKind:
+    return NetworkKind(_call_unet, config["in_channels"], (config["sample_size"],))
+
+
+def _unet_2d(config: Config) -> NetworkKind:
+    if config.get("time_embedding_type") == "learned":
+        raise _refused("UNet2DModel", "its learned embedding knows whole timesteps only")
+    if config.get("class_embed_type") is not None:
+        raise _refused("UNet2DModel", f"its class_embed_type is {config['class_embed_type']!r}")
+    return NetworkKind(
+        _call_unet, config["in_channels"], _image_size(config), label_rows=config.get("num_class_embeds")
+    )
+
+
+def _call_unet(network: nn.Module, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    labels = {} if condition is None else {"class_labels": condition}
+    output: Tensor = network(x, time, return_dict=False, **labels)[0]
+    return output
+
+
+def _unet_2d_condition(config: Config) -> NetworkKind:
+    """Stable Diffusion 1 and 2, and with `addition_embed_type` "text_time" SDXL."""
+    _check_conditional_unet("UNet2DConditionModel", config)
+    addition = config.get("addition_embed_type")
+    if addition == "text_time":
+        return NetworkKind(
+            _call_sdxl,
+            config["in_channels"],
+            _image_size(config),
+            condition_keys=("encoder_hidden_states", "text_embeds", "time_ids"),
+            encode=encode_sdxl,
+            constants=size_conditions,
+        )
+    if addition is not None:
+        raise _refused("UNet2DConditionModel", f"its addition_embed_type is {addition!r}")
+    return NetworkKind(
+        _call_cross_attention,
+        config["in_channels"],
+        _image_size(config),
+        condition_keys=("encoder_hidden_states",),
+        encode=encode_clip,
+    )
+
+
+def _unet_3d_condition(config: Config) -> NetworkKind:
+    """Videos (channels, frames, height, width); the number of frames is free, so `sample_shape` gives it."""
+    _check_conditional_unet("UNet3DConditionModel", config)
+    return NetworkKind(
+        _call_cross_attention,
+        config["in_channels"],
+        None,
+        condition_keys=("encoder_hidden_states",),
+        encode=encode_clip,
+    )
+
+
+def _check_conditional_unet(name: str, config: Config) -> None:
+    for option in ("class_embed_type", "num_class_embeds", "time_cond_proj_dim", "encoder_hid_dim_type"):
+        if config.get(option) is not None:
+            raise _refused(name, f"its {option} is {config[option]!r}")
+
+
+def _call_cross_attention(network: nn.Module, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    text = condition["encoder_hidden_states"]
+    output: Tensor = network(x, time, encoder_hidden_states=text, return_dict=False)[0]
+    return output
+
+
+def _call_sdxl(network: nn.Module, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    added = {name: condition[name] for name in ("text_embeds", "time_ids")}
+    text = condition["encoder_hidden_states"]
+    output: Tensor = network(x, time, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False)[
+        0
+    ]
+    return output
+
+
+def _dit(config: Config) -> NetworkKind:
+    return NetworkKind(
+        _call_dit,
+        config["in_channels"],
+        _image_size(config),
+        label_rows=config["num_embeds_ada_norm"] + 1,
+        null_label=True,
+    )
+
+
+def _call_dit(network: nn.Module, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    output: Tensor = network(x, timestep=time, class_labels=condition, return_dict=False)[0]
+    return output
+
+
+def _sd3(config: Config) -> NetworkKind:
+    return NetworkKind(
+        _call_sd3,
+        config["in_channels"],
+        _image_size(config),
+        condition_keys=("encoder_hidden_states", "pooled_projections"),
+        encode=encode_sd3,
+    )
+
+
+def _call_sd3(network: nn.Module, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    output: Tensor = network(
+        hidden_states=x,
+        timestep=time,
+        encoder_hidden_states=condition["encoder_hidden_states"],
+        pooled_projections=condition["pooled_projections"],
+        return_dict=False,
+    )[0]
+    return output
+
+
+def _flux(config: Config) -> NetworkKind:
+    """FLUX: the states are latents as the VAE has them; 2 x 2 of them make a token."""
+    distilled = bool(config.get("guidance_embeds"))
+    keys = ("encoder_hidden_states", "pooled_projections")
+    return NetworkKind(
+        _call_flux,
+        config["in_channels"] // 4,
+        (128, 128),  # a megapixel, which the pipeline makes by default
+        condition_keys=(*keys, "guidance") if distilled else keys,
+        encode=encode_flux,
+        constants=distilled_guidance if distilled else None,
+        guided=False,
+    )
+
+
+def _call_flux(network: nn.Module, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    rows, columns = x.shape[2] // 2, x.shape[3] // 2
+    text = condition["encoder_hidden_states"]
+    output: Tensor = network(
+        hidden_states=pack_latents(x),
+        timestep=time / 1000.0,
+        encoder_hidden_states=text,
+        pooled_projections=condition["pooled_projections"],
+        txt_ids=torch.zeros(text.shape[1], 3, device=x.device, dtype=x.dtype),
+        img_ids=_flux_positions(rows, columns, x),
+        guidance=condition.get("guidance"),
+        return_dict=False,
+    )[0]
+    return unpack_latents(output, rows, columns)
+
+
+def pack_latents(x: Tensor) -> Tensor:
+    """Turn latents (B, C, 2 h, 2 w) into tokens (B, h w, 4 C); a token's entries are ordered (C, 2, 2)."""
+    batch, channels, height, width = x.shape
+    patches = x.reshape(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return patches.reshape(batch, (height // 2) * (width // 2), 4 * channels)
+
+
+def unpack_latents(tokens: Tensor, rows: int, columns: int) -> Tensor:
+    """Invert `pack_latents`.
+
+    Examples
+    --------
+    >>> x = torch.arange(32.0).reshape(1, 2, 4, 4)
+    >>> torch.equal(unpack_latents(pack_latents(x), 2, 2), x)
+    True
+    """
+    batch, _, size = tokens.shape
+    patches = tokens.reshape(batch, rows, columns, size // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return patches.reshape(batch, size // 4, 2 * rows, 2 * columns)
+
+
+def _flux_positions(rows: int, columns: int, like: Tensor) -> Tensor:
+    """Return (0, row, column) of each token: (rows * columns, 3)."""
+    row = torch.arange(rows, device=like.device, dtype=like.dtype).repeat_interleave(columns)
+    column = torch.arange(columns, device=like.device, dtype=like.dtype).repeat(rows)
+    return torch.stack([torch.zeros_like(row), row, column], dim=1)
+
+
+def _image_size(config: Config) -> tuple[int, ...] | None:
+    size = config.get("sample_size")
+    return (size, size) if isinstance(size, int) else size and tuple(size)
+
+
+# class name -> what its configuration says
+NETWORKS: dict[str, Callable[[Config], NetworkKind]] = {
+    "UNet1DModel": _unet_1d,
+    "UNet2DModel": _unet_2d,
+    "UNet2DConditionModel": _unet_2d_condition,
+    "UNet3DConditionModel": _unet_3d_condition,
+    "DiTTransformer2DModel": _dit,
+    "SD3Transformer2DModel": _sd3,
+    "FluxTransformer2DModel": _flux,
+}

@@ -1,0 +1,152 @@
+"""The modules that make up a model of diffusers, found in a pipeline or given one by one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gas_ext.teachers.optional import require
+
+_NETWORKS = ("unet", "transformer")
+# More than one network, or a second input at every step: not a function of state, time and condition alone.
+_UNKNOWN_PARTS = ("controlnet", "adapter", "transformer_2", "unet_2", "prior", "low_res_scheduler")
+
+
+@dataclass
+class Parts:
+    """A network, what it was trained with, and what surrounds it.
+
+    Parameters
+    ----------
+    network : Module
+        What predicts.
+    scheduler : SchedulerMixin
+        Its configuration describes the noise schedule.
+    vae : Module, optional
+        What decodes latents.
+    text_encoders : list of Module
+        What encodes prompts.
+    pipeline : DiffusionPipeline, optional
+        Where they come from; it encodes prompts.
+    """
+
+    network: Any
+    scheduler: Any
+    vae: Any = None
+    text_encoders: list[nn.Module] = field(default_factory=list)
+    pipeline: Any = None
+
+    def to(self, dtype: torch.dtype) -> None:
+        """Convert all modules in place."""
+        for module in (self.network, self.vae, *self.text_encoders):
+            if module is not None:
+                module.to(dtype)
+
+    def latent_factor(self) -> int:
+        """Return how many pixels a latent stands for in each direction; 1 without a VAE."""
+        if self.vae is None:
+            return 1
+        own = getattr(self.pipeline, "vae_scale_factor", None)
+        return int(own) if own else 2 ** (len(_config(self.vae)["block_out_channels"]) - 1)
+
+
+def parts_of(model: Any, scheduler: Any = None, vae: Any = None) -> Parts:
+    """Take a pipeline apart, or put a network and its scheduler together; see `from_diffusers`."""
+    diffusers = require("diffusers", "diffusers")
+    if isinstance(model, diffusers.DiffusionPipeline):
+        if vae is not None:
+            raise ValueError(
+                f"A {type(model).__name__} has its own VAE; replace it there: pipeline.vae = ..."
+            )
+        return _parts_of_pipeline(model, scheduler)
+    if not isinstance(model, diffusers.ModelMixin):
+        raise TypeError(
+            f"Got a {type(model).__name__}, but expected a diffusers pipeline or network, a folder or a name."
+        )
+    if not isinstance(scheduler, diffusers.SchedulerMixin):
+        raise ValueError(
+            f"A {type(model).__name__} alone does not tell its noise schedule; pass the scheduler that it "
+            "was trained with: from_diffusers(network, scheduler=DDPMScheduler(...))."
+        )
+    return Parts(model, scheduler, vae)
+
+
+def _parts_of_pipeline(pipeline: Any, scheduler: Any) -> Parts:
+    name = type(pipeline).__name__
+    components: Mapping[str, Any] = pipeline.components
+    unknown = [part for part in _UNKNOWN_PARTS if components.get(part) is not None]
+    networks = [part for part in _NETWORKS if components.get(part) is not None]
+    if unknown or len(networks) != 1:
+        found = ", ".join(unknown + networks) or "none"
+        raise ValueError(
+            f"A {name} is not known here: expected one network ({' or '.join(_NETWORKS)}) that depends on "
+            f"state, time and condition alone, but found {found}; use Denoiser.from_callable."
+        )
+    if scheduler is not None:
+        pipeline = copy.copy(pipeline)  # the user's own keeps its scheduler
+        pipeline.scheduler = scheduler
+    encoders = [
+        part for key, part in components.items() if key.startswith("text_encoder") and part is not None
+    ]
+    return Parts(
+        components[networks[0]],
+        pipeline.scheduler,
+        components.get("vae") or components.get("vqvae"),
+        encoders,
+        pipeline,
+    )
+
+
+def missing_for_prompts(pipeline: Any) -> str | None:
+    """Say what a pipeline lacks for encoding prompts, or None."""
+    if pipeline is None or not hasattr(pipeline, "encode_prompt"):
+        return "no text encoder"
+    components = pipeline.components
+    encoders = [
+        key for key, part in components.items() if key.startswith("text_encoder") and part is not None
+    ]
+    if not encoders:
+        return "no text encoder"
+    tokenizers = [key.replace("text_encoder", "tokenizer") for key in encoders]
+    missing = [key for key in tokenizers if components.get(key) is None]
+    return f"no {' and no '.join(missing)}" if missing else None
+
+
+def decode_latents(vae: Any, latents: Tensor) -> Tensor:
+    """Decode latents (B, C, H, W), or videos (B, C, frames, H, W) frame by frame, to [-1, 1], not clamped.
+
+    The latents are scaled in their own dtype, decoded in that of the VAE, and returned in their own.
+    """
+    config = _config(vae)
+    if config.get("force_upcast") and vae.dtype == torch.float16:
+        vae.to(torch.float32)  # its activations exceed what half precision holds
+    scale = config.get("scaling_factor") or 1.0
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is not None and std is not None:
+        shape = (1, -1, *[1] * (latents.ndim - 2))
+        means, stds = (latents.new_tensor(values).reshape(shape) for values in (mean, std))
+        unscaled = latents * stds / scale + means
+    else:
+        unscaled = latents / scale + (config.get("shift_factor") or 0.0)
+    if latents.ndim == 5:
+        frames = unscaled.transpose(1, 2)
+        images = _decode(vae, frames.flatten(0, 1))
+        images = images.reshape(*frames.shape[:2], *images.shape[1:]).transpose(1, 2)
+    else:
+        images = _decode(vae, unscaled)
+    return images.to(latents.dtype)
+
+
+def _decode(vae: Any, latents: Tensor) -> Tensor:
+    images: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+    return images
+
+
+def _config(module: Any) -> Mapping[str, Any]:
+    config: Mapping[str, Any] = module.config
+    return config

@@ -1,0 +1,268 @@
+"""What a diffusers scheduler says about its model: noise schedule, time, and the meaning of the output.
+
+Only the scheduler's configuration is read. How it steps (its order, spacing, clipping, noise) is what our
+solvers replace.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gas_ext.schedules import NoiseSchedule
+
+# The network alone: (state, time in its own units (B,)) -> output.
+NetworkFunction = Callable[[Tensor, Tensor], Tensor]
+
+_EDM_SCHEDULERS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+_MAX_BETA = 0.999  # cap of the cosine and Laplace schedules
+# The float32 table of diffusers is a product of up to thousands of rounded factors.
+_TABLE_RTOL, _TABLE_ATOL = 1e-4, 1e-6
+
+
+class Preconditioning(ABC):
+    """How a network is called at a state of its schedule.
+
+    Attributes
+    ----------
+    schedule : NoiseSchedule
+        Schedule of the states.
+    prediction_type : str
+        What `__call__` returns.
+    t_eps : float
+        Where sampling ends by default.
+    """
+
+    schedule: NoiseSchedule
+    prediction_type: str
+    t_eps: float
+
+    @abstractmethod
+    def network_time(self, t: Tensor) -> Tensor:
+        """Return the time that the network is given, of the shape and dtype of t."""
+
+    def __call__(self, network: NetworkFunction, x: Tensor, t: Tensor) -> Tensor:
+        """Evaluate the network at the state x and the schedule's times t (B,)."""
+        return network(x, self.network_time(t))
+
+
+class _DiscretePreconditioning(Preconditioning):
+    """A network that counts N noise levels from 0 to N - 1, at t = 1/N, ..., 1; N t - 1 lies between them."""
+
+    def __init__(self, alphas_cumprod: Tensor, prediction_type: str) -> None:
+        self.levels = alphas_cumprod.numel()
+        self.schedule = NoiseSchedule.vp_discrete(alphas_cumprod)
+        self.prediction_type = prediction_type
+        self.t_eps = 1.0 / self.levels
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return self.levels * t - 1.0
+
+
+class _FlowPreconditioning(Preconditioning):
+    """A network that predicts the velocity eps - x_0 at 1000 t (or another number of training steps)."""
+
+    schedule = NoiseSchedule.flow()
+    prediction_type = "flow_prediction"
+    t_eps = 1e-3  # a thousandth of noise is left, which is less than a level of an 8-bit image
+
+    def __init__(self, levels: int) -> None:
+        self.levels = levels
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return self.levels * t
+
+
+class _EDMPreconditioning(Preconditioning):
+    """A network preconditioned as in Karras et al. (2022), table 1; its time is log(sigma) / 4.
+
+    D(x) = c_skip x + c_out F(c_in x), where c_out changes its sign for networks trained on v.
+    """
+
+    prediction_type = "sample"
+    t_eps = 1e-3
+
+    def __init__(self, schedule: NoiseSchedule, sigma_data: float, sign: float) -> None:
+        self.schedule = schedule
+        self.sigma_data = sigma_data
+        self.sign = sign
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return 0.25 * torch.log(self.schedule.sigma(t))
+
+    def __call__(self, network: NetworkFunction, x: Tensor, t: Tensor) -> Tensor:
+        sigma = self.schedule.sigma(t).reshape(-1, *[1] * (x.ndim - 1))
+        variance = sigma**2 + self.sigma_data**2
+        c_in = torch.rsqrt(variance)
+        c_skip = self.sigma_data**2 / variance
+        c_out = self.sign * sigma * self.sigma_data * c_in
+        output = network(x * c_in.to(x.dtype), self.network_time(t))
+        return c_skip.to(x.dtype) * x + c_out.to(x.dtype) * output
+
+
+@dataclass(frozen=True)
+class SchedulerReading:
+    """What `read_scheduler` found.
+
+    Parameters
+    ----------
+    preconditioning : Preconditioning
+        How the network is called.
+    flow_shift : callable, optional
+        For flow models: the scheduler's shift of times for a number of image tokens; see `shift_timesteps`.
+    """
+
+    preconditioning: Preconditioning
+    flow_shift: Callable[[int], float] | None = None
+
+
+def read_scheduler(scheduler: Any) -> SchedulerReading:
+    """Read schedule, time and prediction type from a diffusers scheduler.
+
+    Parameters
+    ----------
+    scheduler : SchedulerMixin
+        Any scheduler over N betas (DDPM, DDIM, PNDM, Euler, DPM-Solver++, UniPC, ...), of flow matching, or
+        of EDM.
+
+    Raises
+    ------
+    ValueError
+        If it is of another kind; the message names it.
+    """
+    kind, config = type(scheduler).__name__, scheduler.config
+    prediction_type = config.get("prediction_type", "epsilon")
+    if kind.startswith("FlowMatch") or (prediction_type, config.get("use_flow_sigmas")) == (
+        "flow_prediction",
+        True,
+    ):
+        if config.get("invert_sigmas"):
+            raise _refused(kind, "its time runs backwards (invert_sigmas)")
+        return SchedulerReading(_FlowPreconditioning(config["num_train_timesteps"]), _flow_shift(config))
+    if kind in _EDM_SCHEDULERS:
+        return SchedulerReading(_edm_preconditioning(kind, config))
+    if config.get("timestep_type", "discrete") != "discrete":
+        raise _refused(kind, f"its network is given a time of type {config['timestep_type']!r}")
+    table = getattr(scheduler, "alphas_cumprod", None)
+    if not isinstance(table, Tensor) or table.numel() != config.get("num_train_timesteps"):
+        raise _refused(kind, "it has no table of alphas_cumprod")
+    if prediction_type not in ("epsilon", "sample", "v_prediction"):
+        raise _refused(kind, f"its prediction type is {prediction_type!r}")
+    return SchedulerReading(_DiscretePreconditioning(alphas_cumprod(scheduler), prediction_type))
+
+
+def _refused(kind: str, why: str) -> ValueError:
+    return ValueError(
+        f"A {kind} cannot be read as a noise schedule, because {why}; wrap the network with "
+        "Denoiser.from_callable and a NoiseSchedule of your own."
+    )
+
+
+def _edm_preconditioning(kind: str, config: Mapping[str, Any]) -> _EDMPreconditioning:
+    signs = {"epsilon": 1.0, "v_prediction": -1.0}
+    if config["prediction_type"] not in signs:
+        raise _refused(kind, f"its prediction type is {config['prediction_type']!r}")
+    schedule = NoiseSchedule.edm(config["sigma_min"], config["sigma_max"], config["rho"])
+    return _EDMPreconditioning(schedule, config["sigma_data"], signs[config["prediction_type"]])
+
+
+def alphas_cumprod(scheduler: Any) -> Tensor:
+    """Return the table of alpha^2 in float64.
+
+    It is computed from the configured betas in float64, and checked against the scheduler's own float32
+    table. Where that differs by more than rounding (a schedule not known here), it is taken instead.
+    """
+    own: Tensor = scheduler.alphas_cumprod.detach().to("cpu", torch.float64)
+    betas = _betas(scheduler.config)
+    if betas is None:
+        return own
+    table = torch.cumprod(1.0 - betas, 0)
+    if scheduler.config.get("rescale_betas_zero_snr"):
+        # Shift and scale alpha, so that the last is 0 and the first as before (arXiv 2305.08891, alg. 1).
+        # Where diffusers leaves 2^-24 there, to keep logarithms finite, 0 is what the network was trained on.
+        alpha = table.sqrt()
+        table = ((alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))) ** 2
+    same = table.shape == own.shape and torch.allclose(table, own, rtol=_TABLE_RTOL, atol=_TABLE_ATOL)
+    return table if same else own
+
+
+def _betas(config: Mapping[str, Any]) -> Tensor | None:
+    """Return the betas of a configuration in float64, or None if their schedule is not known."""
+    steps, start, end = config["num_train_timesteps"], config.get("beta_start"), config.get("beta_end")
+    trained = config.get("trained_betas")
+    if trained is not None:
+        return torch.tensor(trained, dtype=torch.float64)
+    name = config.get("beta_schedule")
+    if name == "squaredcos_cap_v2":
+        return _betas_of(lambda t: math.cos((t + 0.008) / 1.008 * math.pi / 2.0) ** 2, steps)
+    if name == "laplace":
+        return _betas_of(_laplace, steps)
+    if start is None or end is None:
+        return None
+    if name == "linear":
+        return torch.linspace(start, end, steps, dtype=torch.float64)
+    if name == "scaled_linear":
+        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()
+    if name == "sigmoid":
+        rise = torch.sigmoid(torch.linspace(-6.0, 6.0, steps, dtype=torch.float64))
+        return rise.mul(end - start).add(start)
+    return None
+
+
+def _betas_of(alpha_squared: Callable[[float], float], steps: int) -> Tensor:
+    """Betas whose products follow a function of time in [0, 1], none above 0.999."""
+    values = [alpha_squared(k / steps) for k in range(steps + 1)]
+    pairs = zip(values[1:], values[:-1], strict=True)
+    return torch.tensor(
+        [min(1.0 - after / before, _MAX_BETA) for after, before in pairs], dtype=torch.float64
+    )
+
+
+def _laplace(t: float) -> float:
+    """Return alpha^2 of the Laplace schedule as diffusers has it: with a root that the paper has not."""
+    distance = 0.5 - t
+    log_snr = -0.5 * math.copysign(1.0, distance) * math.log(1.0 - 2.0 * abs(distance) + 1e-6)
+    return math.sqrt(1.0 / (1.0 + math.exp(-log_snr)))
+
+
+def _flow_shift(config: Mapping[str, Any]) -> Callable[[int], float]:
+    """Return the shift of a flow scheduler as a function of the number of image tokens."""
+    if not config.get("use_dynamic_shifting"):
+        shift = config.get("shift", config.get("flow_shift", 1.0))
+        return lambda tokens: float(shift)
+    low, high = config["base_image_seq_len"], config["max_image_seq_len"]
+    start, end = config["base_shift"], config["max_shift"]
+    linear = config.get("time_shift_type") == "linear"
+
+    def dynamic(tokens: int) -> float:
+        mu = start + (end - start) * (tokens - low) / (high - low)
+        return mu if linear else math.exp(mu)
+
+    return dynamic
+
+
+def shift_timesteps(timesteps: Tensor, shift: float) -> Tensor:
+    """Shift times of a flow towards noise: s t / (1 + (s - 1) t), as flow schedulers do with their sigmas.
+
+    The shift is a choice of times, not a property of the schedule, so it is not part of it. It is where a
+    solver for a large image is well started from.
+
+    Parameters
+    ----------
+    timesteps : Tensor
+        Times in [0, 1], any shape.
+    shift : float
+        Above 0; 1 changes nothing. See `DiffusersTeacher.flow_shift`.
+
+    Examples
+    --------
+    >>> shift_timesteps(torch.tensor([1.0, 0.5, 0.0]), 3.0)
+    tensor([1.0000, 0.7500, 0.0000])
+    """
+    return shift * timesteps / (1.0 + (shift - 1.0) * timesteps)

@@ -1,0 +1,353 @@
+"""Any model of diffusers as a teacher."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gas_ext.denoisers import Condition, Denoiser
+from gas_ext.teachers.diffusers.conditions import PromptOptions, complete
+from gas_ext.teachers.diffusers.files import load_model, load_parts, save_parts
+from gas_ext.teachers.diffusers.networks import NetworkKind, network_kind
+from gas_ext.teachers.diffusers.parts import Parts, decode_latents, missing_for_prompts, parts_of
+from gas_ext.teachers.diffusers.schedules import read_scheduler
+
+
+def from_diffusers(
+    model: Any,
+    *,
+    scheduler: Any = None,
+    vae: Any = None,
+    name: str | None = None,
+    guidance_scale: float | None = None,
+    sample_shape: Sequence[int] | None = None,
+    num_classes: int | None = None,
+    t_eps: float | None = None,
+    dtype: torch.dtype | None = None,
+    distilled_guidance: float = 3.5,
+    max_sequence_length: int | None = None,
+    revision: str | None = None,
+) -> DiffusersTeacher:
+    """Make a teacher of a diffusers pipeline or network.
+
+    Parameters
+    ----------
+    model : DiffusionPipeline, ModelMixin, str or path
+        A pipeline; a network, with a scheduler; a folder that either was saved into; or a name on the hub
+        ("owner/name"). A folder never touches the network. Weights are read from safetensors only, and no
+        code that comes with them is run. The modules are used as they are, frozen.
+    scheduler : SchedulerMixin, optional
+        For a network: what it was trained with. For a pipeline: in place of its own.
+    vae : AutoencoderKL or VQModel, optional
+        For a network on latents: what decodes them.
+    name : str, optional
+        Identity of the teacher; the name of the folder or repository if not given.
+    guidance_scale : float, optional
+        What the model is usually sampled with; the default of the pipeline's call if not given.
+    sample_shape : sequence of int, optional
+        Shape of one state (a latent, where there is a VAE); the network's default if not given. Another size
+        than it was trained on works where the network takes it.
+    num_classes : int, optional
+        For class-conditional networks: how many labels are classes. If it is one less than the network has
+        rows, the last row means "no label"; without such a row there is no guidance.
+    t_eps : float, optional
+        Where sampling ends: 1/N for a scheduler over N noise levels, which is the smallest that the network
+        knows, and 1e-3 for flow matching and EDM if not given.
+    dtype : torch.dtype, optional
+        What everything is converted to. States stay in the dtype of the noise.
+    distilled_guidance : float
+        FLUX.1-dev: the guidance scale it is told, at one evaluation per step.
+    max_sequence_length : int, optional
+        SD3 and FLUX: tokens of T5.
+    revision : str, optional
+        Of a name on the hub: branch, tag or commit.
+
+    Returns
+    -------
+    DiffusersTeacher
+        Frozen, in evaluation mode, on the device of the model.
+
+    Raises
+    ------
+    ValueError
+        If there is no such model, or its network, scheduler or inputs are not known here.
+    TypeError
+        If it is no model of diffusers.
+    ImportError
+        If diffusers is not installed.
+
+    Examples
+    --------
+    >>> from diffusers import DDIMScheduler, UNet2DModel
+    >>> network = UNet2DModel(8, 1, 1, block_out_channels=(32, 32),
+    ...                       down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)
+    >>> teacher = from_diffusers(network, scheduler=DDIMScheduler(prediction_type="v_prediction"))
+    >>> teacher.sample_shape, teacher.prediction_type
+    ((1, 8, 8), 'v_prediction')
+    >>> teacher(torch.zeros(2, 1, 8, 8), torch.tensor(0.5)).shape
+    torch.Size([2, 1, 8, 8])
+    """
+    if isinstance(model, str | os.PathLike):
+        name = name or Path(model).name
+        model = load_model(model, revision=revision, dtype=dtype)
+    parts = parts_of(model, scheduler, vae)
+    if dtype is not None:
+        parts.to(dtype)
+    return DiffusersTeacher(
+        parts,
+        name=name,
+        guidance_scale=guidance_scale,
+        sample_shape=sample_shape,
+        num_classes=num_classes,
+        t_eps=t_eps,
+        distilled_guidance=distilled_guidance,
+        max_sequence_length=max_sequence_length,
+    )
+
+
+class DiffusersTeacher(Denoiser):
+    """A network of diffusers in the coordinates and the time of its scheduler's noise schedule.
+
+    Made by `from_diffusers`, whose options it has. Conditions are labels, prompts (a string or a list of
+    them), or a dict of encoded tensors, named as the network's own arguments and with the batch as their
+    first dimension; what is left out is the unconditional one. Gradients flow to x and t.
+
+    Network times are not rounded, except where a network does it: FLUX takes its time in the dtype of its
+    weights (three digits in bfloat16), where all others embed it in float32.
+
+    Parameters
+    ----------
+    parts : Parts
+        The modules.
+
+    Attributes
+    ----------
+    network, vae : Module
+        What predicts, and what decodes (None for models of pixels or signals).
+    text_encoders : ModuleList
+        What `encode_condition` runs.
+    flow_shift : float or None
+        Flow models: the shift of times that the scheduler makes for samples of this size. It is not part of
+        the schedule: start a solver from it with `gas_ext.teachers.diffusers.shift_timesteps`.
+    """
+
+    family = "diffusers"
+
+    def __init__(
+        self,
+        parts: Parts,
+        *,
+        name: str | None = None,
+        guidance_scale: float | None = None,
+        sample_shape: Sequence[int] | None = None,
+        num_classes: int | None = None,
+        t_eps: float | None = None,
+        distilled_guidance: float = 3.5,
+        max_sequence_length: int | None = None,
+    ) -> None:
+        kind = network_kind(parts.network)
+        reading = read_scheduler(parts.scheduler)
+        if guidance_scale is None and kind.guided and parts.pipeline is not None:
+            guidance_scale = _default_guidance(parts.pipeline)
+        super().__init__(
+            schedule=reading.preconditioning.schedule,
+            prediction_type=reading.preconditioning.prediction_type,
+            sample_shape=_sample_shape(parts.network, kind, sample_shape),
+            name=name or type(parts.network).__name__,
+            condition_kind="label" if kind.label_rows else "prompt" if kind.condition_keys else "none",
+            num_classes=_num_classes(kind, num_classes),
+            t_eps=reading.preconditioning.t_eps if t_eps is None else t_eps,
+            guidance_scale=guidance_scale,
+        )
+        self.network = parts.network
+        self.vae = parts.vae
+        self.text_encoders = nn.ModuleList(parts.text_encoders)
+        self.parts = parts
+        factor = parts.latent_factor()
+        height, width = self.sample_shape[-2:]
+        self.options = PromptOptions(
+            (factor * height, factor * width), distilled_guidance, max_sequence_length
+        )
+        # Two by two latents make a token, of SD3 as of FLUX.
+        tokens = self.sample_size // self.sample_shape[0] // 4
+        self.flow_shift = None if reading.flow_shift is None else reading.flow_shift(tokens)
+        self._kind, self._preconditioning = kind, reading.preconditioning
+        self._empty: dict[str, Tensor] | None = None
+        self.requires_grad_(False).eval()
+
+    def predict(self, x: Tensor, t: Tensor, condition: Condition = None) -> Tensor:
+        """Evaluate the network; the state is converted to its dtype, and the output back."""
+        if condition is None and self.condition_kind != "none":
+            condition = self.unconditional_condition()
+        condition = self._for_batch(condition, x)
+        dtype, channels = self.parts.network.dtype, self.sample_shape[0]
+
+        def network(state: Tensor, time: Tensor) -> Tensor:
+            output = self._kind.call(self.network, state.to(dtype), time, condition)
+            return output[:, :channels].to(x.dtype)  # a learned variance would be the second half
+
+        return self._preconditioning(network, x, t.to(x.device, torch.float64).expand(x.shape[0]))
+
+    def _for_batch(self, condition: Condition, x: Tensor) -> Condition:
+        """Return a condition with one entry per sample, in the dtype of the network."""
+        if isinstance(condition, Mapping):
+            return {name: self._for_batch(value, x) for name, value in condition.items()}
+        if condition is None:
+            return None
+        if condition.ndim == 0:
+            condition = condition[None]
+        if len(condition) not in (1, len(x)):
+            raise ValueError(
+                f"{self.name} got {len(x)} samples and a condition of {len(condition)}; give one per sample."
+            )
+        dtype = self.parts.network.dtype if condition.is_floating_point() else condition.dtype
+        return condition.to(x.device, dtype).expand(len(x), *condition.shape[1:])
+
+    def encode_condition(self, values: Any) -> Condition:
+        """Turn labels, prompts or a dict of encoded tensors into what `predict` takes.
+
+        Parameters
+        ----------
+        values : optional
+            None; integers (B,); a string or a sequence of B strings; or a mapping with the tensors that the
+            network takes, of which those that are the same for all samples may be left out.
+
+        Raises
+        ------
+        ValueError
+            If a label does not exist, a tensor is missing, or the model cannot encode prompts.
+        TypeError
+            If a prompt is no string.
+        """
+        if values is None or self.condition_kind == "none":
+            return super().encode_condition(values)
+        if self.condition_kind == "label":
+            labels = super().encode_condition(values)
+            rows = self._kind.label_rows
+            # As in the base class, values on a GPU are left to the network.
+            if not labels.is_cuda and bool((labels == rows).any()):
+                raise ValueError(f"{self.name} has no label {rows}, which would mean no label.")
+            return labels
+        if isinstance(values, Mapping):
+            return self._completed(values)
+        prompts = [values] if isinstance(values, str) else list(values)
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            raise TypeError(
+                f"Prompts of {self.name} must be strings, or a dict of tensors named "
+                f"{', '.join(self._kind.condition_keys)}."
+            )
+        return self._completed(self._encoded(prompts))
+
+    def _encoded(self, prompts: list[str]) -> dict[str, Tensor]:
+        missing = missing_for_prompts(self.parts.pipeline)
+        if missing is not None or self._kind.encode is None:
+            raise ValueError(
+                f"{self.name} has {missing}, so it cannot encode prompts; pass what they are encoded into, a "
+                f"dict of tensors named {', '.join(self._kind.condition_keys)}."
+            )
+        with torch.no_grad():
+            return self._kind.encode(self.parts.pipeline, prompts, self.device, self.options)
+
+    def _completed(self, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+        kind = self._kind
+        constants = kind.constants(self.options) if kind.constants else {}
+        return complete(tensors, kind.condition_keys, constants, self.name, self.device)
+
+    def unconditional_condition(self) -> Condition:
+        """Return "no label", or the encoded empty prompt (zeros where the pipeline wants these).
+
+        Raises
+        ------
+        ValueError
+            If the network has no row for "no label", or prompts cannot be encoded.
+        """
+        if self.condition_kind == "label":
+            rows = self._kind.label_rows or 0
+            if self.num_classes == rows:
+                raise ValueError(
+                    f"{self.name} needs a label for each sample and has none that means 'no label'; if its "
+                    f"last one does, say so with num_classes={rows - 1}."
+                )
+            return super().unconditional_condition()
+        if self.condition_kind == "prompt":
+            if self._empty is None:
+                tensors = self._encoded([""])
+                if self.parts.pipeline.config.get("force_zeros_for_empty_prompt"):
+                    tensors = {name: torch.zeros_like(value) for name, value in tensors.items()}
+                self._empty = self._completed(tensors)
+            return {name: value.to(self.device) for name, value in self._empty.items()}
+        return None
+
+    def decode(self, samples: Tensor) -> Tensor:
+        """Decode latents to images or videos in [-1, 1], differentiably and not clamped; pixels stay."""
+        return samples if self.vae is None else decode_latents(self.vae, samples)
+
+    def save_weights(self, folder: Path) -> dict[str, Any]:
+        """Write all parts as diffusers does, in safetensors; return the options."""
+        return {
+            "parts": save_parts(self.parts, folder),
+            "sample_shape": list(self.sample_shape),
+            "num_classes": self.num_classes,
+            "t_eps": self.t_eps,
+            "guidance_scale": self.guidance_scale,
+            "distilled_guidance": self.options.distilled_guidance,
+            "max_sequence_length": self.options.max_sequence_length,
+        }
+
+    @classmethod
+    def load_weights(cls, folder: Path, config: dict[str, Any]) -> DiffusersTeacher:
+        """Rebuild what `save_weights` wrote, from local files alone."""
+        options = {name: value for name, value in config.items() if name != "parts"}
+        return cls(load_parts(folder, config["parts"]), **options)
+
+
+def _default_guidance(pipeline: Any) -> float | None:
+    """Return the guidance scale that a pipeline is called with by default."""
+    parameter = inspect.signature(type(pipeline).__call__).parameters.get("guidance_scale")
+    default = None if parameter is None else parameter.default
+    return float(default) if isinstance(default, int | float) else None
+
+
+def _sample_shape(network: Any, kind: NetworkKind, given: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the shape of one state, checked against the channels of the network."""
+    name, config = type(network).__name__, network.config
+    inputs, outputs = config["in_channels"], config.get("out_channels") or config["in_channels"]
+    if outputs not in (inputs, 2 * inputs):
+        raise ValueError(
+            f"This {name} takes {inputs} channels and returns {outputs}, so it has further inputs (a mask, "
+            "an image), which are not known here; use Denoiser.from_callable."
+        )
+    if given is None:
+        if kind.size is None:
+            raise ValueError(
+                f"This {name} does not say how large its samples are; give sample_shape="
+                f"({kind.channels}, ...)."
+            )
+        return kind.channels, *kind.size
+    if len(given) < 2 or given[0] != kind.channels:
+        raise ValueError(
+            f"sample_shape is {tuple(given)}, but samples of this {name} have {kind.channels} channels: "
+            f"({kind.channels}, ...)."
+        )
+    return tuple(given)
+
+
+def _num_classes(kind: NetworkKind, given: int | None) -> int | None:
+    rows = kind.label_rows
+    if rows is None:
+        if given is not None:
+            raise ValueError(f"num_classes is {given}, but the network takes no labels; leave it out.")
+        return None
+    classes = (rows - 1 if kind.null_label else rows) if given is None else given
+    if classes not in (rows, rows - 1):
+        raise ValueError(
+            f"num_classes is {given}, but the network has {rows} rows for labels: give {rows}, or {rows - 1} "
+            "if the last one means no label."
+        )
+    return classes

@@ -1,0 +1,216 @@
+"""Teachers of diffusers on disk: the same bits again, no network, no code, no pickles."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny_pipelines import (
+    FAMILIES,
+    TOKENS,
+    WIDTH,
+    autoencoder,
+    conditional_unet,
+    ddim,
+    noise_for,
+    stable_diffusion,
+    teacher_of,
+    unet_2d,
+)
+
+from gas_ext.teachers.diffusers import from_diffusers
+from gas_ext.teachers.folder import load_teacher, save_teacher
+
+T = torch.tensor(0.4, dtype=torch.float64)
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def assert_same(first, second, condition):
+    x = noise_for(first)
+    with torch.no_grad():
+        outputs = [teacher(x, T, teacher.encode_condition(condition)) for teacher in (first, second)]
+        decoded = [teacher.decode(x) for teacher in (first, second)]
+    assert torch.equal(*outputs)
+    assert torch.equal(*decoded)
+    for name in ("schedule", "prediction_type", "sample_shape", "condition_kind", "num_classes", "t_eps"):
+        assert getattr(first, name) == getattr(second, name)
+    assert first.guidance_scale == second.guidance_scale
+    assert first.flow_shift == second.flow_shift
+    assert first.options == second.options
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_gives_the_same_teacher(family, tmp_path, no_network, capfd):
+    teacher = teacher_of(family, t_eps=0.002)
+    folder = save_teacher(teacher, tmp_path / "teacher")
+    again = load_teacher(folder)
+    assert_same(teacher, again, FAMILIES[family][2])
+    assert (again.name, again.weights_hash) == (family, teacher.weights_hash)
+    assert not any(parameter.requires_grad for parameter in again.parameters())
+    assert not any(module.training for module in again.modules())
+    assert not list(folder.rglob("*.bin")) + list(folder.rglob("*.pt")) + list(folder.rglob("*.py"))
+    # The identity does not depend on where a teacher was loaded from.
+    save_teacher(again, tmp_path / "copy")
+    assert again.weights_hash == teacher.weights_hash
+    assert "%|" not in capfd.readouterr().err  # no progress bars outside a terminal
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("family", ["sd3", "signal"])
+def test_folders_keep_the_dtype(family, dtype, tmp_path):
+    teacher = teacher_of(family, dtype=dtype)
+    for parameter in teacher.parameters():
+        parameter.mul_(1.0 + 1e-12)  # what float32 would not hold
+    again = load_teacher(save_teacher(teacher, tmp_path / "teacher"))
+    assert {parameter.dtype for parameter in again.parameters()} == {dtype}
+    assert_same(teacher, again, FAMILIES[family][2])
+
+
+def test_the_dtype_does_not_hang_on_the_name_of_an_argument(tmp_path, monkeypatch):
+    """Newer versions of diffusers call it "dtype", and may come to ignore "torch_dtype"."""
+    import diffusers
+
+    teacher = teacher_of("stable-diffusion", dtype=torch.bfloat16)
+    save_teacher(teacher, tmp_path / "teacher")
+    load = diffusers.DiffusionPipeline.from_pretrained
+
+    def deaf(folder, torch_dtype=None, **options):
+        return load(folder, **options)
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", deaf)
+    assert_same(teacher, load_teacher(tmp_path / "teacher"), FAMILIES["stable-diffusion"][2])
+
+
+def test_options_survive(tmp_path):
+    flux = teacher_of("flux", distilled_guidance=2.0, guidance_scale=1.5)
+    again = load_teacher(save_teacher(flux, tmp_path / "flux"))
+    assert again.options == flux.options
+    assert again.encode_condition("a")["guidance"].tolist() == [2.0]
+    labels = from_diffusers(unet_2d(num_class_embeds=4), scheduler=ddim(), num_classes=3)
+    again = load_teacher(save_teacher(labels, tmp_path / "labels"))
+    assert again.unconditional_condition() == 3
+
+
+def test_a_pipeline_without_tokenizer_and_with_its_own_betas(tmp_path):
+    """What comes out of a converted checkpoint."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
+    pipeline = stable_diffusion(trained_betas=betas.tolist())
+    pipeline.tokenizer = None
+    teacher = from_diffusers(pipeline)
+    again = load_teacher(save_teacher(teacher, tmp_path / "teacher"))
+    assert_same(teacher, again, {"encoder_hidden_states": torch.ones(2, TOKENS, WIDTH)})
+    torch.testing.assert_close(again.schedule.alpha(1.0) ** 2, (1.0 - betas).prod(), rtol=1e-13, atol=0)
+
+
+def test_latents_of_a_network_with_a_vae(tmp_path):
+    teacher = from_diffusers(unet_2d(in_channels=4, out_channels=4), scheduler=ddim(), vae=autoencoder())
+    assert_same(teacher, load_teacher(save_teacher(teacher, tmp_path / "teacher")), None)
+
+
+@pytest.mark.parametrize("kind", [str, lambda path: path])
+def test_a_folder_of_diffusers_is_loaded_without_the_network(kind, tmp_path, no_network):
+    pipeline = stable_diffusion()
+    pipeline.save_pretrained(tmp_path / "small-sd")
+    teacher = from_diffusers(kind(tmp_path / "small-sd"))
+    assert teacher.name == "small-sd"
+    assert_same(from_diffusers(pipeline), teacher, ["a", "b"])
+
+
+def test_a_network_alone_is_loaded_with_a_scheduler(tmp_path, no_network):
+    network = conditional_unet()
+    network.save_pretrained(tmp_path / "unet")
+    teacher = from_diffusers(tmp_path / "unet", scheduler=ddim(), dtype=torch.float64)
+    assert next(teacher.parameters()).dtype == torch.float64
+    with pytest.raises(ValueError, match="alone does not tell its noise schedule"):
+        from_diffusers(tmp_path / "unet")
+
+
+def test_the_hub_is_asked_by_name(tmp_path, monkeypatch):
+    from gas_ext.teachers.diffusers import files
+
+    stable_diffusion().save_pretrained(tmp_path / "snapshot")
+    asked = []
+
+    def fetch(repository, revision):
+        asked.append((repository, revision))
+        return tmp_path / "snapshot"
+
+    monkeypatch.setattr(files, "fetch_pipeline", fetch)
+    teacher = from_diffusers("somebody/small-sd", revision="main")
+    assert asked == [("somebody/small-sd", "main")]
+    assert teacher.name == "small-sd"
+
+
+def test_what_is_not_there_is_named(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="pipeline nobody/none-such is not in the cache"):
+        from_diffusers("nobody/none-such")
+    with pytest.raises(ValueError, match="There is no folder"):
+        from_diffusers(str(tmp_path / "absent"))
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ValueError, match="gas-ext import"):
+        from_diffusers(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="holds no diffusers model"):
+        from_diffusers(tmp_path)
+
+
+def test_only_safetensors_are_read(tmp_path):
+    pipeline = stable_diffusion()
+    pipeline.save_pretrained(tmp_path)
+    torch.save(pipeline.unet.state_dict(), tmp_path / "unet" / "diffusion_pytorch_model.bin")
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"cannot be loaded as a diffusers model: .*safetensors"):
+        from_diffusers(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["component", "pipeline", "beside"])
+def test_code_of_a_folder_is_not_run(place, tmp_path):
+    stable_diffusion().save_pretrained(tmp_path)
+    ran = tmp_path / "ran"
+    code = f"open({str(ran)!r}, 'w')\nfrom diffusers import UNet2DConditionModel as Own\n"
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    if place == "pipeline":
+        index["_class_name"] = ["own", "Own"]
+        (tmp_path / "own.py").write_text(code)
+    elif place == "component":
+        index["unet"] = ["own", "Own"]
+        (tmp_path / "unet" / "own.py").write_text(code)
+    else:  # a file named like the library, which older versions preferred to it
+        (tmp_path / "unet" / "diffusers.py").write_text(code)
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="wants code to be run"):
+        from_diffusers(tmp_path)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_damaged_configurations_are_named(content, tmp_path):
+    (tmp_path / "model_index.json").write_text(content)
+    with pytest.raises(ValueError, match=r"model_index\.json is damaged"):
+        from_diffusers(tmp_path)
+
+
+def test_importing_the_package_does_not_import_diffusers():
+    script = (
+        "import sys, gas_ext, gas_ext.teachers, gas_ext.teachers.diffusers\n"
+        "sys.exit('diffusers' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_without_diffusers_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ImportError, match=r"gas_ext\[diffusers\]"):
+        from_diffusers(torch.nn.Linear(1, 1))

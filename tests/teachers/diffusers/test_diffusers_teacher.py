@@ -1,0 +1,469 @@
+"""Every family of diffusers, end to end: conditions, gradients, guidance, training, decoding."""
+
+import copy
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, StableDiffusionXLPipeline
+from tiny_pipelines import (
+    FAMILIES,
+    PROMPTS,
+    TOKENS,
+    WIDTH,
+    autoencoder,
+    conditional_unet,
+    ddim,
+    flux,
+    noise_for,
+    sd3,
+    sdxl,
+    stable_diffusion,
+    teacher_of,
+    unet_1d,
+    unet_2d,
+)
+
+from gas_ext import Denoiser, GASSampler, GeneralizedSolver
+from gas_ext.data import take
+from gas_ext.teachers.diffusers import NETWORKS, DiffusersTeacher, from_diffusers
+from gas_ext.training import TrainingConfig, train_solver
+
+CONDITIONAL = [family for family, (_, _, condition) in FAMILIES.items() if condition is not None]
+PROMPTED = [family for family in CONDITIONAL if family != "dit"]
+
+# family -> keys of an encoded condition and the shape of one entry
+ENCODED = {
+    "stable-diffusion": {"encoder_hidden_states": (TOKENS, WIDTH)},
+    "stable-diffusion-2": {"encoder_hidden_states": (TOKENS, WIDTH)},
+    "text-to-video": {"encoder_hidden_states": (TOKENS, WIDTH)},
+    "sdxl": {"encoder_hidden_states": (TOKENS, 2 * WIDTH), "text_embeds": (WIDTH,), "time_ids": (6,)},
+    "sd3": {"encoder_hidden_states": (2 * TOKENS, 2 * WIDTH), "pooled_projections": (2 * WIDTH,)},
+    "flux": {"encoder_hidden_states": (TOKENS, 2 * WIDTH), "pooled_projections": (WIDTH,), "guidance": ()},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_solver_is_trained_saved_and_loaded(family, tmp_path):
+    teacher = teacher_of(family)
+    condition = teacher.encode_condition(FAMILIES[family][2])
+    guidance_scale = None if condition is None else 2.0
+    noise = noise_for(teacher)
+    with torch.no_grad():
+        long = GeneralizedSolver(teacher.schedule, 3, t_eps=teacher.t_eps)
+        target = GASSampler(long, teacher, guidance_scale=guidance_scale)(noise, condition)
+    assert target.shape == noise.shape
+    assert torch.isfinite(target).all()
+    solver = GeneralizedSolver(teacher.schedule, 2, t_eps=teacher.t_eps)
+    before = [value.detach().clone() for value in solver.parameters()]
+    train_solver(
+        solver,
+        teacher,
+        noise,
+        target,
+        condition,
+        config=TrainingConfig(iterations=2, batch_size=1),
+        guidance_scale=guidance_scale,
+    )
+    changed = [not torch.equal(old, new) for old, new in zip(before, solver.parameters(), strict=True)]
+    assert all(changed)
+    solver.save(tmp_path / "solver.safetensors")
+    loaded = GeneralizedSolver.load(tmp_path / "solver.safetensors", schedule=teacher.schedule)
+    assert loaded.guidance_scale == guidance_scale
+    with torch.no_grad():
+        ours, again = (GASSampler(each, teacher)(noise, condition) for each in (solver, loaded))
+    assert torch.equal(ours, again)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_reach_state_and_time(family):
+    teacher = teacher_of(family).double()
+    condition = teacher.encode_condition(FAMILIES[family][2])
+    x = noise_for(teacher, torch.float64).requires_grad_()
+    t = torch.tensor([0.3, 0.7], dtype=torch.float64, requires_grad=True)
+    teacher(x, t, condition).square().sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    # Time passes through float32 inside the networks, so the differences are wide ones.
+    with torch.no_grad():
+        step = 2e-4
+        later, earlier = (teacher(x, t + sign * step, condition).square() for sign in (1, -1))
+        slopes = (later - earlier).flatten(1).sum(1) / (2.0 * step)
+    torch.testing.assert_close(t.grad, slopes, rtol=0.02, atol=0.02 * slopes.abs().max().item())
+    assert t.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_networks_are_asked_between_their_noise_levels(family):
+    teacher = teacher_of(family)
+    x, condition = noise_for(teacher), teacher.encode_condition(FAMILIES[family][2])
+    times = torch.tensor([0.4002, 0.4004, 0.4006], dtype=torch.float64)  # all round to one level
+    outputs = [teacher(x, t, condition) for t in times]
+    assert not torch.equal(outputs[0], outputs[1])
+    # Halfway in time is about halfway in output: nothing is rounded.
+    middle = 0.5 * (outputs[0] + outputs[2])
+    assert (outputs[1] - middle).abs().max() < 0.2 * (outputs[2] - outputs[0]).abs().max()
+
+
+@pytest.mark.parametrize("family", CONDITIONAL)
+def test_conditions_matter_and_belong_to_their_samples(family):
+    teacher = teacher_of(family)
+    x, t = noise_for(teacher), torch.tensor(0.5)
+    both = teacher.encode_condition(FAMILIES[family][2])
+    together = teacher(x, t, both)
+    for i in range(2):
+        alone = teacher(x[i : i + 1], t, take(both, slice(i, i + 1)))
+        torch.testing.assert_close(alone, together[i : i + 1], rtol=1e-4, atol=1e-5)
+    swapped = teacher(x, t, take(both, torch.tensor([1, 0])))
+    assert (swapped - together).abs().max() > 1e-4 * together.abs().max()
+    # One condition serves a batch, and none is the unconditional one.
+    first = take(both, slice(0, 1))
+    torch.testing.assert_close(teacher(x, t, first)[:1], together[:1], rtol=1e-4, atol=1e-5)
+    assert torch.equal(teacher(x, t), teacher(x, t, teacher.unconditional_condition()))
+    with pytest.raises(ValueError, match="got 3 samples and a condition of 2"):
+        teacher(torch.cat([x, x[:1]]), t, both)
+
+
+@pytest.mark.parametrize("family", CONDITIONAL)
+def test_guidance_joins_two_conditions(family):
+    teacher = teacher_of(family)
+    x, t, scale = noise_for(teacher), torch.tensor(1.0, dtype=torch.float64), 3.0
+    condition = teacher.encode_condition(FAMILIES[family][2])
+    solver = GeneralizedSolver(teacher.schedule, 1, t_eps=teacher.t_eps)
+    with torch.no_grad():
+        _, trajectory = GASSampler(solver, teacher, guidance_scale=scale)(
+            x, condition, return_trajectory=True
+        )
+        m, m_u = teacher(x, t, condition), teacher(x, t)
+        single = GASSampler(
+            solver, lambda x, t, c: m_u + scale * (m - m_u), prediction_type=teacher.prediction_type
+        )
+        _, expected = single(x, return_trajectory=True)
+    torch.testing.assert_close(trajectory.data[0], expected.data[0], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", PROMPTED)
+def test_prompts_become_tensors(family):
+    teacher = teacher_of(family)
+    condition = teacher.encode_condition(PROMPTS)
+    assert {name: tuple(value.shape[1:]) for name, value in condition.items()} == ENCODED[family]
+    assert all(len(value) == 2 and not value.requires_grad for value in condition.values())
+    one = teacher.encode_condition(PROMPTS[1])
+    for name, value in one.items():
+        torch.testing.assert_close(value, condition[name][1:])
+    again = teacher.encode_condition(condition)
+    assert all(again[name] is value for name, value in condition.items())
+    with pytest.raises(TypeError, match="must be strings"):
+        teacher.encode_condition([3, 4])
+    with pytest.raises(ValueError, match=r"holds .*encoder_hidden_states.*but got hidden"):
+        teacher.encode_condition({"hidden": torch.zeros(2, 3)})
+    del condition["encoder_hidden_states"]
+    with pytest.raises(ValueError, match="holds"):
+        teacher.encode_condition(condition)
+
+
+def test_encoded_conditions_are_checked():
+    teacher = teacher_of("sd3")
+    condition = teacher.encode_condition(PROMPTS)
+    condition["pooled_projections"] = condition["pooled_projections"][:1]
+    with pytest.raises(ValueError, match="differ in their first dimension"):
+        teacher.encode_condition(condition)
+    with pytest.raises(ValueError, match="must be a tensor whose first dimension"):
+        teacher.encode_condition({**condition, "pooled_projections": 3.0})
+
+
+def test_the_empty_prompt_is_encoded_once(monkeypatch):
+    teacher = teacher_of("stable-diffusion")
+    first = teacher.unconditional_condition()
+    hidden = teacher.parts.pipeline.encode_prompt([""], torch.device("cpu"), 1, False)[0]
+    assert torch.equal(first["encoder_hidden_states"], hidden)
+    monkeypatch.setattr(teacher.parts.pipeline, "encode_prompt", None)
+    assert torch.equal(teacher.unconditional_condition()["encoder_hidden_states"], hidden)
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_sdxl_may_use_zeros_for_the_empty_prompt(zeros):
+    teacher = from_diffusers(sdxl(force_zeros_for_empty_prompt=zeros))
+    condition = teacher.unconditional_condition()
+    assert (condition["encoder_hidden_states"].abs().max() == 0) == zeros
+    assert (condition["text_embeds"].abs().max() == 0) == zeros
+    assert condition["time_ids"].tolist() == [[16, 16, 0, 0, 16, 16]]
+
+
+def test_sdxl_is_told_the_decoded_size():
+    teacher = from_diffusers(sdxl(), sample_shape=(4, 6, 8))
+    assert teacher.encode_condition("a")["time_ids"].tolist() == [[12, 16, 0, 0, 12, 16]]
+    assert teacher(noise_for(teacher), torch.tensor(0.5), teacher.encode_condition("a")).shape == (2, 4, 6, 8)
+    given = teacher.encode_condition("a") | {"time_ids": torch.tensor([[64.0, 64.0, 4.0, 0.0, 16.0, 16.0]])}
+    assert teacher.encode_condition(given)["time_ids"][0, 2] == 4
+
+
+def test_sd3_without_t5():
+    pipeline = sd3(t5=False)
+    teacher = from_diffusers(pipeline, max_sequence_length=TOKENS)
+    hidden = teacher.encode_condition(PROMPTS)["encoder_hidden_states"]
+    assert hidden.shape == (2, 2 * TOKENS, 2 * WIDTH)
+    assert hidden[:, TOKENS:].abs().max() == 0
+
+
+def test_flux_is_told_its_guidance():
+    weak, strong = (teacher_of("flux", distilled_guidance=scale) for scale in (1.0, 4.0))
+    condition = weak.encode_condition(PROMPTS)
+    assert condition["guidance"].tolist() == [1.0, 1.0]
+    assert weak.guidance_scale is None  # the pipeline's own 3.5 is the distilled one
+    x, t = noise_for(weak), torch.tensor(0.5)
+    assert not torch.equal(weak(x, t, condition), strong(x, t, strong.encode_condition(PROMPTS)))
+    schnell = from_diffusers(flux(guidance_embeds=False), sample_shape=(4, 4, 8), max_sequence_length=TOKENS)
+    assert set(schnell.encode_condition(PROMPTS)) == {"encoder_hidden_states", "pooled_projections"}
+    assert schnell(x[:, :, :4], t, schnell.encode_condition(PROMPTS)).shape == (2, 4, 4, 8)
+
+
+@pytest.mark.parametrize("tokenizer", ["absent", "no pipeline"])
+def test_without_a_tokenizer_only_encoded_prompts_pass(tokenizer):
+    pipeline = stable_diffusion()
+    condition = {"encoder_hidden_states": torch.randn(2, TOKENS, WIDTH)}
+    if tokenizer == "absent":
+        pipeline.tokenizer = None
+        teacher, lacking = from_diffusers(pipeline), "has no tokenizer"
+    else:
+        teacher = from_diffusers(pipeline.unet, scheduler=pipeline.scheduler, vae=pipeline.vae)
+        lacking = "has no text encoder"
+    with pytest.raises(ValueError, match=lacking):
+        teacher.encode_condition(PROMPTS)
+    with pytest.raises(ValueError, match=lacking):
+        teacher.unconditional_condition()
+    solver = GeneralizedSolver(teacher.schedule, 2)
+    empty = {"encoder_hidden_states": torch.zeros(1, TOKENS, WIDTH)}
+    with torch.no_grad():
+        images = GASSampler(solver, teacher, guidance_scale=2.0)(noise_for(teacher), condition, empty)
+    assert teacher.decode(images).shape == (2, 3, 16, 16)
+
+
+def test_labels():
+    teacher = teacher_of("dit")
+    assert teacher.num_classes == 1000
+    assert teacher.unconditional_condition() == 1000
+    assert teacher.encode_condition([0, 1000]).tolist() == [0, 1000]
+    with pytest.raises(ValueError, match="one integer per sample from 0 to 999"):
+        teacher.encode_condition([1001])
+
+
+def test_class_conditional_unets():
+    scheduler = DDPMScheduler()
+    plain = from_diffusers(unet_2d(num_class_embeds=4), scheduler=scheduler)
+    assert (plain.num_classes, plain.condition_kind) == (4, "label")
+    x, t = noise_for(plain), torch.tensor(0.5)
+    assert not torch.equal(plain(x, t, torch.tensor([0, 1])), plain(x, t, torch.tensor([2, 3])))
+    with pytest.raises(ValueError, match="has no label 4"):
+        plain.encode_condition([1, 4])
+    with pytest.raises(ValueError, match="needs a label for each sample"):
+        plain(x, t)
+    sampler = GASSampler(GeneralizedSolver(plain.schedule, 2), plain, guidance_scale=2.0)
+    with pytest.raises(ValueError, match="num_classes=3"):
+        sampler(x, [0, 1])
+    with_null = from_diffusers(unet_2d(num_class_embeds=4), scheduler=scheduler, num_classes=3)
+    assert with_null.unconditional_condition() == 3
+    assert torch.equal(with_null(x, t), plain(x, t, torch.tensor([3, 3])))
+    with pytest.raises(ValueError, match="give 4, or 3"):
+        from_diffusers(unet_2d(num_class_embeds=4), scheduler=scheduler, num_classes=2)
+    with pytest.raises(ValueError, match="takes no labels"):
+        from_diffusers(unet_2d(), scheduler=scheduler, num_classes=2)
+
+
+def test_a_learned_variance_is_cut_off():
+    network = unet_2d(out_channels=6)
+    teacher = from_diffusers(network, scheduler=DDPMScheduler(variance_type="learned_range"))
+    x, t = noise_for(teacher), torch.tensor(0.5, dtype=torch.float64)
+    whole = network(x, 499.0 * torch.ones(2), return_dict=False)[0]
+    torch.testing.assert_close(teacher(x, t), whole[:, :3])
+
+
+@pytest.mark.parametrize("family", ["ldm", "dit", "stable-diffusion", "sd3", "flux", "text-to-video"])
+def test_decoding_is_the_vae_of_the_pipeline(family):
+    teacher = teacher_of(family)
+    pipeline, latents = teacher.parts.pipeline, noise_for(teacher)
+    vae = pipeline.vqvae if family == "ldm" else pipeline.vae
+    with torch.no_grad():
+        ours = teacher.decode(latents)
+        if family == "text-to-video":
+            theirs = pipeline.decode_latents(latents)
+        else:
+            shift = getattr(vae.config, "shift_factor", None) or 0.0
+            theirs = vae.decode(latents / vae.config.scaling_factor + shift).sample
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert teacher.decode(latents.requires_grad_()).requires_grad
+
+
+def test_images_are_those_that_a_pipeline_returns():
+    teacher = teacher_of("sdxl")
+    pipeline = teacher.parts.pipeline
+    arguments = {"latents": noise_for(teacher), "num_inference_steps": 2, "guidance_scale": 1.0}
+    latents = pipeline(PROMPTS, output_type="latent", **arguments).images
+    images = pipeline(PROMPTS, output_type="pt", **arguments).images
+    torch.testing.assert_close(
+        (0.5 * teacher.decode(latents) + 0.5).clamp(0, 1), images, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_latents_with_statistics_of_their_own():
+    vae = autoencoder(
+        scaling_factor=0.5, latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.0, 2.0, 0.5, 1.5]
+    )
+    teacher = from_diffusers(conditional_unet(), scheduler=ddim(), vae=vae)
+    latents = noise_for(teacher)
+    mean, std = (
+        torch.tensor(v).reshape(1, 4, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    theirs = vae.decode(latents * std / 0.5 + mean).sample
+    torch.testing.assert_close(teacher.decode(latents), theirs)
+
+
+def test_a_vae_that_overflows_in_half_precision_is_raised_to_single():
+    teacher = from_diffusers(sdxl())
+    latents = noise_for(teacher)
+    expected = teacher.decode(latents)
+    teacher.vae.half()
+    images = teacher.decode(latents)
+    assert teacher.vae.dtype == torch.float32
+    assert images.dtype == torch.float32
+    assert (images - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_half_precision_network_keeps_the_states_in_float32(family):
+    single, half = teacher_of(family), teacher_of(family, dtype=torch.bfloat16)
+    x, t = noise_for(single), torch.tensor(0.5, dtype=torch.float64)
+    with torch.no_grad():
+        full = single(x, t, single.encode_condition(FAMILIES[family][2]))
+        low = half(x, t, half.encode_condition(FAMILIES[family][2]))
+    assert next(half.network.parameters()).dtype == torch.bfloat16
+    assert low.dtype == torch.float32
+    assert 0 < (low - full).abs().max() < 0.1 * full.abs().max()
+
+
+def test_in_bfloat16_flux_alone_rounds_its_time():
+    """Two times nearer than bfloat16 tells apart; the other networks embed them in float32."""
+    times = torch.tensor([0.7002, 0.7008], dtype=torch.float64)
+    assert times[0].bfloat16() == times[1].bfloat16()
+    for family, rounds in (("flux", True), ("sd3", False)):
+        teacher = teacher_of(family, dtype=torch.bfloat16)
+        x, condition = noise_for(teacher), teacher.encode_condition(PROMPTS)
+        with torch.no_grad():
+            first, second = (teacher(x, t, condition) for t in times)
+        assert torch.equal(first, second) == rounds
+
+
+def test_teachers_are_frozen_and_move_as_one():
+    teacher = teacher_of("sdxl")
+    assert not teacher.network.training
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    kinds = {type(module).__name__ for module in teacher.modules()}
+    assert {"UNet2DConditionModel", "AutoencoderKL", "CLIPTextModel", "CLIPTextModelWithProjection"} <= kinds
+    double = copy.deepcopy(teacher).double()
+    assert {parameter.dtype for parameter in double.parameters()} == {torch.float64}
+    assert double.encode_condition("a")["text_embeds"].dtype == torch.float64
+    assert {parameter.dtype for parameter in teacher.parameters()} == {torch.float32}
+    meta = teacher.to("meta")
+    assert meta.device == torch.device("meta")
+
+
+def test_defaults_come_from_the_pipeline():
+    scales = {family: teacher_of(family).guidance_scale for family in FAMILIES}
+    expected = {"dit": 4.0, "stable-diffusion": 7.5, "sdxl": 5.0, "sd3": 7.0, "flux": None, "ddpm": None}
+    assert {family: scales[family] for family in expected} == expected
+    teacher = from_diffusers(stable_diffusion(), guidance_scale=2.0, name="mine", t_eps=0.01)
+    assert (teacher.guidance_scale, teacher.name, teacher.t_eps) == (2.0, "mine", 0.01)
+    assert from_diffusers(stable_diffusion()).name == "UNet2DConditionModel"
+    assert teacher_of("sd3").flow_shift == 3.0
+    assert teacher_of("stable-diffusion").flow_shift is None
+    assert isinstance(Denoiser.from_diffusers(stable_diffusion()), DiffusersTeacher)
+
+
+def test_another_scheduler_leaves_the_pipeline_alone():
+    pipeline = stable_diffusion()
+    own = pipeline.scheduler
+    teacher = from_diffusers(pipeline, scheduler=ddim(prediction_type="v_prediction"))
+    assert teacher.prediction_type == "v_prediction"
+    assert pipeline.scheduler is own
+
+
+def refused(message, model, **options):
+    with pytest.raises(ValueError, match=message):
+        from_diffusers(model, **options)
+
+
+@pytest.mark.parametrize(
+    ("message", "build", "options"),
+    [
+        (r"A AutoencoderKL is not known here, only UNet1DModel.*from_callable", autoencoder, {}),
+        ("further inputs", conditional_unet, {"in_channels": 9}),
+        ("learned embedding", unet_2d, {"time_embedding_type": "learned", "num_train_timesteps": 10}),
+        ("class_embed_type is 'timestep'", unet_2d, {"class_embed_type": "timestep"}),
+        ("time_cond_proj_dim is 8", conditional_unet, {"time_cond_proj_dim": 8}),
+        ("encoder_hid_dim_type is 'text_proj'", conditional_unet, {"encoder_hid_dim": WIDTH}),
+        ("addition_embed_type is 'text'", conditional_unet, {"addition_embed_type": "text"}),
+        ("does not say how large", unet_2d, {"sample_size": None}),
+    ],
+)
+def test_networks_that_are_not_known_are_refused(message, build, options):
+    refused(message, build(**options), scheduler=DDPMScheduler())
+
+
+def test_inputs_that_do_not_fit_are_refused():
+    refused("alone does not tell its noise schedule", unet_1d())
+    refused("3 channels", unet_2d(), scheduler=DDPMScheduler(), sample_shape=(4, 8, 8))
+    refused("has its own VAE", stable_diffusion(), vae=autoencoder())
+    with pytest.raises(TypeError, match="Got a Linear, but expected"):
+        from_diffusers(torch.nn.Linear(2, 2))
+
+
+def test_pipelines_with_more_than_a_network_are_refused():
+    from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+
+    pipeline = stable_diffusion()
+    control = ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=(8,))
+    parts = {name: part for name, part in pipeline.components.items() if name != "image_encoder"}
+    refused(
+        "found controlnet, unet",
+        StableDiffusionControlNetPipeline(**parts, controlnet=control, requires_safety_checker=False),
+    )
+
+
+def test_an_architecture_is_one_entry(monkeypatch):
+    """A class of diffusers that is not known, made known by its user."""
+    from diffusers import ModelMixin
+    from diffusers.configuration_utils import ConfigMixin, register_to_config
+
+    from gas_ext.teachers.diffusers import NetworkKind
+
+    class Gain(ModelMixin, ConfigMixin):
+        @register_to_config
+        def __init__(self, in_channels=2):
+            super().__init__()
+            self.gain = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, x, time):
+            return self.gain * x + time[:, None]
+
+    network = Gain()
+    refused("A Gain is not known", network, scheduler=DDPMScheduler())
+    monkeypatch.setitem(
+        NETWORKS,
+        "Gain",
+        lambda config: NetworkKind(lambda net, x, t, condition: net(x, t), config["in_channels"], None),
+    )
+    teacher = from_diffusers(network, scheduler=DDPMScheduler(), sample_shape=(2, 5))
+    x = torch.randn(1, 2, 5)
+    torch.testing.assert_close(teacher(x, torch.tensor(0.1, dtype=torch.float64)), x + 99.0)
+
+
+def test_sdxl_refiners_have_one_encoder():
+    """The first tokenizer and encoder may both be absent."""
+    pipeline = sdxl()
+    components = {**pipeline.components, "text_encoder": None, "tokenizer": None}
+    components["unet"] = conditional_unet(
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + WIDTH,
+    )
+    teacher = from_diffusers(StableDiffusionXLPipeline(**components))
+    assert teacher.encode_condition(PROMPTS)["encoder_hidden_states"].shape == (2, TOKENS, WIDTH)

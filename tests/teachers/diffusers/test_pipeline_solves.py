@@ -1,0 +1,274 @@
+"""The pipelines' own loops against our solvers at the same times: network, guidance and steps are equal."""
+
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, EDMEulerScheduler, FluxPipeline
+from golden_data import note
+from tiny_pipelines import FAMILIES, PROMPTS, T5_TOKENS, ddim, noise_for, stable_diffusion, teacher_of
+
+from gas_ext import GASSampler, GeneralizedSolver
+from gas_ext.teachers.diffusers import from_diffusers, shift_timesteps
+from gas_ext.teachers.diffusers.schedules import alphas_cumprod
+
+# Of diffusers' own arithmetic with NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+
+STEPS = 5
+
+
+def exact(family, **options):
+    """A teacher in float64 and its pipeline, whose table of alphas would be rounded to float32 otherwise."""
+    teacher = teacher_of(family, **options).double()
+    scheduler = teacher.parts.scheduler
+    if hasattr(scheduler, "alphas_cumprod"):
+        scheduler.alphas_cumprod = alphas_cumprod(scheduler)
+        scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
+    return teacher, teacher.parts.pipeline
+
+
+def solve(teacher, noise, condition, times, order=1, guidance_scale=None):
+    """Solve at the given times of evaluation, and then to the last one."""
+    steps = len(times) - 1
+    solver = GeneralizedSolver(
+        teacher.schedule, steps, order, float(times[-1]), theory_order=order, timesteps=times
+    )
+    sampler = GASSampler(solver, teacher, guidance_scale=guidance_scale)
+    with torch.no_grad():
+        return sampler(noise, condition, return_trajectory=True)
+
+
+def ddim_times(steps=STEPS, levels=1000):
+    """Trailing spacing: the levels 999, 799, ... of 0 to 999, and then the first."""
+    return torch.tensor([1.0 - n / steps for n in range(steps)] + [1.0 / levels], dtype=torch.float64)
+
+
+def flow_times(scheduler):
+    """Sigmas of the last call; the last, 0, is what the data prediction belongs to."""
+    return torch.cat([scheduler.sigmas[:-1].double(), torch.tensor([1e-3], dtype=torch.float64)])
+
+
+def difference(ours, theirs):
+    assert ours.shape == theirs.shape
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize("family", ["stable-diffusion", "stable-diffusion-2", "sdxl"])
+def test_ddim_of_prompts(family, guidance_scale, golden_record):
+    teacher, pipeline = exact(family)
+    noise = noise_for(teacher, torch.float64)
+    theirs = pipeline(
+        PROMPTS,
+        latents=noise,
+        num_inference_steps=STEPS,
+        guidance_scale=guidance_scale,
+        output_type="latent",
+    ).images
+    ours, _ = solve(teacher, noise, PROMPTS, ddim_times(), guidance_scale=guidance_scale)
+    note(golden_record, "diffusers " + family, "DDIM loop", difference(ours, theirs), f"w {guidance_scale}")
+    assert difference(ours, theirs) < 1e-13
+
+
+def recorded(pipeline, monkeypatch, **arguments):
+    """Run a pipeline that returns images only, and return the last state that its scheduler made."""
+    states = []
+    step = pipeline.scheduler.step
+
+    def recording(*args, **kwargs):
+        result = step(*args, **kwargs)
+        states.append(result.prev_sample)
+        return result
+
+    monkeypatch.setattr(pipeline.scheduler, "step", recording)
+    pipeline(num_inference_steps=STEPS, output_type="np", **arguments)
+    assert len(states) == STEPS
+    return states[-1]
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+def test_ddim_of_labels(guidance_scale, monkeypatch, golden_record):
+    teacher, pipeline = exact("dit")
+    noise = noise_for(teacher, torch.float64, seed=5)
+    theirs = recorded(
+        pipeline,
+        monkeypatch,
+        class_labels=[3, 7],
+        guidance_scale=guidance_scale,
+        generator=torch.Generator().manual_seed(5),
+    )[:2]
+    ours, _ = solve(teacher, noise, [3, 7], ddim_times(), guidance_scale=guidance_scale)
+    note(golden_record, "diffusers dit", "DDIM loop", difference(ours, theirs), f"w {guidance_scale}")
+    assert difference(ours, theirs) < 1e-13
+
+
+def test_ddim_on_quantized_latents(monkeypatch, golden_record):
+    teacher = teacher_of("ldm")  # the pipeline knows float32 only
+    noise = noise_for(teacher)
+    theirs = recorded(
+        teacher.parts.pipeline, monkeypatch, batch_size=2, generator=torch.Generator().manual_seed(0)
+    )
+    ours, _ = solve(teacher, noise, None, ddim_times())
+    note(golden_record, "diffusers ldm", "DDIM loop", difference(ours, theirs), "float32")
+    assert difference(ours, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_euler_of_sd3(guidance_scale, golden_record):
+    teacher, pipeline = exact("sd3")
+    noise = noise_for(teacher, torch.float64)
+    theirs = pipeline(
+        PROMPTS,
+        latents=noise,
+        num_inference_steps=STEPS,
+        guidance_scale=guidance_scale,
+        output_type="latent",
+        **T5_TOKENS,
+    ).images
+    times = flow_times(pipeline.scheduler)
+    _, trajectory = solve(teacher, noise, PROMPTS, times, guidance_scale=guidance_scale)
+    error = difference(trajectory.data[-1], theirs)
+    note(golden_record, "diffusers sd3", "Euler loop", error, f"w {guidance_scale}; its step is float32")
+    assert error < 1e-6
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_euler_of_flux(guidance_scale, golden_record):
+    """Guided by true classifier-free guidance, on top of the distilled one."""
+    teacher, pipeline = exact("flux", distilled_guidance=2.5)
+    noise = noise_for(teacher, torch.float64)
+    guided = {"negative_prompt": ["", ""], "true_cfg_scale": guidance_scale} if guidance_scale != 1.0 else {}
+    tokens = pipeline(
+        PROMPTS,
+        latents=FluxPipeline._pack_latents(noise, 2, 4, 8, 8),
+        height=16,
+        width=16,
+        num_inference_steps=STEPS,
+        guidance_scale=2.5,
+        output_type="latent",
+        **guided,
+        **T5_TOKENS,
+    ).images
+    theirs = FluxPipeline._unpack_latents(tokens, 16, 16, pipeline.vae_scale_factor)
+    times = flow_times(pipeline.scheduler)
+    _, trajectory = solve(teacher, noise, PROMPTS, times, guidance_scale=guidance_scale)
+    error = difference(trajectory.data[-1], theirs)
+    note(golden_record, "diffusers flux", "Euler loop", error, f"w {guidance_scale}; its step is float32")
+    assert error < 1e-6
+    # The times are those that the teacher's shift makes of uniform ones.
+    uniform = 1.0 - torch.arange(STEPS, dtype=torch.float64) / STEPS
+    torch.testing.assert_close(shift_timesteps(uniform, teacher.flow_shift), times[:-1], rtol=1e-6, atol=0)
+
+
+def test_ddim_of_videos(golden_record):
+    teacher, pipeline = exact("text-to-video")
+    noise = noise_for(teacher, torch.float64)
+    theirs = pipeline(
+        PROMPTS,
+        latents=noise,
+        height=16,
+        width=16,
+        num_frames=3,
+        num_inference_steps=STEPS,
+        guidance_scale=3.0,
+        output_type="latent",
+    ).frames
+    ours, _ = solve(teacher, noise, PROMPTS, ddim_times(), guidance_scale=3.0)
+    note(golden_record, "diffusers text-to-video", "DDIM loop", difference(ours, theirs), "w 3.0")
+    assert difference(ours, theirs) < 1e-13
+
+
+def test_dpm_solver_of_second_order(golden_record):
+    teacher, pipeline = exact("stable-diffusion")
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
+        pipeline.scheduler.config, lower_order_final=False, final_sigmas_type="sigma_min"
+    )
+    noise = noise_for(teacher, torch.float64)
+    theirs = pipeline(
+        PROMPTS, latents=noise, num_inference_steps=STEPS, guidance_scale=3.0, output_type="latent"
+    ).images
+    ours, _ = solve(teacher, noise, PROMPTS, ddim_times(), order=2, guidance_scale=3.0)
+    error = difference(ours, theirs)
+    note(golden_record, "diffusers stable-diffusion", "DPM-Solver++(2M)", error, "w 3.0; its step is float32")
+    assert error < 5e-6
+    first_order, _ = solve(teacher, noise, PROMPTS, ddim_times(), guidance_scale=3.0)
+    assert difference(first_order, theirs) > 100 * error
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_edm_preconditioning(prediction_type, golden_record):
+    """A text-to-image network trained with EDM's preconditioning (as Playground v2.5 is)."""
+    scheduler = EDMEulerScheduler(prediction_type=prediction_type)
+    teacher = from_diffusers(stable_diffusion(), scheduler=scheduler).double()
+    assert teacher.prediction_type == "sample"
+    noise, states = noise_for(teacher, torch.float64), []
+
+    def keep(pipeline, step, timestep, values):
+        states.append(values["latents"])
+        return values
+
+    pipeline = teacher.parts.pipeline
+    pipeline(
+        PROMPTS,
+        # It starts from sigma_max^2 + 1, we from sigma_max.
+        latents=noise * scheduler.config.sigma_max / scheduler.init_noise_sigma,
+        num_inference_steps=STEPS,
+        guidance_scale=3.0,
+        output_type="latent",
+        callback_on_step_end=keep,
+    )
+    times = torch.linspace(1.0, 0.0, STEPS, dtype=torch.float64)[:-1]  # before sigma_min
+    ours, _ = solve(teacher, noise, PROMPTS, times, guidance_scale=3.0)
+    error = difference(ours, states[STEPS - 3])
+    note(golden_record, "diffusers EDM", "Euler loop", error, f"{prediction_type}; its step is float32")
+    assert error < 2e-6
+
+
+@pytest.mark.parametrize("family", ["stable-diffusion", "dit"])
+def test_float32_as_it_is(family, monkeypatch, golden_record):
+    """Nothing replaced: diffusers' rounded table and arithmetic against ours in float64."""
+    teacher = teacher_of(family)
+    pipeline, noise = teacher.parts.pipeline, noise_for(teacher)
+    _, _, condition = FAMILIES[family]
+    if family == "dit":
+        theirs = recorded(
+            pipeline,
+            monkeypatch,
+            class_labels=condition,
+            guidance_scale=3.0,
+            generator=torch.Generator().manual_seed(0),
+        )[:2]
+    else:
+        theirs = pipeline(
+            condition, latents=noise, num_inference_steps=STEPS, guidance_scale=3.0, output_type="latent"
+        ).images
+    ours, _ = solve(teacher, noise, condition, ddim_times(), guidance_scale=3.0)
+    note(golden_record, "diffusers " + family, "float32 loop", difference(ours, theirs), "w 3.0")
+    assert difference(ours, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["ddpm", "signal"])
+def test_steps_of_ddim_without_a_pipeline(family, golden_record):
+    teacher = teacher_of(family).double()
+    scheduler = teacher.parts.scheduler
+    scheduler.alphas_cumprod = alphas_cumprod(scheduler)
+    scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
+    scheduler.set_timesteps(STEPS)
+    noise = state = noise_for(teacher, torch.float64)
+    with torch.no_grad():
+        for time in scheduler.timesteps:
+            output = teacher.network(state, time, return_dict=False)[0]
+            state = scheduler.step(output, time, state).prev_sample
+    ours, _ = solve(teacher, noise, None, ddim_times())
+    note(golden_record, "diffusers " + family, "DDIM loop", difference(ours, state), "")
+    assert difference(ours, state) < 1e-13
+
+
+def test_fewer_noise_levels():
+    """The last time is the first of the N levels, here 1/50."""
+    pipeline = stable_diffusion(num_train_timesteps=50, beta_end=0.1)
+    teacher = from_diffusers(pipeline).double()
+    assert teacher.t_eps == 1.0 / 50.0
+    assert ddim(num_train_timesteps=50).alphas_cumprod.shape == (50,)
+    table = alphas_cumprod(pipeline.scheduler)
+    torch.testing.assert_close(teacher.schedule.alpha(teacher.t_eps) ** 2, table[0], rtol=1e-14, atol=0)
+    torch.testing.assert_close(teacher.schedule.alpha(1.0) ** 2, table[-1], rtol=1e-14, atol=0)
