@@ -6,6 +6,7 @@ what it would keep for the backward pass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -155,9 +156,7 @@ def training_bytes(config: Config, steps: int) -> dict[str, int]:
     network = build_network(config)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
     activations = steps * activation_bytes(lambda: _evaluate(config, network), network)
-    state = 4 * config.training.batch_size
-    for size in config.space.shape:
-        state *= size
+    state = 4 * config.training.batch_size * math.prod(config.space.shape)
     history = (2 * steps + 1) * state
     return {
         "weights": weights,

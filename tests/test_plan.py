@@ -2,8 +2,11 @@ import json
 
 import pytest
 
+from gas_ext.baselines import classical_solver
 from gas_ext.configs import config_names, load_config
-from gas_ext.plan import make_plan, samples_folder, teacher_folder
+from gas_ext.plan import NeededFile, make_plan, samples_folder, teacher_folder
+from gas_ext.samples import generate_samples
+from gas_ext.teachers.demo import load_demo_teacher
 
 
 @pytest.fixture(autouse=True)
@@ -41,18 +44,61 @@ def test_what_is_absent_and_how_to_get_it():
     assert "perceptual loss" in found
 
 
-def test_what_is_present(tmp_path):
-    for name in ("weights/cifar10.txt", "teachers/ffhq/teacher.json", "samples/ffhq/manifest.json"):
+def test_a_teacher_that_is_present(tmp_path):
+    for name in ("weights/cifar10.txt", "teachers/ffhq/teacher.json"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
     found = files(make_plan(load_config("ffhq")))
     assert found["teacher"].present
-    assert found["teacher samples"].present
     assert "weights" not in found  # they are in the folder
-    elsewhere = make_plan(load_config("cifar10"), teacher="teachers/ffhq", samples="samples/ffhq")
-    assert files(elsewhere)["teacher"].present
-    assert files(elsewhere)["teacher samples"].present
+    assert files(make_plan(load_config("cifar10"), teacher="teachers/ffhq"))["teacher"].present
+
+
+def test_samples_are_present_only_when_they_are_complete_and_enough(tmp_path):
+    config = load_config("demo", ["training.train_samples=2", "training.validation_samples=1"])
+    teacher = load_demo_teacher()
+    generate_samples(
+        teacher,
+        classical_solver(teacher.schedule, 2, 2, "uniform").solver,
+        range(3),
+        tmp_path / "mine",
+        shard_size=2,
+    )
+
+    def planned(**options):
+        return files(make_plan(config.model_copy(**options), samples="mine"))["teacher samples"]
+
+    assert planned() == NeededFile("teacher samples", "mine", True)
+    more = config.training.model_copy(update={"validation_samples": 2})
+    assert planned(update={"training": more}).remedy == (
+        "it holds 3 samples, but 4 are needed; name another one with --samples"
+    )
+    (tmp_path / "mine/shard-00001.safetensors").unlink()
+    assert not planned().present
+    assert "shard-00001.safetensors is missing" in planned().remedy
+    (tmp_path / "mine/manifest.json").write_text("{}")
+    assert "manifest.json is no manifest" in planned().remedy
+
+
+def test_a_config_with_fewer_seeds_than_samples():
+    with pytest.raises(ValueError, match=r"cifar10 wants 2400 samples .* only 100 seeds"):
+        make_plan(load_config("cifar10", ["seeds.teacher=0-99"]))
+
+
+def test_a_teacher_without_times_for_so_many_steps():
+    with pytest.raises(
+        ValueError, match=r"takes 21 steps for a student of 20, .* for 5, 6, 7, 8 steps alone"
+    ):
+        make_plan(load_config("coco"), steps=20)
+
+
+def test_commands_for_a_config_of_one_s_own():
+    config = load_config("cifar10", ["name=mine", "teacher.megabytes=null", "teacher.address=null"])
+    found = files(make_plan(config))
+    assert found["teacher"].remedy == "import it: gas-ext import mine --config CONFIG.yaml -o teachers/mine"
+    assert found["teacher samples"].remedy.startswith("make them: gas-ext teach --config CONFIG.yaml --seeds")
+    assert found["weights"].remedy == "download edm-cifar10-32x32-uncond-vp.pkl"
 
 
 def test_numbers_of_the_paper():

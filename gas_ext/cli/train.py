@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import signal
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gas_ext.cli.errors import friendly
-from gas_ext.cli.options import Device, check_device
+from gas_ext.cli.errors import INTERRUPTED, friendly
+from gas_ext.cli.options import Device, Prompts, read_prompts
 
 if TYPE_CHECKING:
     from gas_ext.configs import Config
+    from gas_ext.progress import Reporter
+    from gas_ext.training import TrainingResult
 
 EPILOG = (
-    "Examples:  gas-ext train --config ffhq --steps 6 --dry-run  |  "
-    "gas-ext train --config demo --steps 4 -o solver.safetensors  |  "
-    "gas-ext train --config own.yaml --teacher teachers/own --samples samples/own -o solver.safetensors"
+    "Examples:  gas-ext train --config demo --steps 4 -o runs/demo  |  "
+    "gas-ext train --config ffhq --loss gas --steps 6 --device cuda --dry-run  |  "
+    "gas-ext train --config cifar10 --set training.batch_size=8 --set student.t_eps=0.01 -o runs/cifar10  |  "
+    "torchrun --nproc-per-node 8 -m gas_ext train --config imagenet --loss gas --device cuda -o runs/imagenet"
 )
 
 
@@ -30,22 +34,59 @@ class LossKind(str, Enum):
 
 @friendly
 def train(
-    config: Annotated[str, typer.Option(help="A data set (cifar10, ffhq, ..., demo) or a YAML file.")],
+    config: Annotated[
+        str,
+        typer.Option(
+            "--config",
+            "-c",
+            help="A data set (cifar10, ffhq, ..., demo), a YAML file, or a run's config.yaml.",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="The run's folder; runs/NAME-STEPS-LOSS if not given. A stopped run goes on."
+        ),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Network evaluations of the solver; the config's first.")
     ] = None,
     loss: Annotated[
-        LossKind, typer.Option(help="gs: distillation; gas: with the adversarial term (plan only).")
-    ] = LossKind.gs,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The solver's file.")] = Path("solver.safetensors"),
+        LossKind | None, typer.Option(help="gs: distillation (the default); gas: with the adversarial term.")
+    ] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="In place of the config's, e.g. training.ema=0.99; repeatable."
+        ),
+    ] = None,
     teacher: Annotated[
-        str | None, typer.Option(help="Imported teacher; teachers/NAME if not given.")
+        str | None, typer.Option(help="Folder of an imported teacher, or 'demo'; teachers/NAME if not given.")
     ] = None,
     samples: Annotated[
-        Path | None, typer.Option(help="Its samples (gas-ext teach); samples/NAME if not given.")
+        Path | None, typer.Option(help="Its samples, made if missing; samples/NAME if not given.")
     ] = None,
-    iterations: Annotated[int | None, typer.Option(min=1, help="In place of the config's.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Order in which samples are drawn.")] = 0,
+    prompts: Prompts = None,
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Short for --set training.iterations=N.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Short for --set training.seed=N.")] = None,
+    recompute: Annotated[
+        bool | None,
+        typer.Option(
+            "--recompute/--no-recompute",
+            help="Short for --set training.recompute=true: less memory, more time.",
+        ),
+    ] = None,
+    autocast: Annotated[
+        str | None, typer.Option(help="Short for --set training.autocast=...: bfloat16 or float16.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on with the run in the folder, or start over.")
+    ] = True,
+    wandb: Annotated[
+        str | None, typer.Option(metavar="PROJECT", help="Also log to this Weights & Biases project.")
+    ] = None,
     device: Device = "cpu",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what is needed and what it costs, and stop.")
@@ -54,60 +95,83 @@ def train(
 ) -> None:
     """Learn a solver from a teacher's samples, by the recipe of a config.
 
-    The samples come from gas-ext teach; --dry-run prints the command.
+    Samples that are missing are made first. In the folder: solver.safetensors (the best on held-out seeds),
+    last.safetensors, config.yaml, log.jsonl, checkpoints and pictures.
     """
     import json
 
     from gas_ext.configs import load_config
     from gas_ext.plan import make_plan
+    from gas_ext.training.run import resolve
 
-    settings = load_config(config)
-    plan = make_plan(settings, loss.value, steps, teacher=teacher, samples=samples)
+    short = {"iterations": iterations, "seed": seed, "recompute": recompute, "autocast": autocast}
+    overrides = [f"training.{name}={value}" for name, value in short.items() if value is not None]
+    settings, run = resolve(
+        load_config(config, [*(override or ()), *overrides]),
+        steps,
+        None if loss is None else loss.value,
+        samples,
+        teacher,
+    )
     if dry_run:
+        plan = make_plan(settings, run.loss, run.steps, teacher=run.teacher, samples=run.samples)
         typer.echo(json.dumps(plan.to_dict(), indent=2) if as_json else "\n".join(plan.lines()))
         return
-    if loss is LossKind.gas:
-        raise ValueError(
-            "training with the adversarial term is not offered yet, only its plan (--dry-run); use --loss gs"
-        )
-    _learn(settings, plan.student_nfe, out, teacher, samples, iterations, seed, check_device(device))
+    folder = out or Path("runs") / f"{settings.name}-{run.steps}-{run.loss}"
+    if folder.suffix == ".safetensors":
+        raise ValueError(f"{folder} is the name of a file; name a folder for the run with -o")
+    _learn(settings, folder, None if prompts is None else read_prompts(prompts), device, resume, wandb)
 
 
 def _learn(
-    settings: Config,
-    steps: int,
-    out: Path,
-    teacher: str | None,
-    samples: Path | None,
-    iterations: int | None,
-    seed: int,
-    device: str,
+    config: Config, folder: Path, prompts: list[str] | None, device: str, resume: bool, wandb: str | None
 ) -> None:
-    """Load teacher and samples, learn, and write the solver."""
-    from gas_ext.learning import learn_solver
-    from gas_ext.plan import samples_folder, teacher_folder
-    from gas_ext.progress import make_reporter
-    from gas_ext.samples import TeacherSamples
-    from gas_ext.teachers.folder import load_teacher
+    """Load the teacher, learn, and say what came out."""
+    from gas_ext.cli.teach import load_teacher_of, local_device
+    from gas_ext.training import train as run_training
+    from gas_ext.training.folder import RunFolder
+    from gas_ext.training.processes import join_processes
 
-    if out.suffix != ".safetensors" or out.is_dir():
-        raise ValueError(f"{out} is no name for a solver; choose one ending in .safetensors with --out")
-    reporter = make_reporter()
-    folder = samples or samples_folder(settings, steps)
-    network = load_teacher(teacher or teacher_folder(settings), device)
-    learned = learn_solver(
-        settings,
-        network,
-        TeacherSamples.open(folder),
-        steps,
-        iterations=iterations,
-        seed=seed,
-        device=device,
-        reporter=reporter,
-    )
-    learned.solver.save(out, training=learned.summary.to_dict())
+    assert config.run is not None
+    RunFolder(folder).check_owner()  # before a large teacher is loaded
+    place = local_device(device)
+    processes = join_processes(place)
+    try:
+        denoiser = load_teacher_of(config, config.run.teacher, place)
+        result = run_training(
+            config, denoiser, folder, prompts=prompts, resume=resume, wandb=wandb, reporter=_reporter()
+        )
+    except KeyboardInterrupt:
+        typer.echo("interrupted: run the same again, and it goes on with what is there", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    processes.leave()
+    if processes.is_first:
+        _report(result, config.training.iterations_for(config.run.loss))
+    if result.signal is not None:
+        raise typer.Exit(128 + result.signal)
+
+
+def _report(result: TrainingResult, iterations: int) -> None:
+    if result.signal is not None:
+        name = signal.Signals(result.signal).name
+        typer.echo(
+            f"stopped by {name} after {result.iteration} of {iterations} iterations, which are saved: run "
+            "the same again, and it goes on",
+            err=True,
+        )
+        return
+    best = result.best
     typer.echo(
-        f"wrote {out}: {steps} network evaluations, mean L1 to the teacher on held-out seeds "
-        f"{learned.distance_after:.4f} (before training, {learned.started_from}: "
-        f"{learned.distance_before:.4f})"
+        f"wrote {result.folder / 'solver.safetensors'}: {result.solver.steps} network evaluations, mean L1 "
+        f"to the teacher on held-out seeds {best.l1:.4f} after {best.iteration} of {iterations} iterations "
+        f"(before training, {result.started_from}: {result.first.l1:.4f})"
     )
+
+
+def _reporter() -> Reporter:
+    """Return bars on a terminal, and log lines where several processes share it."""
+    import os
+
+    from gas_ext.progress import LogReporter, make_reporter
+
+    return LogReporter() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else make_reporter()

@@ -7,47 +7,36 @@ in their place.
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from gas_ext.configs.base import Positive, Section, TimeEpsilon, sentence
+from gas_ext.configs.training import RATES, Adversarial, Run, Training
 from gas_ext.seeds import parse_seeds
 
 if TYPE_CHECKING:
     from gas_ext.sampler import Solver
     from gas_ext.schedules import NoiseSchedule
 
-__all__ = ["Config", "config_names", "load_config"]
+__all__ = ["Config", "Run", "config_names", "config_text", "load_config"]
 
-Positive = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-TimeEpsilon = Annotated[float, Field(ge=0, lt=1)]
 SPACINGS = Literal["uniform", "quadratic", "logsnr", "edm", "gits"]
 
 
-class _Section(BaseModel):
-    """A part of a config: no unknown keys, no silent conversions."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class PerLoss(_Section):
-    """A number for GS (distillation alone) and one for GAS (with the adversarial term)."""
-
-    gs: Positive
-    gas: Positive
-
-
-class TeacherSource(_Section):
+class TeacherSource(Section):
     """Which network, and where its weights are published.
 
     Parameters
     ----------
     kind : str
-        "edm", "ldm", "stable-diffusion", "diffusers", or "embedded" (ships with the package).
+        "edm", "ldm", "stable-diffusion", "diffusers", "embedded" (ships with the package), or "custom" (a
+        `Denoiser` made in Python).
     file, address : str, optional
         Name of the published file, and where it is published.
     hub : str, optional
@@ -58,7 +47,7 @@ class TeacherSource(_Section):
         The network's own arguments, from which its memory is estimated without the weights.
     """
 
-    kind: Literal["edm", "ldm", "stable-diffusion", "diffusers", "embedded"]
+    kind: Literal["edm", "ldm", "stable-diffusion", "diffusers", "embedded", "custom"]
     file: str | None = None
     address: str | None = None
     hub: str | None = None
@@ -66,17 +55,17 @@ class TeacherSource(_Section):
     architecture: dict[str, Any] | None = None
 
 
-class Space(_Section):
+class Space(Section):
     """Shape of one state, and whether it is a latent that the teacher decodes."""
 
     shape: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
     latent: bool = False
 
 
-class Conditions(_Section):
-    """What the network is told: nothing, a class label, or a prompt."""
+class Conditions(Section):
+    """What the network is told: nothing, a class label, a prompt, or (of custom teachers) some tensor."""
 
-    kind: Literal["none", "label", "prompt"] = "none"
+    kind: Literal["none", "label", "prompt", "tensor"] = "none"
     num_classes: Positive | None = None
 
     @model_validator(mode="after")
@@ -86,7 +75,7 @@ class Conditions(_Section):
         return self
 
 
-class TeacherSolver(_Section):
+class TeacherSolver(Section):
     """The many-step solver whose samples are learned from.
 
     Parameters
@@ -139,14 +128,14 @@ class TeacherSolver(_Section):
         return classical_solver(schedule, steps, self.order, times, self.t_eps).solver
 
 
-class Student(_Section):
+class Student(Section):
     """Numbers of network evaluations that the paper reports, and the last time."""
 
     steps: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
     t_eps: TimeEpsilon
 
 
-class Seeds(_Section):
+class Seeds(Section):
     """Seeds of teacher samples and of evaluation; they must not meet."""
 
     teacher: str
@@ -159,33 +148,7 @@ class Seeds(_Section):
         return text
 
 
-class Training(_Section):
-    """Settings of training; a rate of None leaves `TrainingConfig`'s own recipe."""
-
-    loss: Literal["l1", "l2", "huber", "lpips"]
-    batch_size: Positive
-    iterations: Positive | PerLoss
-    rate: Rate | None = None
-    ema: Annotated[float, Field(ge=0, lt=1)] | None = None
-    clip: Rate | None = None
-    train_samples: PerLoss
-    validation_samples: Positive
-
-    def iterations_for(self, loss: Literal["gs", "gas"]) -> int:
-        """Return the number of iterations of GS or GAS."""
-        return self.iterations if isinstance(self.iterations, int) else getattr(self.iterations, loss)
-
-
-class Adversarial(_Section):
-    """The adversarial term of GAS."""
-
-    discriminator: Literal["r3gan-cifar10", "r3gan-ffhq64", "r3gan-random"]
-    rate: Rate
-    weight: Rate
-    gamma: Rate
-
-
-class Config(_Section):
+class Config(Section):
     """Everything about one data set; see the sections.
 
     Examples
@@ -205,6 +168,7 @@ class Config(_Section):
     seeds: Seeds
     training: Training
     adversarial: Adversarial | None = None
+    run: Run | None = None
 
 
 def config_names() -> list[str]:
@@ -218,47 +182,90 @@ def config_names() -> list[str]:
     return sorted(entry.name[:-5] for entry in files(__package__).iterdir() if entry.name.endswith(".yaml"))
 
 
-def load_config(name: str | os.PathLike[str]) -> Config:
+def load_config(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     """Load a config that ships with the package, or a YAML file of the same form.
 
     Parameters
     ----------
     name : str or path
         "cifar10", "ffhq", ..., or a path ending in .yaml or .yml.
+    overrides : sequence of str
+        Values that replace those of the file, such as "training.batch_size=8"; written as in YAML.
+        "training.rate" stands for the rates of times, offsets and corrections too.
 
     Raises
     ------
     ValueError
         If there is no such config, it is not YAML, or a value is impossible: one sentence per fault.
+
+    Examples
+    --------
+    >>> load_config("cifar10", ["training.batch_size=8", "student.t_eps=0.01"]).training.batch_size
+    8
     """
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise ValueError(f"There is no config file {path}.")
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     elif str(name) in config_names():
-        text = files(__package__).joinpath(f"{name}.yaml").read_text()
+        text = files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     else:
         raise ValueError(
             f"There is no config {str(name)!r}; expected one of {', '.join(config_names())}, or a YAML file."
         )
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{name} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
         raise ValueError(f"{name} is no config: expected sections such as teacher, space and training.")
+    for override in overrides:
+        _override(values, override)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ValueError(" ".join(f"{name}: {_sentence(fault)}" for fault in error.errors())) from error
+        raise ValueError(" ".join(f"{name}: {sentence(fault)}" for fault in error.errors())) from error
 
 
-def _sentence(fault: Any) -> str:
-    """Say one fault in one sentence: where, what was given, what is expected."""
-    place = ".".join(str(part) for part in fault["loc"]) or "the config"
-    if fault["type"] == "extra_forbidden":
-        return f"{place} is not a known setting; remove it."
-    if fault["type"] == "missing":
-        return f"{place} is missing; add it."
-    return f"{place} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}."
+def config_text(config: Config) -> str:
+    """Return a config as YAML that `load_config` reads back.
+
+    Examples
+    --------
+    >>> print(config_text(load_config("demo")).splitlines()[0])
+    name: demo
+    """
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return text
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 as a number, as YAML 1.2 does; for YAML 1.1 it is a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    """Replace one value of a config as read from YAML."""
+    place, found, text = override.partition("=")
+    *sections, name = place.strip().split(".")
+    if not found or not all((*sections, name)):
+        raise ValueError(f"Cannot set {override!r}: write section.name=value, such as training.batch_size=8.")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"The value of {override!r} is not YAML: {' '.join(str(error).split())}.") from error
+    for section in sections:
+        if values.get(section) is None:
+            values[section] = {}
+        values = values[section]
+        if not isinstance(values, dict):
+            raise ValueError(f"Cannot set {override!r}: {section} is no section, but {values!r}.")
+    values[name] = value
+    if place.strip() == "training.rate":
+        for rate in RATES:
+            values.pop(rate, None)

@@ -196,7 +196,7 @@ def test_clipping_bounds_the_first_adam_moment(problem):
         ("coefficient_rate", math.nan),
         ("optimizer", "sgd"),
         ("schedule", "linear"),
-        ("loss", "lpips"),
+        ("loss", "lpip"),
         ("ema", 1.0),
         ("clip", 0.0),
     ],
@@ -351,3 +351,65 @@ def test_average_soon_forgets_the_start(problem):
     # At first the decay is (i + 1) / (i + 10) = 0.1, so nine tenths of the first step arrive.
     settings = {"iterations": 1, "warmup": 0, "optimizer": "adam", "offset_rate": 1e-2}
     assert moves(problem, ema=0.9, **settings)["time_offsets"] == pytest.approx(9e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_accumulation_gives_the_same_solver_up_to_rounding(problem, parts):
+    found = []
+    for accumulation in (1, parts):
+        solver = fresh()
+        config = TrainingConfig(iterations=10, batch_size=7, accumulation=accumulation)
+        train_solver(solver, mixture_denoiser, *problem, config=config)
+        found.append(list(solver.parameters()))
+    assert all(torch.allclose(p, q, rtol=0, atol=1e-9) for p, q in zip(*found, strict=True))
+
+
+def adversary(**options):
+    from gas_ext.adversarial import Adversary
+    from gas_ext.discriminators import build_discriminator
+
+    return Adversary(
+        build_discriminator("convolution", (6, 1), seed=0, width=4, **options), rate=1e-3, weight=0.1
+    )
+
+
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_an_adversary_learns_along(problem, num_classes):
+    noise, target, condition = problem
+    runs = []
+    for _ in range(2):
+        solver, opponent = fresh(), adversary(num_classes=num_classes)
+        before = [p.detach().clone() for p in opponent.discriminator.parameters()]
+        summary = train_solver(
+            solver,
+            mixture_denoiser,
+            noise[..., None],
+            target[..., None],
+            condition,
+            adversary=opponent,
+            config=TrainingConfig(iterations=5),
+        )
+        assert any(
+            not torch.equal(p, q) for p, q in zip(before, opponent.discriminator.parameters(), strict=True)
+        )
+        runs.append((summary.losses, [p.detach() for p in solver.parameters()]))
+    assert runs[0][0] == runs[1][0]
+    assert all(torch.equal(p, q) for p, q in zip(runs[0][1], runs[1][1], strict=True))
+
+
+def test_the_caller_s_random_numbers_stay(problem):
+    torch.manual_seed(3)
+    expected = torch.randn(4)
+    torch.manual_seed(3)
+    train_solver(fresh(), mixture_denoiser, *problem, config=TrainingConfig(iterations=2))
+    assert torch.equal(torch.randn(4), expected)
+
+
+def test_recomputation_changes_no_bit(problem):
+    found = []
+    for recompute in (False, True):
+        solver = fresh()
+        config = TrainingConfig(iterations=3, recompute=recompute)
+        train_solver(solver, mixture_denoiser, *problem, config=config)
+        found.append(list(solver.parameters()))
+    assert all(torch.equal(p, q) for p, q in zip(*found, strict=True))

@@ -1,0 +1,22 @@
+"""Learning a solver: gradient descent on its numbers, through the whole solve (GS and GAS, arXiv 2510.17699).
+
+The target is the teacher's sample from the same noise; GAS adds a discriminator. Nothing of the network is
+trained. `train_solver` works on tensors in memory; `train` makes a run in a folder, with checkpoints, logs
+and pictures, which goes on where it was stopped.
+"""
+
+from gas_ext.training.logs import read_log
+from gas_ext.training.run import TrainingResult, train
+from gas_ext.training.settings import TrainingConfig, TrainingSummary
+from gas_ext.training.solver_training import train_solver
+from gas_ext.training.validation import Validation
+
+__all__ = [
+    "TrainingConfig",
+    "TrainingResult",
+    "TrainingSummary",
+    "Validation",
+    "read_log",
+    "train",
+    "train_solver",
+]

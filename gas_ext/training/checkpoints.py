@@ -1,0 +1,173 @@
+"""Checkpoints: safetensors with one JSON record, complete or absent, and checked when they are read.
+
+A checkpoint is a nested dict of tensors and plain values. Its tensors go into the file by the path of their
+names ("average/time_offsets"), everything else into the record, and a SHA-256 covers both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from gas_ext.files import write_file
+from gas_ext.solver_file import checksum
+
+FORMAT_VERSION = 1
+KEPT = 2  # the newest ones
+
+_KEY = "gas_ext_checkpoint"
+_PATTERN = "iteration-*.safetensors"
+_SEPARATOR = "/"
+
+
+class Checkpoint(NamedTuple):
+    """What a file holds.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    iteration : int
+        Iterations that had been made.
+    state : dict
+        What was saved, with tensors on the CPU.
+    """
+
+    path: Path
+    iteration: int
+    state: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, iteration: int, state: Mapping[str, Any]) -> Path:
+    """Write a checkpoint, and then remove all but the newest two.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if it does not exist.
+    iteration : int
+        Iterations made so far.
+    state : mapping
+        Nested dicts of tensors and JSON values; names are strings without "/".
+
+    Examples
+    --------
+    >>> import tempfile, torch
+    >>> with tempfile.TemporaryDirectory() as name:
+    ...     _ = save_checkpoint(Path(name), 5, {"solver": {"a": torch.ones(2)}, "rejected": 0})
+    ...     checkpoint = newest_checkpoint(Path(name))
+    >>> checkpoint.iteration, checkpoint.state
+    (5, {'solver': {'a': tensor([1., 1.])}, 'rejected': 0})
+    """
+    plain, tensors = _pack(state)
+    record = {"format_version": FORMAT_VERSION, "iteration": iteration, "state": plain}
+    text = json.dumps({**record, "sha256": checksum(record, tensors)})
+    path = folder / f"iteration-{iteration:08d}.safetensors"
+    write_file(path, serialize(tensors, {_KEY: text}))
+    for old in checkpoint_paths(folder)[:-KEPT]:
+        old.unlink()
+    return path
+
+
+def checkpoint_paths(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, oldest first."""
+    return sorted(folder.glob(_PATTERN))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; ValueError says in one sentence why it cannot be used."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            # Copies, as aligned as torch's own memory is: other alignment may give other roundings.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        record = json.loads(metadata[_KEY])
+        version = record["format_version"]
+        intact = record["sha256"] == checksum(record, tensors)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is no checkpoint, or is damaged: {reason}.") from error
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has checkpoint format {version!r}, but this gas_ext reads format {FORMAT_VERSION}; use "
+            "the release that wrote it."
+        )
+    if not intact:
+        raise ValueError(f"{path} is damaged: its content does not match its SHA-256.")
+    return Checkpoint(path, record["iteration"], _unpack(record["state"], tensors))
+
+
+def newest_checkpoint(folder: Path, tell: Callable[[str], object] = lambda line: None) -> Checkpoint | None:
+    """Read the newest checkpoint that is intact; None if there is no checkpoint at all.
+
+    Parameters
+    ----------
+    folder : Path
+        It need not exist.
+    tell : callable
+        Told in one sentence about each checkpoint that cannot be used.
+
+    Raises
+    ------
+    ValueError
+        If there are checkpoints, but none can be used.
+    """
+    faults: list[str] = []
+    for path in reversed(checkpoint_paths(folder)):
+        try:
+            checkpoint = load_checkpoint(path)
+        except ValueError as error:
+            faults.append(str(error))
+            continue
+        for fault in faults:
+            tell(f"{fault} Going on from {checkpoint.path.name} instead.")
+        return checkpoint
+    if faults:
+        raise ValueError(
+            f"No checkpoint in {folder} can be used ({' '.join(faults)}): start over with --no-resume, or "
+            "choose another folder with -o."
+        )
+    return None
+
+
+def remove_newer(folder: Path, iteration: int) -> None:
+    """Remove checkpoints of later iterations (all, with -1), and what killed processes left half-written."""
+    for path in checkpoint_paths(folder):
+        if path.name > f"iteration-{iteration:08d}.safetensors" or iteration < 0:
+            path.unlink()
+    for leftover in folder.glob(f".{_PATTERN}*"):
+        leftover.unlink()
+
+
+def _pack(tree: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Separate a nested dict into plain values, without its tensors, and tensors by path."""
+    plain: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Tensor):
+            tensors[path] = value.detach().to("cpu", copy=True).contiguous()
+        elif isinstance(value, Mapping):
+            plain[name], inner = _pack(value, path + _SEPARATOR)
+            tensors.update(inner)
+        else:
+            plain[name] = value
+    return plain, tensors
+
+
+def _unpack(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Put the tensors back where `_pack` took them from."""
+    tree = dict(plain)
+    for path, tensor in tensors.items():
+        *parents, name = path.split(_SEPARATOR)
+        place = tree
+        for parent in parents:
+            place = place[parent]
+        place[name] = tensor
+    return tree

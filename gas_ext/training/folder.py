@@ -1,0 +1,167 @@
+"""The folder of a run: what is in it, whose it is, and whether a run in it can be gone on with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gas_ext.configs import Config, config_text
+from gas_ext.configs.base import LossKind
+from gas_ext.files import check_output_folder, remove_leftovers, write_file
+from gas_ext.training.checkpoints import Checkpoint, newest_checkpoint, remove_newer
+
+CONFIG = "config.yaml"
+START = "start.safetensors"
+BEST = "solver.safetensors"
+LAST = "last.safetensors"
+CHECKPOINTS = "checkpoints"
+IMAGES = "images"
+LOG = "log.jsonl"
+TENSORBOARD = "tensorboard"
+WANDB_ID = "wandb-id.txt"
+
+# Everything a run writes, but config.yaml, by which its folder is known.
+_FILES = (
+    f"{CHECKPOINTS}/iteration-*.safetensors",
+    START,
+    BEST,
+    LAST,
+    LOG,
+    WANDB_ID,
+    f"{IMAGES}/teacher.png",
+    f"{IMAGES}/grid-*.png",
+    f"{IMAGES}/solver-*.png",
+    f"{TENSORBOARD}/events.out.tfevents.*",
+)
+
+# Settings that change how a run computes but not, up to rounding, what; it may be gone on with others.
+_FREE = ("training.accumulation", "training.recompute", "training.checkpoint_every", "training.shown_images")
+# Names and places; what is there is compared instead. Evaluation is no part of a run.
+_PLACES = ("title", "teacher", "student.steps", "seeds.evaluation", "run.teacher", "run.samples")
+_OF_THE_OTHER_LOSS = {
+    "gs": ("training.iterations.gas", "training.train_samples.gas", "adversarial"),
+    "gas": ("training.iterations.gs", "training.train_samples.gs"),
+}
+
+
+def described(config: Config, loss: LossKind) -> dict[str, Any]:
+    """Return what a run with this loss depends on, as plain values by dotted names.
+
+    Examples
+    --------
+    >>> from gas_ext.configs import load_config
+    >>> described(load_config("demo"), "gs")["training.batch_size"]
+    8
+    """
+    left_out = (*_FREE, *_PLACES, *_OF_THE_OTHER_LOSS[loss])
+    values = _flat(config.model_dump(mode="json"))
+    return {
+        name: value
+        for name, value in values.items()
+        if not any(name == place or name.startswith(f"{place}.") for place in left_out)
+    }
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+class RunFolder:
+    """A folder that holds a run, or is to hold one.
+
+    Parameters
+    ----------
+    path : Path
+        It need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def find(
+        self, settings: Mapping[str, Any], tell: Callable[[str], object] = lambda line: None
+    ) -> Checkpoint | None:
+        """Return the newest intact checkpoint; None if there is no run, or one that never saved anything.
+
+        Parameters
+        ----------
+        settings : mapping
+            What the run to be made depends on.
+        tell : callable
+            Told about damaged checkpoints.
+
+        Raises
+        ------
+        ValueError
+            If the checkpoint is of a run with other settings, or no checkpoint is intact.
+        """
+        self.check_owner()
+        checkpoint = newest_checkpoint(self.path / CHECKPOINTS, tell)
+        if checkpoint is not None:
+            self._require_same(checkpoint.state["settings"], settings)
+        return checkpoint
+
+    def check_owner(self) -> None:
+        """Raise ValueError if the folder cannot be written, or what is no run in it would be overwritten."""
+        check_output_folder(self.path)
+        if self._is_run():
+            return
+        foreign = [name for name in (CONFIG, START, BEST, LAST) if (self.path / name).exists()]
+        if foreign:
+            raise ValueError(
+                f"{self.path / foreign[0]} exists, but {self.path} is not the folder of a run; choose "
+                "another one with -o."
+            )
+
+    def _is_run(self) -> bool:
+        """Whether config.yaml is one that `begin` wrote."""
+        try:
+            values = yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            return False
+        return isinstance(values, dict) and isinstance(values.get("run"), dict)
+
+    def _require_same(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+        names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+        if not names:
+            return
+        shown = ", ".join(f"{name} {there.get(name)!r}, not {here.get(name)!r}" for name in names[:3])
+        more = f", and {len(names) - 3} more" if len(names) > 3 else ""
+        raise ValueError(
+            f"The run in {self.path} has {shown}{more}: go on with its own settings, choose another folder "
+            "with -o, or start over with --no-resume."
+        )
+
+    def begin(self, config: Config, checkpoint: Checkpoint | None) -> None:
+        """Write config.yaml, and remove what does not belong to the run from here on.
+
+        Parameters
+        ----------
+        config : Config
+            The resolved config.
+        checkpoint : Checkpoint or None
+            Where the run goes on; without, everything of an earlier run is removed.
+        """
+        if checkpoint is None and self._is_run():
+            for pattern in _FILES:
+                for path in self.path.glob(pattern):
+                    path.unlink()
+        self._remove_unfinished()
+        remove_newer(self.path / CHECKPOINTS, -1 if checkpoint is None else checkpoint.iteration)
+        write_file(self.path / CONFIG, config_text(config).encode())
+
+    def _remove_unfinished(self) -> None:
+        """Remove what a killed process was writing; see `gas_ext.files`."""
+        for name in (CONFIG, START, BEST, LAST, LOG):
+            remove_leftovers(self.path / name)
+        for path in (self.path / IMAGES).glob(".*.partial.png"):
+            path.unlink()

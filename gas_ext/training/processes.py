@@ -1,0 +1,96 @@
+"""The processes of a run: one, or those that torchrun started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch
+from torch import Tensor
+
+# How long a process waits for another, e.g. for its share of the teacher's samples. torchrun ends the others
+# as soon as one has died, so this is no time that anybody waits for a dead one.
+_PATIENCE = timedelta(hours=24)
+
+
+class Processes:
+    """One process alone; see `join_processes` for several.
+
+    Attributes
+    ----------
+    rank, count : int
+        Which process this is, and of how many.
+    """
+
+    rank = 0
+    count = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the files and tells of the progress."""
+        return self.rank == 0
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors by their sums over all processes, the same bits in each."""
+
+    def any(self, value: bool) -> bool:
+        """Return whether the value is true in any process."""
+        return value
+
+    def wait(self) -> None:
+        """Return when all processes have come here."""
+
+    def leave(self) -> None:
+        """End what `join_processes` began."""
+
+
+class _JoinedProcesses(Processes):
+    """Processes that accelerate has joined: NCCL between GPUs, gloo between CPUs."""
+
+    def __init__(self, device: torch.device) -> None:
+        from accelerate import PartialState
+
+        # Not an Accelerator: it would fix one precision for all runs of a Python process.
+        self._state = PartialState(cpu=device.type == "cpu", timeout=_PATIENCE)
+        self.rank = self._state.process_index
+        self.count = self._state.num_processes
+        self._device = device
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        from accelerate.utils import reduce
+
+        if not tensors:
+            return
+        whole = reduce(torch.cat([tensor.detach().flatten() for tensor in tensors]), "sum")
+        for tensor, part in zip(tensors, whole.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def any(self, value: bool) -> bool:
+        flag = torch.tensor([float(value)], device=self._device)
+        self.add([flag])
+        return bool(flag.item())
+
+    def wait(self) -> None:
+        self.any(False)  # a barrier that works alike on gloo and NCCL
+
+    def leave(self) -> None:
+        self._state.destroy_process_group()
+
+
+def join_processes(device: str | torch.device) -> Processes:
+    """Join the processes that torchrun (or ``accelerate launch``) started for one run.
+
+    Parameters
+    ----------
+    device : device
+        Where this process computes.
+
+    Examples
+    --------
+    >>> join_processes("cpu").count
+    1
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Processes()
+    return _JoinedProcesses(torch.device(device))

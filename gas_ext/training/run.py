@@ -1,0 +1,349 @@
+"""A run: from a config and a network to a folder with a learned solver."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gas_ext.configs import Config, Run
+from gas_ext.configs.base import LossKind
+from gas_ext.denoisers import Denoiser
+from gas_ext.losses import get_loss
+from gas_ext.plan import samples_folder
+from gas_ext.progress import Reporter, SilentReporter
+from gas_ext.sampler import GASSampler
+from gas_ext.samples import TeacherSamples
+from gas_ext.samples.manifest import short_hash
+from gas_ext.samples.reading import SampleSource
+from gas_ext.solver import GeneralizedSolver
+from gas_ext.training.adversary import make_adversary, takes_labels
+from gas_ext.training.checkpoints import Checkpoint
+from gas_ext.training.data import RunData
+from gas_ext.training.folder import BEST, IMAGES, START, RunFolder, described
+from gas_ext.training.learner import Learner
+from gas_ext.training.logs import Logs, open_logs
+from gas_ext.training.objective import Objective
+from gas_ext.training.pictures import Pictures
+from gas_ext.training.processes import Processes, join_processes
+from gas_ext.training.settings import AUTOCAST, TrainingConfig
+from gas_ext.training.starting import make_start
+from gas_ext.training.teacher_samples import compares_images, open_samples
+from gas_ext.training.trainer import Trainer
+from gas_ext.training.validation import Validation
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What `train` returns.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder.
+    solver : GeneralizedSolver
+        The best so far by validation, as in solver.safetensors.
+    started_from : str
+        What training started from, in words.
+    first, last, best : Validation
+        Before training, after the last iteration, and of `solver`.
+    iteration : int
+        Iterations made.
+    signal : int or None
+        What ended the run before it was done, if anything; the same call goes on.
+    """
+
+    folder: Path
+    solver: GeneralizedSolver
+    started_from: str
+    first: Validation
+    last: Validation
+    best: Validation
+    iteration: int
+    signal: int | None = None
+
+
+def train(
+    config: Config,
+    denoiser: Denoiser,
+    folder: str | os.PathLike[str],
+    *,
+    steps: int | None = None,
+    loss: LossKind | None = None,
+    samples: SampleSource | str | os.PathLike[str] | None = None,
+    prompts: Sequence[str] | None = None,
+    resume: bool = True,
+    wandb: str | None = None,
+    reporter: Reporter | None = None,
+) -> TrainingResult:
+    """Learn a solver and keep all about it in a folder; goes on where an earlier call was stopped.
+
+    Started by torchrun, several processes share every batch and the teacher samples that are missing. The
+    solver is the same up to rounding; only the first process writes.
+
+    Parameters
+    ----------
+    config : Config
+        The recipe; see `gas_ext.configs.load_config`.
+    denoiser : Denoiser
+        The teacher's network, on the device to compute on. It is put in evaluation mode.
+    folder : path
+        The run's folder, see docs/training.md.
+    steps : int, optional
+        Network evaluations of the solver; what the config's section `run` says, or its first, if not given.
+    loss : str, optional
+        "gs" (distillation) or "gas" (with the adversarial term); what `run` says, or "gs", if not given.
+    samples : SampleSource or path, optional
+        Teacher samples, or their folder, which is made if it does not exist; samples/NAME if not given.
+    prompts : sequence of str, optional
+        For samples that have to be made, of a teacher with prompts.
+    resume : bool
+        Go on from the newest checkpoint in the folder, if there is one. Otherwise start over.
+    wandb : str, optional
+        Project on Weights & Biases to log to.
+    reporter : Reporter, optional
+        Told about progress.
+
+    Returns
+    -------
+    TrainingResult
+
+    Raises
+    ------
+    ValueError
+        If settings do not fit each other, the network or the samples, or a run with other settings is in the
+        folder.
+    RuntimeError
+        If loss or gradient is not finite in ``config.training.max_rejected`` iterations in a row; what was
+        good has been saved.
+
+    Examples
+    --------
+    >>> from gas_ext.configs import load_config
+    >>> from gas_ext.teachers.folder import load_teacher
+    >>> config = load_config("demo", ["training.iterations=1000"])
+    >>> result = train(config, load_teacher("demo"), "runs/demo", steps=4, loss="gas")  # doctest: +SKIP
+    >>> result.solver.save("solver.safetensors")  # doctest: +SKIP
+    """
+    config, run = resolve(config, steps, loss, samples)
+    processes = join_processes(denoiser.device)
+    if reporter is None or not processes.is_first:
+        reporter = SilentReporter()
+    place = RunFolder(Path(folder))
+    place.check_owner()
+    parts = _Parts(config, run, denoiser.eval(), training_settings(config, run.loss), processes)
+    source = open_samples(
+        config,
+        denoiser,
+        samples if samples is not None else run.samples or samples_folder(config, run.steps),
+        steps=run.steps,
+        count=parts.train_samples + parts.validation_samples,
+        prompts=prompts,
+        processes=processes,
+        reporter=reporter,
+    )
+    data = parts.data(source)
+    settings = {**described(config, run.loss), **_identity(denoiser, source)}
+    checkpoint = place.find(settings, reporter.message) if resume else None
+    processes.wait()  # none may write before all have looked
+    if processes.is_first:
+        place.begin(config, checkpoint)
+    with _deterministic():
+        start, name = parts.start(place, data, checkpoint, reporter)
+        trainer = Trainer(
+            Learner(start, parts.objective(start), parts.settings),
+            data,
+            place.path,
+            settings=settings,
+            summary={"data": config.name, "objective": run.loss, "start": name},
+            validate_every=config.training.validate_every,
+            checkpoint_every=config.training.checkpoint_every,
+            pictures=parts.pictures(place, data, start, name) if processes.is_first else None,
+            reporter=reporter,
+        )
+        made = -1
+        if checkpoint is not None:
+            made = checkpoint.iteration
+            trainer.load(checkpoint)
+            reporter.message(f"Going on after iteration {made}.")
+        with closing(open_logs(place.path, made, settings, wandb) if processes.is_first else Logs()) as logs:
+            ended_by = trainer.run(logs)
+    processes.wait()
+    return _result(trainer, place, name, ended_by)
+
+
+def _result(trainer: Trainer, folder: RunFolder, started_from: str, ended_by: int | None) -> TrainingResult:
+    first, last, best = trainer.first, trainer.last, trainer.best
+    assert first is not None
+    assert last is not None
+    assert best is not None
+    solver = GeneralizedSolver.load(folder.path / BEST)
+    iteration = trainer.learner.iteration
+    return TrainingResult(folder.path, solver, started_from, first, last, best, iteration, ended_by)
+
+
+def resolve(
+    config: Config,
+    steps: int | None = None,
+    loss: LossKind | None = None,
+    samples: object = None,
+    teacher: str | None = None,
+) -> tuple[Config, Run]:
+    """Return the config with its section `run`, as config.yaml has it, and that section.
+
+    Examples
+    --------
+    >>> from gas_ext.configs import load_config
+    >>> resolve(load_config("demo"))[1]
+    Run(steps=4, loss='gs', teacher=None, samples=None)
+    """
+    before = config.run or Run(steps=config.student.steps[0])
+    run = Run(
+        steps=steps if steps is not None else before.steps,
+        loss=loss or before.loss,
+        teacher=teacher or before.teacher,
+        samples=os.fspath(samples) if isinstance(samples, str | os.PathLike) else before.samples,
+    )
+    return config.model_copy(update={"run": run}), run
+
+
+def training_settings(config: Config, loss: LossKind = "gs") -> TrainingConfig:
+    """Return what a config says about the iterations.
+
+    Examples
+    --------
+    >>> from gas_ext.configs import load_config
+    >>> training_settings(load_config("demo")) == TrainingConfig()
+    True
+    """
+    training = config.training
+    names = set(TrainingConfig.__dataclass_fields__) - {"iterations"}
+    return TrainingConfig(
+        iterations=training.iterations_for(loss), **{name: getattr(training, name) for name in names}
+    )
+
+
+class _Parts:
+    """The parts of a run. What may be refused is built with it, before anything long begins."""
+
+    def __init__(
+        self, config: Config, run: Run, denoiser: Denoiser, settings: TrainingConfig, processes: Processes
+    ) -> None:
+        self.config, self.run, self.denoiser = config, run, denoiser
+        self.settings, self.processes = settings, processes
+        if denoiser.sample_shape != config.space.shape:
+            raise ValueError(
+                f"{denoiser.name} makes samples of shape {denoiser.sample_shape}, but the config "
+                f"{config.name} describes {config.space.shape}; give the teacher that belongs to it."
+            )
+        self._check_shares()
+        self._distance = get_loss(settings.loss, denoiser.device)
+        self._adversary = make_adversary(config, denoiser) if run.loss == "gas" else None
+        self._images = compares_images(config)
+        self._autocast = AUTOCAST[settings.autocast] if settings.autocast else None
+
+    @property
+    def train_samples(self) -> int:
+        """Number of samples that are learned from."""
+        return self.config.training.train_samples_for(self.run.loss)
+
+    @property
+    def validation_samples(self) -> int:
+        """Number of samples that are judged on."""
+        return self.config.training.validation_samples
+
+    def _check_shares(self) -> None:
+        """Raise ValueError unless each process gets an equal part of every batch, of enough samples."""
+        count, parts = self.processes.count, self.settings.accumulation
+        size = min(self.settings.batch_size, self.train_samples)
+        if size % count or size // count < parts:
+            raise ValueError(
+                f"A batch of {size} samples cannot be shared equally by {count} process(es), each in {parts} "
+                f"part(s): choose training.batch_size as a multiple of {count}, and training.accumulation of "
+                f"at most {max(size // count, 1)}."
+            )
+
+    def data(self, source: SampleSource) -> RunData:
+        """Return training and validation samples."""
+        adversary = self._adversary
+        return RunData(
+            source,
+            self.denoiser,
+            self.settings,
+            self.train_samples,
+            self.validation_samples,
+            self.processes,
+            images=self._images,
+            fresh_noise=adversary is not None,
+            labels=adversary is not None and takes_labels(adversary.discriminator, self.denoiser),
+        )
+
+    def start(
+        self, folder: RunFolder, data: RunData, checkpoint: Checkpoint | None, reporter: Reporter
+    ) -> tuple[GeneralizedSolver, str]:
+        """Return the solver to start from and its name: made by the first process, read by all."""
+        path = folder.path / START
+        if self.processes.is_first and (checkpoint is None or not _readable(path)):
+            with torch.autocast(
+                self.denoiser.device.type, self._autocast, enabled=self._autocast is not None
+            ):
+                solver, name = make_start(self.config, self.denoiser, data, self.run.steps, reporter)
+            reporter.message(f"Training starts from {name}.")
+            teacher = {"name": self.denoiser.name, "weights_hash": self.denoiser.weights_hash}
+            solver.save(path, teacher=teacher, training={"start": name})
+        self.processes.wait()
+        start = GeneralizedSolver.load(path)
+        return start.to(self.denoiser.device), start.training_summary["start"]
+
+    def objective(self, solver: GeneralizedSolver) -> Objective:
+        """Return what the solver minimizes."""
+        return Objective(
+            GASSampler(solver, self.denoiser, recompute=self.settings.recompute),
+            self._distance,
+            adversary=self._adversary,
+            unconditional_condition=self.denoiser.unconditional_condition(),
+            decode=self.denoiser.decode if self._images else None,
+            autocast=self._autocast,
+            processes=self.processes,
+        )
+
+    def pictures(
+        self, folder: RunFolder, data: RunData, start: GeneralizedSolver, name: str
+    ) -> Pictures | None:
+        """Return what draws pictures, if any are wanted."""
+        count = self.config.training.shown_images
+        if count == 0:
+            return None
+        compared = copy.deepcopy(start)  # itself, it will learn
+        return Pictures(folder.path / IMAGES, self.denoiser, data.shown(count), compared, name)
+
+
+def _readable(path: Path) -> bool:
+    try:
+        return bool(GeneralizedSolver.load(path).training_summary["start"])
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _identity(denoiser: Denoiser, source: SampleSource) -> dict[str, Any]:
+    """Return what tells the teacher and its samples from others, wherever they lie."""
+    samples = short_hash(source.settings) if isinstance(source, TeacherSamples) else None
+    return {"teacher": f"{denoiser.name} {denoiser.weights_hash}".strip(), "samples": samples}
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Let cuDNN choose only algorithms that give the same bits every time."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark, cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before

@@ -1,0 +1,175 @@
+"""What a training is told, and what it says about itself afterwards."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from gas_ext.losses import LOSS_NAMES
+from gas_ext.metrics import finite_or_none
+from gas_ext.optimizers import FullMatrixAdam
+from gas_ext.solver import GeneralizedSolver
+
+AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of `train_solver`.
+
+    The defaults are for a budget of minutes. The published recipe (paper, section 5) is ``optimizer="adam"``,
+    ``betas=(0.9, 0.999)``, all rates 1e-3, ``schedule="constant"``, ``warmup=0``, ``ema=0.999``, ``clip=1.0``
+    and 10,000 or more iterations.
+
+    Parameters
+    ----------
+    iterations : int
+        Number of gradient steps.
+    batch_size : int
+        Samples per step, over all processes; at most the number of training samples is used.
+    time_rate, offset_rate, coefficient_rate : float
+        Learning rates of the timestep logits, of the time offsets, and of both correction tables.
+    optimizer : str
+        "full_adam" (`gas_ext.optimizers.FullMatrixAdam`) or "adam".
+    betas : (float, float)
+        Decay of the optimizer's first and second moments.
+    warmup : int
+        Iterations over which the rates rise linearly.
+    schedule : str
+        "cosine" (to zero at the last iteration) or "constant", after the warm-up.
+    loss : str
+        A name of `gas_ext.losses.LOSS_NAMES`; `train_solver` takes a callable in its place.
+    clip : float or None
+        Largest norm of the gradient over all parameters.
+    ema : float
+        Decay of the running average of the parameters that is the result; 0 takes the last parameters.
+    accumulation : int
+        Parts into which each process's share of the batch is cut. One part is in memory at a time; for losses
+        that are means over the batch, as all of `gas_ext.losses` are, the step is the same up to rounding.
+    recompute : bool
+        Evaluate the network again in the backward pass instead of keeping its activations; see `GASSampler`.
+    autocast : str or None
+        Precision of the network, "bfloat16" or "float16"; its own if None. Everything else keeps its own.
+    max_rejected : int
+        Iterations in a row without finite loss and gradient, all left out, before training gives up.
+    seed : int
+        Seed of everything random: the order of the samples and, in GAS, the fresh noise. What is drawn in an
+        iteration follows from the seed and its number alone.
+    """
+
+    iterations: int = 300
+    batch_size: int = 8
+    time_rate: float = 2e-2
+    offset_rate: float = 2e-2
+    coefficient_rate: float = 2e-2
+    optimizer: str = "full_adam"
+    betas: tuple[float, float] = (0.9, 0.98)
+    warmup: int = 20
+    schedule: str = "cosine"
+    loss: str = "l1"
+    clip: float | None = None
+    ema: float = 0.9
+    accumulation: int = 1
+    recompute: bool = False
+    autocast: str | None = None
+    max_rejected: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every value that has a range."""
+        for name, low in (
+            ("iterations", 1),
+            ("batch_size", 1),
+            ("warmup", 0),
+            ("accumulation", 1),
+            ("max_rejected", 1),
+        ):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {low}")
+        for name in ("time_rate", "offset_rate", "coefficient_rate"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a finite number of at least 0")
+        for name, choices in (
+            ("optimizer", ("full_adam", "adam")),
+            ("schedule", ("cosine", "constant")),
+            ("loss", LOSS_NAMES),
+            ("autocast", (None, *AUTOCAST)),
+        ):
+            if getattr(self, name) not in choices:
+                expected = ", ".join(map(str, choices))
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {expected}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; expected a number in [0, 1)")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(
+                f"clip is {self.clip}; expected a number greater than 0, or None for no clipping"
+            )
+
+    def rate_factor(self, iteration: int) -> float:
+        """Factor on all learning rates at `iteration`, counted from 0.
+
+        Examples
+        --------
+        >>> [TrainingConfig(iterations=4, warmup=2).rate_factor(i) for i in (0, 1, 2)]
+        [0.5, 1.0, 1.0]
+        """
+        if iteration < self.warmup:
+            return (iteration + 1) / self.warmup
+        if self.schedule == "constant":
+            return 1.0
+        done = (iteration - self.warmup) / max(self.iterations - self.warmup, 1)
+        return 0.5 * (1.0 + math.cos(math.pi * done))
+
+    def make_optimizer(self, solver: GeneralizedSolver) -> torch.optim.Optimizer:
+        """Return the optimizer of a solver's parameters; each group's own rate is its ``base_lr``."""
+        groups = [
+            {"params": [solver.timestep_logits], "lr": self.time_rate},
+            {"params": [solver.time_offsets], "lr": self.offset_rate},
+            {"params": [solver.data_corrections, solver.state_corrections], "lr": self.coefficient_rate},
+        ]
+        if self.optimizer == "adam":
+            optimizer: torch.optim.Optimizer = torch.optim.Adam(groups, betas=self.betas)
+        else:
+            optimizer = FullMatrixAdam(groups, betas=self.betas)
+        for group in optimizer.param_groups:
+            group["base_lr"] = group["lr"]
+        return optimizer
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What a training did; ``to_dict()`` goes into the solver's file.
+
+    Parameters
+    ----------
+    losses : list of float
+        Loss of each iteration's batch, before the step; NaN where it was not finite.
+    rejected : int
+        Iterations in which a step was left out because loss or gradient was not finite.
+    seconds : float
+        Wall-clock time.
+    samples : int
+        Number of training samples.
+    config : TrainingConfig
+        The settings.
+    """
+
+    losses: list[float]
+    rejected: int
+    seconds: float
+    samples: int
+    config: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what fits in a JSON header: settings and first and last losses, not the whole curve."""
+        tail = self.losses[-max(len(self.losses) // 10, 1) :]
+        return {
+            "config": asdict(self.config),
+            "samples": self.samples,
+            "rejected": self.rejected,
+            "first_loss": finite_or_none(self.losses[0]) if self.losses else None,
+            "last_loss": finite_or_none(sum(tail) / len(tail)) if tail else None,
+        }

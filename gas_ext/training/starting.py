@@ -1,0 +1,130 @@
+"""Where the training of a solver starts."""
+
+from __future__ import annotations
+
+from gas_ext.baselines import Baseline, classical_solver, classical_solvers, select_baseline
+from gas_ext.configs import Config
+from gas_ext.configs.training import STARTS
+from gas_ext.denoisers import Denoiser
+from gas_ext.progress import Reporter
+from gas_ext.solver import MAX_ORDER, GeneralizedSolver
+from gas_ext.training.batches import Batch
+from gas_ext.training.data import RunData
+from gas_ext.warm_start import fit_corrections, with_steps
+
+_SAMPLES = 64  # training samples on which the start is chosen and fitted
+
+
+def make_start(
+    config: Config, denoiser: Denoiser, data: RunData, steps: int, reporter: Reporter
+) -> tuple[GeneralizedSolver, str]:
+    """Make the solver that training starts from, as ``config.training.start`` says.
+
+    Parameters
+    ----------
+    config : Config
+        See `gas_ext.configs.training.Training`.
+    denoiser : Denoiser
+        The network.
+    data : RunData
+        Its training samples are used.
+    steps : int
+        Network evaluations of the solver.
+    reporter : Reporter
+        Told of the progress.
+
+    Returns
+    -------
+    (GeneralizedSolver, str)
+        On the network's device, in float64; and what it is, in words.
+
+    Raises
+    ------
+    ValueError
+        If it is a file that does not fit.
+    """
+    start = config.training.start
+    batch = data.first(_SAMPLES)
+    if start not in STARTS:
+        solver = _from_file(config, denoiser)
+        if solver.steps == steps:
+            return solver, start
+        # Other steps need other corrections, which are fitted as for any other start.
+        solver = with_steps(solver, steps, min(steps, MAX_ORDER)).to(denoiser.device)
+        return solver, _fit(solver, f"{start}, laid along {steps} steps", config, denoiser, batch, reporter)
+    if start == "published":
+        baseline = classical_solver(denoiser.schedule, steps, 3, "uniform", config.student.t_eps)
+        return _learnable(baseline, config, denoiser), baseline.description
+    baseline = _best_baseline(config, denoiser, batch, steps, reporter)
+    solver = _learnable(baseline, config, denoiser)
+    if start == "classical":
+        return solver, baseline.description
+    return solver, _fit(solver, baseline.description, config, denoiser, batch, reporter)
+
+
+def _fit(
+    solver: GeneralizedSolver, name: str, config: Config, denoiser: Denoiser, batch: Batch, reporter: Reporter
+) -> str:
+    """Fit the corrections to fine trajectories, where that can be done; return what the solver is then."""
+    if solver.schedule.zero_terminal_snr:
+        reporter.message(f"Training starts unfitted, as {solver.schedule!r} is infinite in lambda at t = 1.")
+        return name
+    with reporter.task("Fitting the start", 1) as advance:
+        fit_corrections(
+            solver,
+            denoiser,
+            batch.noise,
+            batch.condition,
+            denoiser.unconditional_condition(),
+            batch_size=config.training.batch_size,
+        )
+        advance()
+    return f"{name}, fitted"
+
+
+def _best_baseline(
+    config: Config, denoiser: Denoiser, batch: Batch, steps: int, reporter: Reporter
+) -> Baseline:
+    """Return the classical solver nearest to the teacher."""
+    candidates = classical_solvers(denoiser.schedule, steps, config.student.t_eps)
+    with reporter.task("Comparing classical solvers", len(candidates)) as advance:
+        best, _ = select_baseline(
+            candidates,
+            denoiser,
+            batch.noise,
+            batch.target,
+            batch.condition,
+            guidance_scale=config.teacher_solver.guidance_scale,
+            unconditional_condition=denoiser.unconditional_condition(),
+            batch_size=config.training.batch_size,
+            progress=lambda baseline, distance: advance(1, note=f"L1 {distance:.4f}"),
+        )
+    return best
+
+
+def _learnable(baseline: Baseline, config: Config, denoiser: Denoiser) -> GeneralizedSolver:
+    """Return a classical solver with all the numbers that can be learned."""
+    return GeneralizedSolver(
+        denoiser.schedule,
+        baseline.solver.steps,
+        t_eps=config.student.t_eps,
+        theory_order=baseline.order,
+        timesteps=baseline.spacing,
+        prediction_type=denoiser.prediction_type,
+        guidance_scale=config.teacher_solver.guidance_scale,
+    ).to(denoiser.device)
+
+
+def _from_file(config: Config, denoiser: Denoiser) -> GeneralizedSolver:
+    """Return a learned solver, which may come from another data set or have another number of steps."""
+    path, t_eps = config.training.start, config.student.t_eps
+    solver = GeneralizedSolver.load(path, schedule=denoiser.schedule)
+    if solver.t_eps != t_eps:
+        raise ValueError(
+            f"{path} ends at t_eps {solver.t_eps:g}, not {t_eps:g}: start from another solver, or set "
+            f"student.t_eps={solver.t_eps:g}."
+        )
+    solver.prediction_type = denoiser.prediction_type
+    solver.guidance_scale = config.teacher_solver.guidance_scale
+    solver.teacher, solver.training_summary = {}, {}
+    return solver.double().to(denoiser.device)

@@ -1,0 +1,95 @@
+import pytest
+from toy_run import toy_config
+
+from gas_ext.configs import config_text, load_config
+from gas_ext.training.checkpoints import save_checkpoint
+from gas_ext.training.folder import RunFolder, described
+from gas_ext.training.run import resolve
+
+
+def settings(loss="gs", steps=3, **training):
+    return described(resolve(toy_config(training), steps, loss)[0], loss)
+
+
+def begun(path, loss="gs"):
+    folder = RunFolder(path)
+    folder.begin(resolve(toy_config(), 3, loss)[0], None)
+    return folder
+
+
+def test_a_run_is_found_by_its_settings(tmp_path):
+    folder = begun(tmp_path / "run")
+    assert folder.find(settings()) is None
+    save_checkpoint(folder.path / "checkpoints", 4, {"settings": settings()})
+    assert folder.find(settings()).iteration == 4
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (settings(batch_size=2), r"has training\.batch_size 4, not 2: go on with its own settings, .*"),
+        (settings(steps=4), r"has run\.steps 3, not 4: "),
+        (settings(seed=1, ema=0.5), r"has training\.ema 0\.9, not 0\.5, training\.seed 0, not 1: "),
+        (settings(iterations=21), r"has training\.iterations\.gs 20, not 21: "),
+        (settings("gas"), r"has training\.iterations\.gs 20, not None, .*, and \d+ more: "),
+        ({**settings(), "teacher": "other"}, r"has teacher None, not 'other'"),
+    ],
+)
+def test_what_differs_is_named(tmp_path, other, message):
+    folder = begun(tmp_path / "run")
+    save_checkpoint(folder.path / "checkpoints", 4, {"settings": settings()})
+    with pytest.raises(ValueError, match=message) as caught:
+        folder.find(other)
+    assert "--no-resume." in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_does_not_change_the_solver_may_differ():
+    other = settings(accumulation=2, recompute=True, checkpoint_every=7, shown_images=3)
+    assert other == settings()
+    moved = resolve(toy_config(), 3, "gs", "elsewhere")[0]
+    assert described(moved, "gs") == settings()
+    assert settings(iterations={"gs": 20, "gas": 99}) == settings()
+    assert settings("gas", iterations={"gs": 99, "gas": 20}) == settings("gas")
+
+
+def test_starting_over_removes_the_run_and_nothing_else(tmp_path):
+    folder = begun(tmp_path / "run")
+    own = [
+        "solver.safetensors",
+        "log.jsonl",
+        "checkpoints/iteration-00000003.safetensors",
+        "images/grid-1.png",
+    ]
+    foreign = ["notes.txt", "images/holiday.png", "checkpoints/mine.bin"]
+    for name in own + foreign:
+        path = folder.path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(name)
+    folder.begin(resolve(toy_config(), 5, "gs")[0], None)
+    assert not any((folder.path / name).exists() for name in own)
+    assert all((folder.path / name).read_text() == name for name in foreign)
+    assert load_config(folder.path / "config.yaml").run.steps == 5
+
+
+@pytest.mark.parametrize("name", ["solver.safetensors", "config.yaml", "last.safetensors"])
+def test_what_others_wrote_is_not_replaced(tmp_path, name):
+    text = config_text(toy_config()) if name == "config.yaml" else "mine"
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=f"{name} exists, but .* is not the folder of a run; choose another"):
+        RunFolder(tmp_path).find(settings())
+    assert (tmp_path / name).read_text() == text
+
+
+def test_a_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file; choose another output folder"):
+        RunFolder(tmp_path / "file" / "run").check_owner()
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path):
+    folder = begun(tmp_path)
+    for name in (".solver.safetensors.ab12", ".log.jsonl.x", ".config.yaml.y"):
+        (tmp_path / name).write_text("half")
+    folder.begin(resolve(toy_config(), 3, "gs")[0], None)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]

@@ -1,0 +1,89 @@
+import dataclasses
+
+import pytest
+
+from gas_ext.configs import load_config
+from gas_ext.configs.training import OWN, OWN_RATE, RATES
+from gas_ext.training import TrainingConfig
+from gas_ext.training.run import resolve, training_settings
+
+
+def test_a_config_without_a_rate_means_the_defaults():
+    defaults = dataclasses.asdict(TrainingConfig())
+    assert {name: defaults[name] for name in OWN if name != "start"} == {
+        name: value for name, value in OWN.items() if name != "start"
+    }
+    assert all(defaults[name] == OWN_RATE for name in RATES)
+    assert training_settings(load_config("demo")) == TrainingConfig()
+
+
+def test_a_config_with_a_rate_means_the_published_recipe():
+    config = load_config("ffhq")
+    assert training_settings(config, "gas") == TrainingConfig(
+        iterations=10_000,
+        batch_size=24,
+        time_rate=1e-3,
+        offset_rate=1e-3,
+        coefficient_rate=1e-3,
+        optimizer="adam",
+        betas=(0.9, 0.999),
+        warmup=0,
+        schedule="constant",
+        loss="lpips",
+        clip=1.0,
+        ema=0.999,
+    )
+    assert config.training.start == "published"
+
+
+def test_every_setting_of_the_iterations_can_be_configured():
+    config = load_config(
+        "demo",
+        [
+            "training.iterations={gs: 3, gas: 4}",
+            "training.optimizer=adam",
+            "training.betas=[0.5, 0.6]",
+            "training.schedule=constant",
+            "training.warmup=7",
+            "training.ema=0.5",
+            "training.clip=2",
+            "training.accumulation=2",
+            "training.recompute=true",
+            "training.autocast=bfloat16",
+            "training.max_rejected=3",
+            "training.seed=9",
+            "training.time_rate=1e-4",
+            "training.loss=huber",
+        ],
+    )
+    assert training_settings(config, "gas") == TrainingConfig(
+        iterations=4,
+        optimizer="adam",
+        betas=(0.5, 0.6),
+        schedule="constant",
+        warmup=7,
+        ema=0.5,
+        clip=2.0,
+        accumulation=2,
+        recompute=True,
+        autocast="bfloat16",
+        max_rejected=3,
+        seed=9,
+        time_rate=1e-4,
+        loss="huber",
+    )
+
+
+def test_what_a_run_is_asked_for_replaces_what_the_config_says():
+    config, run = resolve(load_config("demo"), 6, "gas", "here")
+    assert (run.steps, run.loss, run.samples) == (6, "gas", "here")
+    assert resolve(config)[1] == run
+    assert resolve(config, steps=8)[1].loss == "gas"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("accumulation", 0), ("max_rejected", 0), ("autocast", "float32")]
+)
+def test_settings_out_of_range(name, value):
+    with pytest.raises(ValueError, match=f"^{name} is {value!r}; expected"):
+        TrainingConfig(**{name: value})
