@@ -24,6 +24,7 @@ from torch import Tensor
 from gas_ext.baselines import Baseline, classical_solver, classical_solvers, select_baseline
 from gas_ext.data import seed_labels, stacked_noise
 from gas_ext.evaluation import Contestant, References, Row, draw_samples, evaluate
+from gas_ext.files import check_output_folder
 from gas_ext.metrics import finite_or_none
 from gas_ext.plots import Strip, plot_samples, plot_solver
 from gas_ext.progress import Advance, Reporter, SilentReporter
@@ -325,23 +326,6 @@ class _Clock:
         start = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - start, 2)
-
-
-def check_output_folder(folder: str | Path) -> Path:
-    """Return `folder` as a path if files can be written there, before long work is done for it.
-
-    Raises
-    ------
-    ValueError
-        If it is a file, or no folder can be made or written there.
-    """
-    path = Path(folder).absolute()
-    nearest = next(parent for parent in (path, *path.parents) if parent.exists())
-    if not nearest.is_dir():
-        raise ValueError(f"{nearest} is a file; choose another output folder with --out")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ValueError(f"{nearest} is not writable; choose another output folder with --out")
-    return path
 
 
 def write_demo(result: DemoResult, folder: str | Path) -> list[Path]:

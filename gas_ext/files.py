@@ -1,4 +1,4 @@
-"""Files that are complete or absent, and their checksums."""
+"""Files that are complete or absent, their checksums, and folders that can be written."""
 
 from __future__ import annotations
 
@@ -22,8 +22,32 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
         os.chmod(temporary, 0o666 & ~umask())  # mkstemp lets only the owner read
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what processes that were killed in `write_file` left beside this file."""
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        leftover.unlink(missing_ok=True)
+
+
+def check_output_folder(folder: str | Path) -> Path:
+    """Return `folder` as a path if files can be written there, before long work is done for it.
+
+    Raises
+    ------
+    ValueError
+        If it is a file or a broken link, or no folder can be made or written there.
+    """
+    path = Path(folder).absolute()
+    nearest = next(parent for parent in (path, *path.parents) if os.path.lexists(parent))
+    if not nearest.is_dir():
+        kind = "file" if nearest.exists() else "broken link"
+        raise ValueError(f"{nearest} is a {kind}; choose another output folder with --out")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"{nearest} is not writable; choose another output folder with --out")
+    return path
 
 
 def temporary_path(path: Path) -> Path:

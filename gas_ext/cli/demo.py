@@ -31,7 +31,8 @@ def demo(
     Needs no network and no data set, and about two minutes on two cores. When all is done, samples.png,
     times.png, solver.safetensors and results.json are in the output folder.
     """
-    from gas_ext.demo import DemoConfig, check_output_folder, run_demo, write_demo
+    from gas_ext.demo import DemoConfig, run_demo, write_demo
+    from gas_ext.files import check_output_folder
     from gas_ext.progress import make_reporter
 
     folder = check_output_folder(out)

@@ -89,6 +89,7 @@ def teach(
     from gas_ext.configs import load_config
     from gas_ext.samples import generate_samples
     from gas_ext.seeds import parse_seeds
+    from gas_ext.training.teacher_samples import compares_images
 
     if verify is not None:
         _verify(verify)
@@ -102,7 +103,7 @@ def teach(
     if images and not settings.space.latent:
         raise ValueError(f"The samples of {settings.name} are images already; leave --images out.")
     if images is None:
-        images = settings.space.latent and settings.training.loss == "lpips"
+        images = compares_images(settings)
     chosen_seeds = parse_seeds(settings.seeds.teacher if seeds is None else seeds)
     chosen_labels = None if labels is None else read_labels(labels)
     chosen_prompts = None if prompts is None else read_prompts(prompts)

@@ -11,8 +11,7 @@ from torch import Tensor
 class ShuffledBatches:
     """Endless shuffled passes over samples; each batch follows from seed and iteration alone.
 
-    Batches are whole: a pass ends when fewer samples than a batch are left, which wait for another pass. The
-    order is the one that `gas_ext.training.train_solver` draws.
+    Batches are whole: a pass ends when fewer samples than a batch are left, which wait for another pass.
 
     Parameters
     ----------
@@ -35,7 +34,8 @@ class ShuffledBatches:
     Raises
     ------
     ValueError
-        If there are no samples, or a batch cannot be split into equal parts.
+        If there are no samples, there is no such iteration or process, or a batch cannot be split into equal
+        parts.
 
     Examples
     --------
@@ -63,10 +63,14 @@ class ShuffledBatches:
         self.batch_size = min(batch_size, samples)
         self.seed = seed
         self.iteration = iteration
-        if self.batch_size % world_size or not 0 <= rank < world_size or iteration < 0:
+        if iteration < 0:
+            raise ValueError(f"iteration is {iteration}; expected at least 0.")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank is {rank} of {world_size} processes; expected 0 to {world_size - 1}.")
+        if self.batch_size % world_size:
             raise ValueError(
-                f"Iteration {iteration} with a batch of {self.batch_size} has no equal part {rank} of "
-                f"{world_size}; use a batch size that is a multiple of the number of processes."
+                f"A batch of {self.batch_size} has no {world_size} equal parts; use a batch size that "
+                "is a multiple of the number of processes."
             )
         share = self.batch_size // world_size
         self._share = slice(rank * share, (rank + 1) * share)

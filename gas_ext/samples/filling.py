@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,12 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gas_ext.files import check_output_folder
 from gas_ext.progress import Advance, Reporter, SilentReporter
-from gas_ext.samples.manifest import MANIFEST, Manifest, claim_folder, complete_manifest, read_manifest
+from gas_ext.samples.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from gas_ext.samples.shard import Shard, seal, write_shard
 from gas_ext.seeds import parse_seeds
 
 _FOREIGN = "belongs to samples made with other settings"
+REMEDY = "run what made the samples again, with repair (gas-ext teach ... --repair)"
 
 
 class Content(NamedTuple):
@@ -54,7 +57,7 @@ class SampleFolder:
         manifest = read_manifest(path)
         if manifest is None:
             raise ValueError(
-                f"{path} holds no teacher samples ({MANIFEST} is missing); run gas-ext teach first."
+                f"{path} holds no teacher samples ({MANIFEST} is missing); make them with gas-ext teach."
             )
         return cls(path, manifest)
 
@@ -107,16 +110,26 @@ class SampleFolder:
             return "is not the one that the manifest lists"
         return None
 
-    def join(self) -> None:
-        """Take over the manifest that is there, if any; ValueError if it has other settings."""
+    def shard(self, number: int) -> Shard:
+        """Open a shard; ValueError if it is not the right one. Its tensors are not read."""
+        damage = self.damage(number, contents=False)
+        if damage is not None:
+            raise ValueError(f"{self.shard_path(number)} {damage}; {REMEDY}.")
+        return Shard(self.shard_path(number))
+
+    def join(self) -> bool:
+        """Take over the manifest that is there, and say whether one is; ValueError if its settings differ."""
         there = read_manifest(self.path)
-        if there is not None:
-            self.manifest.require_same(there, self.path)
-            self.manifest = there
+        if there is None:
+            return False
+        self.manifest.require_same(there, self.path)
+        self.manifest = there
+        return True
 
     def write(self, number: int, content: Content) -> None:
         """Put a shard in place; ValueError if the manifest lists one with other bits."""
-        self.manifest = claim_folder(self.path, self.manifest)
+        if not self.join():
+            write_manifest(self.path, self.manifest)
         rows = self.rows(number)
         seeds = torch.tensor(self.seeds[rows.start : rows.stop], dtype=torch.int64)
         tensors = {"seeds": seeds, **content.tensors}
@@ -145,16 +158,18 @@ class SampleFolder:
         shards: dict[str, dict[str, Any]] = {}
         nfe = None
         for number in range(self.shards):
-            if self.damage(number, contents=False) is not None:
-                return
-            shard = Shard(self.shard_path(number))
+            try:
+                shard = self.shard(number)
+            except ValueError:
+                return  # it is yet to be made
             shards[shard.path.name] = {
                 "samples": len(shard),
                 "bytes": shard.path.stat().st_size,
                 "sha256": shard.record["sha256"],
             }
             nfe = shard.record["nfe"]
-        self.manifest = complete_manifest(self.path, claim_folder(self.path, self.manifest), shards, nfe)
+        self.manifest = replace(self.manifest, shards=shards, nfe=nfe)
+        write_manifest(self.path, self.manifest)
 
 
 def _made_with(manifest: Manifest) -> str:
@@ -191,7 +206,7 @@ def fill(
     Raises
     ------
     ValueError
-        If the folder holds samples made with other settings.
+        If the folder holds samples made with other settings, or cannot be written.
     """
     rank, world_size = place(rank, world_size)
     reporter = reporter or SilentReporter()
@@ -209,6 +224,7 @@ def fill(
     if len(wanted) < len(mine):
         reporter.message(f"{len(mine) - len(wanted)} of {len(mine)} shards are there already.")
     if wanted:
+        check_output_folder(folder.path)
         name = "Teacher samples" + (f", process {rank + 1} of {world_size}" if world_size > 1 else "")
         with reporter.task(name, sum(len(folder.rows(number)) for number in wanted)) as advance:
             for number in wanted:
@@ -272,5 +288,5 @@ def verify_samples(
                 found[opened.shard_path(number).name] = damage
             advance()
     if opened.manifest.shards is None and not found:
-        found[MANIFEST] = "is not complete: run the same gas-ext teach once more"
+        found[MANIFEST] = "does not list its shards yet: run what made the samples once more"
     return found

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,9 +108,11 @@ def generate_samples(
 
     Raises
     ------
+    TypeError
+        If the denoiser is none, a seed is no integer, or a prompt no text.
     ValueError
-        If the conditions do not fit the teacher, the folder holds samples made with other settings, or a
-        sample is not finite.
+        If the conditions do not fit the teacher, the folder holds samples made with other settings or cannot
+        be written, or a sample is not finite.
     OSError
         If the disk is full.
     """
@@ -129,8 +133,8 @@ def generate_samples(
         numbers = denoiser.sample_size + math.prod(image_shape or (0,))
         shard_size = default_shard_size(len(seeds), batch_size, 4 * numbers)
     settings = {
-        "teacher": describe_denoiser(denoiser),
-        "solver": describe_solver(sampler),
+        "teacher": _describe_denoiser(denoiser),
+        "solver": _describe_solver(sampler),
         "guidance_scale": sampler.guidance_scale,
         "seeds": format_seeds(seeds),
         "samples": len(seeds),
@@ -170,32 +174,45 @@ class _Teacher:
             return None
         nothing = torch.zeros(1, *self.denoiser.sample_shape, device=self.denoiser.device)
         with _reproducible(self.denoiser, self.autocast, self.threads):
-            return tuple(self.denoiser.decode(nothing).shape[1:])
+            return tuple(self._decode(nothing).shape[1:])
+
+    def _decode(self, samples: Tensor) -> Tensor:
+        images = self.denoiser.decode(samples)
+        if not isinstance(images, Tensor) or images.shape[:1] != samples.shape[:1]:
+            got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise ValueError(
+                f"decode of {self.denoiser.name} returned {got} for {len(samples)} samples; it must return a "
+                "tensor with one entry per sample."
+            )
+        return images
 
     def shard(
         self, seeds: list[int], conditions: Conditions, rows: range, batch_size: int, advance: Advance
     ) -> Content:
         """Make the samples of one shard, batch by batch from its first row."""
-        samples, images = [], []
+        parts: dict[str, list[Tensor]] = defaultdict(list)
         self.sampler.evaluations = 0
         starts = range(rows.start, rows.stop, batch_size)
         with _reproducible(self.denoiser, self.autocast, self.threads):
             for start in starts:
                 part = slice(start, min(start + batch_size, rows.stop))
                 noise = stacked_noise(seeds[part], self.denoiser.sample_shape, device=self.denoiser.device)
-                made = self.sampler(noise, None if conditions is None else conditions[part])
-                decoded = self.denoiser.decode(made) if self.images else made
-                _check_finite(made, decoded, seeds[part])
-                samples.append(made.cpu())
-                images.append(decoded.cpu())
+                condition = None if conditions is None else conditions[part]
+                if isinstance(condition, Tensor):
+                    condition = condition.to(noise.device)
+                samples = self.sampler(noise, condition)
+                made = {"samples": samples}
+                if self.images:
+                    made["images"] = self._decode(samples)
+                _check_finite(made, seeds[part])
+                for name, values in made.items():
+                    parts[name].append(values.cpu())
                 advance(part.stop - part.start)
-        tensors = {"samples": torch.cat(samples)}
-        if self.images:
-            tensors["images"] = torch.cat(images)
+        # Contiguous, as a network may work with channels last.
+        tensors = {name: torch.cat(values).contiguous() for name, values in parts.items()}
         mine = None if conditions is None else conditions[rows.start : rows.stop]
         if isinstance(mine, Tensor):
-            name = "labels" if self.denoiser.condition_kind == "label" else "conditions"
-            tensors[name] = mine.contiguous()
+            tensors["labels" if self.denoiser.condition_kind == "label" else "conditions"] = mine.contiguous()
         nfe = self.sampler.evaluations // len(starts)
         return Content(tensors, mine if isinstance(mine, list) else None, nfe)
 
@@ -221,10 +238,11 @@ def _reproducible(denoiser: Denoiser, autocast: torch.dtype | None, threads: int
             module.training = mode
 
 
-def _check_finite(samples: Tensor, images: Tensor, seeds: Sequence[int]) -> None:
-    finite = torch.isfinite(samples).flatten(1).all(1) & torch.isfinite(images).flatten(1).all(1)
-    if not bool(finite.all()):
-        bad = [seed for seed, good in zip(seeds, finite.tolist(), strict=True) if not good]
+def _check_finite(made: dict[str, Tensor], seeds: Sequence[int]) -> None:
+    finite = [torch.isfinite(values).reshape(len(seeds), -1).all(1) for values in made.values()]
+    good = torch.stack(finite).all(0).tolist()
+    if not all(good):
+        bad = [seed for seed, is_good in zip(seeds, good, strict=True) if not is_good]
         shown = ", ".join(map(str, bad[:_SHOWN_SEEDS])) + (", ..." if len(bad) > _SHOWN_SEEDS else "")
         raise ValueError(
             f"The samples of seeds {shown} are not finite and were not written: check the network, and try "
@@ -233,7 +251,10 @@ def _check_finite(samples: Tensor, images: Tensor, seeds: Sequence[int]) -> None
 
 
 def _check_seeds(seeds: Sequence[int]) -> list[int]:
-    whole = [int(seed) for seed in seeds]
+    try:
+        whole = [operator.index(seed) for seed in seeds]
+    except TypeError as error:
+        raise TypeError(f"The seeds must be a sequence of integers, but {error}.") from error
     if not whole:
         raise ValueError("There are no seeds; give at least one.")
     if min(whole) < -(2**63) or max(whole) >= 2**63:
@@ -267,6 +288,8 @@ def spread_conditions(
     ValueError
         If there are conditions of a kind that the teacher does not take, prompts or rows are missing, or a
         label does not exist.
+    TypeError
+        If a prompt is no text.
     """
     kind, given = denoiser.condition_kind, {"label": labels, "prompt": prompts, "tensor": conditions}
     for other, values in given.items():
@@ -284,7 +307,9 @@ def spread_conditions(
     if kind == "prompt":
         if prompts is None:
             raise ValueError(f"{denoiser.name} needs prompts; give a file with one per line (--prompts).")
-        return [str(prompts[i % len(prompts)]) for i in range(len(seeds))]
+        if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+            raise TypeError("The prompts must be a list of texts; one text alone goes into brackets.")
+        return [prompts[i % len(prompts)] for i in range(len(seeds))]
     if conditions is not None and len(conditions) != len(seeds):
         raise ValueError(
             f"There are {len(conditions)} rows of conditions for {len(seeds)} seeds; expected one per seed."
@@ -295,9 +320,9 @@ def spread_conditions(
 def _existing_labels(denoiser: Denoiser, labels: Tensor) -> Tensor:
     """Return labels as int64 (n,) on the CPU, or raise ValueError if one does not exist."""
     encoded: Tensor = denoiser.encode_condition(labels)
-    encoded = encoded.cpu()
+    encoded = encoded.cpu()  # on a GPU its values have not been looked at
     assert denoiser.num_classes is not None
-    if encoded.ndim != 1 or not bool(((encoded >= 0) & (encoded <= denoiser.num_classes)).all()):
+    if not bool(((encoded >= 0) & (encoded <= denoiser.num_classes)).all()):
         raise ValueError(
             f"Labels of {denoiser.name} are 0 to {denoiser.num_classes - 1} ({denoiser.num_classes} for "
             f"none), but got {encoded.min().item()} to {encoded.max().item()}."
@@ -313,7 +338,7 @@ def _describe_conditions(conditions: Conditions) -> dict[str, Any] | None:
     return {"first": conditions[0], "sha256": short_hash(conditions)}
 
 
-def describe_denoiser(denoiser: Denoiser) -> dict[str, Any]:
+def _describe_denoiser(denoiser: Denoiser) -> dict[str, Any]:
     """Return the identity of a teacher, plain values."""
     schedule = {
         name: short_hash(value) if isinstance(value, list) else value
@@ -329,7 +354,7 @@ def describe_denoiser(denoiser: Denoiser) -> dict[str, Any]:
     }
 
 
-def describe_solver(sampler: GASSampler) -> dict[str, Any]:
+def _describe_solver(sampler: GASSampler) -> dict[str, Any]:
     """Return the identity of a sampler's solver, plain values."""
     solver = sampler.solver
     described: dict[str, Any] = {"kind": type(solver).__name__, "steps": solver.steps, "t_eps": solver.t_eps}

@@ -1,23 +1,21 @@
 """What a folder of samples is to hold, and the file that says so.
 
 Several processes write one folder and never talk to each other. All of them derive the same settings; the
-first that finishes a shard puts the manifest there (exclusively: one wins, the others compare), and whoever
-finds all shards in place writes their checksums into it. Everything is written beside its place and moved.
+first that finishes a shard writes the manifest, the others compare theirs before each shard of their own, and
+whoever finds all shards in place adds their checksums.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from gas_ext.data import stacked_noise
 from gas_ext.files import write_file
-from gas_ext.samples.shard import partial_folder
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -104,11 +102,11 @@ def same_noise(ours: list[float], theirs: list[float]) -> bool:
 
 
 def _differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
-    """List the settings that differ, each with both values."""
+    """List the settings that differ, in their order, each with both values."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         return [
             line
-            for key in sorted(ours.keys() | theirs.keys())
+            for key in dict.fromkeys((*ours, *theirs))
             for line in _differences(ours.get(key), theirs.get(key), f"{name}.{key}" if name else key)
         ]
     return [] if ours == theirs else [f"{name} is {_brief(theirs)} there and {_brief(ours)} here"]
@@ -130,7 +128,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     path = folder / MANIFEST
     try:
         record = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise _damaged(path, f"it is not JSON, {error}") from error
@@ -148,44 +146,8 @@ def _damaged(path: Path, reason: str) -> ValueError:
     )
 
 
-def _text(manifest: Manifest) -> bytes:
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write a manifest, sealed with its own SHA-256; it appears, or changes, as a whole."""
     record = {"format_version": FORMAT_VERSION, **asdict(manifest)}
-    return (json.dumps({**record, "sha256": _hash(record)}, indent=2) + "\n").encode()
-
-
-def claim_folder(folder: Path, manifest: Manifest) -> Manifest:
-    """Put the manifest there unless one is, and return the one that is there now.
-
-    Raises
-    ------
-    ValueError
-        If it has other settings.
-    """
-    there = read_manifest(folder)
-    if there is None:
-        path = folder / MANIFEST
-        with partial_folder(path) as partial:
-            write_file(partial / MANIFEST, _text(manifest))
-            try:
-                os.link(partial / MANIFEST, path)  # fails if another process was first
-            except FileExistsError:
-                pass
-            except OSError:  # a file system without links
-                os.replace(partial / MANIFEST, path)
-        there = read_manifest(folder)
-        if there is None:
-            raise OSError(f"{path} has vanished while samples were made; run the same again.")
-    manifest.require_same(there, folder)
-    return there
-
-
-def complete_manifest(
-    folder: Path, manifest: Manifest, shards: dict[str, dict[str, Any]], nfe: int | None
-) -> Manifest:
-    """Write the checksums of all shards into the manifest; any number of processes may do it."""
-    completed = replace(manifest, shards=shards, nfe=nfe)
-    path = folder / MANIFEST
-    with partial_folder(path) as partial:
-        write_file(partial / MANIFEST, _text(completed))
-        os.replace(partial / MANIFEST, path)
-    return completed
+    text = json.dumps({**record, "sha256": _hash(record)}, indent=2) + "\n"
+    write_file(folder / MANIFEST, text.encode())

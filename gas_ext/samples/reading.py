@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -14,9 +15,8 @@ from torch import Tensor
 
 from gas_ext.data import stacked_noise
 from gas_ext.denoisers import Denoiser
-from gas_ext.samples.filling import SampleFolder, verify_samples
+from gas_ext.samples.filling import REMEDY, SampleFolder, verify_samples
 from gas_ext.samples.manifest import MANIFEST, first_noise, same_noise
-from gas_ext.samples.shard import Shard
 
 _OPEN_SHARDS = 64  # kept open at a time; each holds one file descriptor
 
@@ -76,7 +76,7 @@ class TeacherSamples:
 
     def __init__(self, folder: SampleFolder) -> None:
         self._folder = folder
-        self._shard = functools.lru_cache(_OPEN_SHARDS)(self._open_shard)
+        self._shard = functools.lru_cache(_OPEN_SHARDS)(folder.shard)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], verify: bool = False) -> TeacherSamples:
@@ -100,7 +100,7 @@ class TeacherSamples:
             damaged = verify_samples(folder, rank=0, world_size=1)
             if damaged:
                 faults = ", ".join(f"{name} {damage}" for name, damage in damaged.items())
-                raise ValueError(f"In {folder}, {faults}; run the same gas-ext teach with --repair.")
+                raise ValueError(f"In {folder}, {faults}; {REMEDY}.")
         samples = cls(opened)
         samples._check_complete()
         samples._check_noise()
@@ -110,17 +110,17 @@ class TeacherSamples:
         listed = self._folder.manifest.shards
         if listed is None:
             missing = len(self.missing())
+            lacks = f"{missing} of {self._folder.shards} shards" if missing else f"their list in {MANIFEST}"
             raise ValueError(
-                f"{self.path} is not complete: "
-                + (f"{missing} of {self._folder.shards} shards are missing" if missing else MANIFEST)
-                + "; run the same gas-ext teach again, which goes on where it stopped."
+                f"{self.path} is not complete, it lacks {lacks}; run what made the samples again, which goes "
+                "on where it stopped."
             )
         for name, entry in listed.items():
             path = self.path / name
             size = path.stat().st_size if path.is_file() else None
             if size != entry["bytes"]:
                 fault = "is missing" if size is None else f"has {size} bytes instead of {entry['bytes']}"
-                raise ValueError(f"{path} {fault}; run the same gas-ext teach with --repair.")
+                raise ValueError(f"{path} {fault}; {REMEDY}.")
 
     def _check_noise(self) -> None:
         ours = first_noise(self.seeds, self.sample_shape)
@@ -168,13 +168,29 @@ class TeacherSamples:
         return self._folder.manifest.shards is not None
 
     def missing(self) -> list[str]:
-        """Return the names of shards that are not there."""
-        paths = [self._folder.shard_path(number) for number in range(self._folder.shards)]
-        return [path.name for path in paths if not path.is_file()]
+        """Return the names of shards that are yet to be made: not there, cut off, or of other settings."""
+        folder = self._folder
+        return [
+            folder.shard_path(number).name
+            for number in range(folder.shards)
+            if folder.damage(number, contents=False) is not None
+        ]
 
     def check_teacher(self, denoiser: Denoiser) -> None:
-        """Raise ValueError unless a denoiser is the one that made the samples."""
+        """Raise ValueError unless a denoiser is the one that made the samples.
+
+        A converted data set does not say which that was; there only its shape and conditions are compared.
+        """
         made_by = self.settings["teacher"]
+        has = (list(self.sample_shape), made_by["condition_kind"])
+        wants = (list(denoiser.sample_shape), denoiser.condition_kind)
+        if has != wants:
+            raise ValueError(
+                f"{self.path} holds samples of shape {has[0]} with conditions of kind {has[1]!r}, but "
+                f"{denoiser.name!r} makes {wants[0]} with {wants[1]!r}; load their teacher."
+            )
+        if self.settings["solver"] is None:
+            return
         for name, here in (("name", denoiser.name), ("weights_hash", denoiser.weights_hash)):
             if made_by[name] != here:
                 raise ValueError(
@@ -195,7 +211,7 @@ class TeacherSamples:
         Parameters
         ----------
         indices : sequence of int or int64 Tensor
-                At least one place from 0 to ``len(self) - 1``; repetitions are allowed.
+            At least one place from 0 to ``len(self) - 1``; repetitions are allowed.
         images : bool
             False leaves decoded images out, which a loss on latents does not need.
 
@@ -208,40 +224,24 @@ class TeacherSamples:
         """
         places = check_indices(indices, len(self))
         seeds = [self.seeds[place] for place in places]
-        prompts = [""] * len(places)
-        unread = {"seeds"} if images else {"seeds", "images"}
-        parts: dict[str, list[Tensor]] = {}
-        order: list[int] = []  # where each row read belongs in the batch
-        for number in sorted({place // self._folder.shard_size for place in places}):
-            shard, first = self._shard(number), number * self._folder.shard_size
-            mine = [i for i, place in enumerate(places) if place // self._folder.shard_size == number]
-            rows = [places[i] - first for i in mine]
-            for name in shard.names:
-                if name not in unread:
-                    parts.setdefault(name, []).append(shard.rows(name, rows))
-            for i, row in zip(mine, rows, strict=True):
-                if shard.record["prompts"] is not None:
-                    prompts[i] = shard.record["prompts"][row]
-            order += mine
-        inverse = torch.tensor(order, dtype=torch.int64).argsort()
-        whole = {name: torch.cat(part)[inverse] for name, part in parts.items()}
-        condition = whole.get("labels", whole.get("conditions"))
+        left_out = {"seeds"} if images else {"seeds", "images"}
+        parts: dict[str, list[Tensor]] = defaultdict(list)
+        prompts: list[str] = []
+        for place in places:
+            number, row = divmod(place, self._folder.shard_size)
+            shard = self._shard(number)
+            for name in shard.names - left_out:
+                parts[name].append(shard.row(name, row))
+            if shard.record["prompts"] is not None:
+                prompts.append(shard.record["prompts"][row])
+        whole = {name: torch.stack(rows) for name, rows in parts.items()}
         return SampleBatch(
             noise=stacked_noise(seeds, self.sample_shape),
             samples=whole["samples"],
-            condition=prompts if self.settings["teacher"]["condition_kind"] == "prompt" else condition,
+            condition=prompts or whole.get("labels", whole.get("conditions")),
             images=whole.get("images"),
             seeds=torch.tensor(seeds, dtype=torch.int64),
         )
-
-    def _open_shard(self, number: int) -> Shard:
-        """Open a shard and make sure, without reading its tensors, that it is the right one."""
-        damage = self._folder.damage(number, contents=False)
-        if damage is not None:
-            raise ValueError(
-                f"{self._folder.shard_path(number)} {damage}; run the same gas-ext teach with --repair."
-            )
-        return Shard(self._folder.shard_path(number))
 
 
 def check_indices(indices: Indices, length: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,14 +52,14 @@ class ReferenceDataset:
         self._noise = self._tensor("noise", content["noise"])
         latents = self._rows(content["latents"], "latents")
         images = self._rows(content["images"], "images")
-        if images is None and latents is None:
+        samples = images if latents is None else latents  # pixel models have no latents
+        if samples is None:
             raise ValueError(f"{path} holds neither latents nor images.")
-        # Pixel models have no latents: there the images are the samples.
-        self._samples = images if latents is None else latents
+        if samples.shape != self._noise.shape:
+            raise ValueError(f"{path} is damaged: its samples have another shape than its noise.")
+        self._samples = samples
         self._images = None if latents is None else images
         self._condition = self._conditions(content["condition"])
-        if self._samples is None or self._samples.shape != self._noise.shape:
-            raise ValueError(f"{path} is damaged: its samples have another shape than its noise.")
 
     def _tensor(self, name: str, value: Any) -> PickledTensor:
         if not isinstance(value, PickledTensor) or not value.shape:
@@ -85,6 +86,9 @@ class ReferenceDataset:
 
     def __len__(self) -> int:
         return self._noise.shape[0]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ReferenceDataset, (self.path,)  # copies in other processes open the file for themselves
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -114,24 +118,18 @@ class ReferenceDataset:
             False leaves decoded images out, which a loss on latents does not need.
         """
         places = check_indices(indices, len(self))
-        condition: Tensor | list[str] | None
+        condition: Tensor | list[str] | None = None
         if isinstance(self._condition, list):
             condition = [self._condition[place] for place in places]
-        else:
+        elif self._condition is not None:
             condition = _load(self._condition, places)
         return SampleBatch(
-            noise=self.noise(places),
-            samples=_load(self._samples, places),  # type: ignore[arg-type]
+            noise=_load(self._noise, places),
+            samples=_load(self._samples, places),
             condition=condition,
-            images=_load(self._images, places) if images else None,
+            images=_load(self._images, places) if images and self._images is not None else None,
             seeds=None,
         )
-
-    def noise(self, places: Sequence[int]) -> Tensor:
-        """Load the noise alone."""
-        noise = _load(self._noise, places)
-        assert noise is not None
-        return noise
 
     def find_seeds(self, candidates: Sequence[int]) -> list[int]:
         """Return the seed of each sample: the candidate with the same noise, bit for bit.
@@ -142,7 +140,7 @@ class ReferenceDataset:
             If a sample's noise is that of no candidate, as where it was drawn on a GPU.
         """
         known = {_key(stacked_noise([seed], self.sample_shape)): seed for seed in candidates}
-        seeds = [known.get(_key(self.noise([place]))) for place in range(len(self))]
+        seeds = [known.get(_key(_load(self._noise, [place]))) for place in range(len(self))]
         unknown = seeds.count(None)
         if unknown:
             raise ValueError(
@@ -152,9 +150,7 @@ class ReferenceDataset:
         return [seed for seed in seeds if seed is not None]
 
 
-def _load(tensor: PickledTensor | None, places: Sequence[int]) -> Tensor | None:
-    if tensor is None:
-        return None
+def _load(tensor: PickledTensor, places: Sequence[int]) -> Tensor:
     return torch.cat([tensor.rows(place, place + 1) for place in places])
 
 
@@ -170,6 +166,7 @@ def convert_dataset(
     *,
     images: bool = False,
     shard_size: int | None = None,
+    repair: bool = False,
     reporter: Reporter | None = None,
 ) -> TeacherSamples:
     """Turn a published data set into a folder of samples, in the order of its seeds and without its noise.
@@ -188,20 +185,24 @@ def convert_dataset(
         Also keep decoded images.
     shard_size : int, optional
         As for `generate_samples`.
+    repair : bool
+        As for `generate_samples`.
     reporter : Reporter, optional
         Told of the progress.
 
     Raises
     ------
     ValueError
-        If a sample's noise is that of no candidate.
+        If a sample's noise is that of no candidate, or the folder holds other samples.
     """
+    if shard_size is not None and shard_size < 1:
+        raise ValueError(f"shard_size is {shard_size}; expected at least 1.")
     dataset = ReferenceDataset(path)
     found = dataset.find_seeds(_PUBLISHED_SEEDS if candidates is None else candidates)
     order = sorted(range(len(dataset)), key=found.__getitem__)
     seeds = [found[place] for place in order]
-    numbers = torch.Size(dataset.sample_shape).numel() + torch.Size(dataset.image_shape or (0,)).numel()
-    kept = dataset.image_shape if images else None
+    image_shape = dataset.image_shape if images else None
+    numbers = math.prod(dataset.sample_shape) + math.prod(image_shape or (0,))
     settings = {
         "teacher": {
             "name": dataset.path.name,
@@ -214,7 +215,7 @@ def convert_dataset(
         "seeds": format_seeds(seeds),
         "samples": len(seeds),
         "sample_shape": dataset.sample_shape,
-        "image_shape": kept,
+        "image_shape": image_shape,
         "shard_size": shard_size or default_shard_size(len(seeds), 1, 4 * numbers),
     }
     made_with = {"torch": str(torch.__version__), "file": dataset.path.name}
@@ -231,5 +232,5 @@ def convert_dataset(
         advance(len(rows))
         return Content(tensors, batch.condition if isinstance(batch.condition, list) else None, None)
 
-    fill(filling, make, reporter=reporter)
+    fill(filling, make, repair=repair, reporter=reporter)
     return TeacherSamples(filling)

@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
-from gas_ext.files import umask
+from gas_ext.files import remove_leftovers, write_file
 from gas_ext.solver_file import checksum
 
 FORMAT_VERSION = 1
 _KEY = "gas_ext_samples"
 
+# All that safetensors writes.
 _DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "U64": torch.uint64,
     "I64": torch.int64,
-    "F64": torch.float64,
-    "F32": torch.float32,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "C64": torch.complex64,
 }
 
 _FIELDS: dict[str, type | tuple[type, ...]] = {
@@ -40,41 +48,20 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
 }
 
 
-@contextmanager
-def partial_folder(path: Path) -> Iterator[Path]:
-    """Make a folder of a unique name, beside a file, in which that is written before it is put in place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=_partial_prefix(path)))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def remove_partial_folders(path: Path) -> None:
-    """Remove what processes that were killed while they wrote this file left behind."""
-    for folder in path.parent.glob(f"{_partial_prefix(path)}*"):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _partial_prefix(path: Path) -> str:
-    return f".{path.stem}.partial-"
-
-
 def seal(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return a shard's record with its format version and the SHA-256 over record and tensors."""
     record = {"format_version": FORMAT_VERSION, **record}
     return {**record, "sha256": checksum(record, tensors)}
 
 
-def write_shard(path: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a shard, which appears only when it is complete.
+def write_shard(path: Path, record: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write a shard, which appears only when it is complete, and clear away what earlier attempts left.
 
     Parameters
     ----------
     path : Path
         The file.
-    record : mapping
+    record : dict
         What `seal` returned.
     tensors : mapping
         Contiguous tensors on the CPU.
@@ -84,21 +71,15 @@ def write_shard(path: Path, record: Mapping[str, Any], tensors: Mapping[str, Ten
     OSError
         If the disk is full, or does not take the file for another reason.
     """
-    with partial_folder(path) as folder:
-        temporary = folder / path.name
-        try:
-            save_file(dict(tensors), temporary, {_KEY: json.dumps(dict(record))})
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            temporary.chmod(0o666 & ~umask())  # as any other new file
-            os.replace(temporary, path)
-        except (SafetensorError, OSError) as error:
-            megabytes = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
-            raise OSError(
-                f"{path} ({megabytes:.0f} MB) could not be written: {error}; once there is room, run the "
-                "same again, and it goes on after the last shard."
-            ) from error
-    remove_partial_folders(path)
+    try:
+        write_file(path, serialize(dict(tensors), {_KEY: json.dumps(record)}))
+    except OSError as error:
+        megabytes = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
+        raise OSError(
+            f"{path} ({megabytes:.0f} MB) could not be written: {error}; once there is room, run the same "
+            "again, and it goes on after the last shard."
+        ) from error
+    remove_leftovers(path)
 
 
 class Shard:
@@ -143,16 +124,16 @@ class Shard:
                 raise ValueError(f"{self.path} has a damaged header: {name!r} is missing or no such value.")
 
     @property
-    def names(self) -> list[str]:
+    def names(self) -> set[str]:
         """Names of the tensors."""
-        return sorted(self._tensors)
+        return set(self._tensors)
 
     def __len__(self) -> int:
         return len(self._tensors["seeds"])
 
-    def rows(self, name: str, rows: Sequence[int]) -> Tensor:
-        """Read some rows of a tensor."""
-        copy = self._tensors[name][torch.tensor(rows, dtype=torch.int64)]
+    def row(self, name: str, row: int) -> Tensor:
+        """Read one row of a tensor."""
+        copy = self._tensors[name][row].clone()
         self._let_go()
         return copy
 

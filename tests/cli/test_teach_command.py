@@ -154,17 +154,17 @@ def imported_teachers(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "nfe", "kind", "variant", "guidance_scale"),
+    ("name", "nfe", "kind", "order", "variant", "t_eps", "guidance_scale"),
     [
-        ("cifar10", 20, "UniPCSolver", "bh1", None),
-        ("ffhq", 20, "UniPCSolver", "bh1", None),
-        ("afhqv2", 20, "UniPCSolver", "bh1", None),
-        ("lsun-bedroom", 20, "UniPCSolver", "bh2", None),
-        ("imagenet", 10, "UniPCSolver", "bh2", 2.0),
-        ("coco", 5, "IPNDMSolver", None, 7.5),
+        ("cifar10", 20, "UniPCSolver", 3, "bh1", 1e-4, None),
+        ("ffhq", 20, "UniPCSolver", 3, "bh1", 1e-4, None),
+        ("afhqv2", 20, "UniPCSolver", 3, "bh1", 1e-4, None),
+        ("lsun-bedroom", 20, "UniPCSolver", 3, "bh2", 1e-3, None),
+        ("imagenet", 10, "UniPCSolver", 3, "bh2", 1e-3, 2.0),
+        ("coco", 5, "IPNDMSolver", 2, None, 1e-3, 7.5),
     ],
 )
-def test_teachers_of_the_paper(imported_teachers, name, nfe, kind, variant, guidance_scale):
+def test_teachers_of_the_paper(imported_teachers, name, nfe, kind, order, variant, t_eps, guidance_scale):
     prompts = ("--prompts", "p.txt") if name == "coco" else ()
     Path("p.txt").write_text("a dog\n\nzwei Hündchen\n", encoding="utf-8")
     outcome = run("-c", name, "--seeds", "1998-2001", "-o", "out", *prompts)
@@ -172,8 +172,9 @@ def test_teachers_of_the_paper(imported_teachers, name, nfe, kind, variant, guid
     samples = TeacherSamples.open("out")
     settings = samples.settings
     assert samples.nfe == nfe
-    assert settings["solver"]["kind"] == kind
-    assert settings["solver"].get("variant") == variant
+    solver = settings["solver"]
+    assert (solver["kind"], solver["order"], solver.get("variant")) == (kind, order, variant)
+    assert solver["timesteps"][-1] == pytest.approx(t_eps, rel=0.01)  # GITS's last sigma is rounded
     assert settings["guidance_scale"] == guidance_scale
     assert settings["image_shape"] is None
     condition = samples.batch(range(4)).condition
@@ -211,9 +212,12 @@ def test_seeds_of_the_config_are_the_default(imported_teachers, monkeypatch):
 def test_images_are_kept_where_the_loss_needs_them(tmp_path):
     text = (Path(load_config.__code__.co_filename).parent / "demo.yaml").read_text()
     config = tmp_path / "latent.yaml"
-    config.write_text(text.replace("latent: false", "latent: true").replace("loss: l1", "loss: lpips"))
-    for options, kept in (((), True), (("--no-images",), False)):
-        folder = tmp_path / str(kept)
+    text = text.replace("latent: false", "latent: true")
+    for number, (loss, options, kept) in enumerate(
+        [("lpips", (), True), ("perceptual", (), True), ("lpips", ("--no-images",), False), ("l1", (), False)]
+    ):
+        config.write_text(text.replace("loss: l1", f"loss: {loss}"))
+        folder = tmp_path / str(number)
         outcome = run("-c", config, "--seeds", "0", "-o", folder, "--labels", "3", *options)
         assert outcome.exit_code == 0, outcome.output
         batch = TeacherSamples.open(folder).batch([0])
@@ -261,6 +265,14 @@ def test_mistakes_are_told_in_one_sentence_before_any_work(tmp_path, arguments, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_folder_that_is_a_file_is_refused_before_any_work(tmp_path):
+    (tmp_path / "out").write_text("")
+    outcome = run("-c", "demo", "-o", tmp_path / "out")
+    assert outcome.exit_code == 1
+    assert "is a file" in outcome.stderr
+    assert (tmp_path / "out").read_text() == ""
+
+
 def test_conditions_of_another_kind_are_refused(tmp_path):
     text = (Path(load_config.__code__.co_filename).parent / "demo.yaml").read_text()
     config = tmp_path / "c.yaml"
@@ -288,6 +300,11 @@ def test_labels_are_read_from_text_or_file(tmp_path):
     path.write_text("3, 1\n2 0-1\n")
     assert read_labels(str(path)) == [3, 1, 2, 0, 1]
     assert read_labels("0-2,7") == [0, 1, 2, 7]
+    many = [n % 10 for n in range(500)]
+    assert read_labels(",".join(map(str, many))) == many  # longer than a file's name may be
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="Cannot read labels"):
+        read_labels(str(path))
 
 
 def test_prompts_are_lines(tmp_path):

@@ -4,15 +4,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gas_ext.samples import ShuffledBatches
-from gas_ext.training import TrainingConfig, _batches
 
 
 @given(st.integers(1, 20), st.integers(1, 25), st.integers(0, 3))
-def test_order_is_that_of_the_trainer(samples, batch_size, seed):
-    config = TrainingConfig(iterations=30, batch_size=batch_size, seed=seed)
+def test_passes_are_permutations_cut_into_whole_batches(samples, batch_size, seed):
+    batch_size = min(batch_size, samples)
+    generator = torch.Generator().manual_seed(seed)
     batches = ShuffledBatches(samples, batch_size, seed)
-    for expected in _batches(samples, config):
-        assert torch.equal(next(batches), expected)
+    for _ in range(3):
+        order = torch.randperm(samples, generator=generator)
+        for expected in order[: samples // batch_size * batch_size].split(batch_size):
+            assert torch.equal(next(batches), expected)
+    larger = ShuffledBatches(samples, samples + 1, seed)
+    assert sorted(next(larger).tolist()) == list(range(samples))
 
 
 @given(st.integers(1, 20), st.integers(1, 25), st.integers(0, 40), st.integers(0, 40))
@@ -63,8 +67,9 @@ def test_processes_share_the_same_batch(world_size, share):
         ({"samples": 0}, "samples is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"world_size": 3}, "multiple of the number of processes"),
-        ({"rank": 1}, "no equal part 1 of 1"),
-        ({"iteration": -1}, "Iteration -1"),
+        ({"rank": 1}, "rank is 1 of 1 processes"),
+        ({"rank": -1}, "rank is -1"),
+        ({"iteration": -1}, "iteration is -1"),
     ],
 )
 def test_impossible_splits_are_refused(options, reason):

@@ -1,11 +1,6 @@
-import contextlib
 import os
 import resource
-import shutil
 import signal
-import subprocess
-import sys
-import time
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -18,81 +13,72 @@ from gas_ext.multistep import UniPCSolver
 from gas_ext.progress import LogReporter
 from gas_ext.samples import TeacherSamples, verify_samples
 
-WORKER = Path(__file__).with_name("samples_worker.py")
-
 
 def tanh_denoiser(**options):
     return make_denoiser(function=lambda x, t, condition: torch.tanh(x), **options)
 
 
-@contextlib.contextmanager
-def worker(*arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, WORKER, *map(str, arguments)], env=environment)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+def processes(function, arguments):
+    """Run a function in processes of its own and return their exit codes."""
+    context = get_context("fork")
+    running = [context.Process(target=function, args=each) for each in arguments]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join()
+    return [process.exitcode for process in running]
 
 
-def wait_for(condition):
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
+def _make_until_killed(folder, end):
+    """Make samples up to an evaluation, given by its number, or until a file, given by its name, is done."""
+    replace, denoiser = os.replace, tanh_denoiser()
+
+    def die_if(reached):
+        if reached:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def network(x, t, condition):
+        die_if(denoiser.evaluations == end)
+        return torch.tanh(x)
+
+    def replace_or_die(source, target):
+        die_if(Path(target).name == end)
+        replace(source, target)
+
+    denoiser.function, os.replace = network, replace_or_die
+    torch.set_num_threads(1)
+    make_samples(folder, range(12), denoiser)
 
 
-def test_killed_in_the_network_it_goes_on_after_the_last_shard(tmp_path):
+@pytest.mark.parametrize(
+    ("end", "left", "evaluations"),
+    [
+        (1, [], 18),
+        (15, ["manifest.json", "shard-00000.safetensors", "shard-00001.safetensors"], 6),
+        ("manifest.json", [".manifest.json."], 18),
+        (
+            "shard-00001.safetensors",
+            [".shard-00001.safetensors.", "manifest.json", "shard-00000.safetensors"],
+            12,
+        ),
+    ],
+)
+def test_killed_anywhere_it_goes_on_after_the_last_shard(tmp_path, end, left, evaluations):
     expected = make_samples(tmp_path / "expected", range(12), tanh_denoiser())
     folder = tmp_path / "killed"
-    with worker(folder, 0.03) as process:
-        wait_for(lambda: (folder / "shard-00001.safetensors").exists())
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("shard*")}
-    assert len(before) == 2
-    assert manifest(folder)["shards"] is None
+    folder.mkdir()
+    assert processes(_make_until_killed, [(folder, end)]) == [-signal.SIGKILL]
+    assert len(listing(folder)) == len(left)
+    assert all(name.startswith(start) for name, start in zip(listing(folder), left, strict=True))
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("shard*")}
     denoiser = tanh_denoiser()
     samples = make_samples(folder, range(12), denoiser)
-    assert denoiser.evaluations == 2 * 3  # the third shard alone: two batches, three steps
-    assert {name: (folder / name).stat().st_mtime_ns for name in before} == before
+    assert denoiser.evaluations == evaluations  # of 18: three shards of two batches of three steps
+    assert {path: path.stat().st_mtime_ns for path in before} == before
     assert shard_bytes(folder) == shard_bytes(expected.path)
-    assert manifest(folder)["shards"] == manifest(expected.path)["shards"]
-    assert listing(folder) == listing(expected.path)
+    assert manifest(folder) == manifest(expected.path)
+    assert [name for name in listing(folder) if not name.startswith(".manifest")] == listing(expected.path)
     assert torch.equal(samples.batch(range(12)).samples, expected.batch(range(12)).samples)
-
-
-def test_killed_in_the_act_of_writing_it_leaves_no_half_shard(tmp_path):
-    folder = tmp_path / "killed"
-    with worker(folder, 0, 1) as process:
-        assert process.wait() == -signal.SIGKILL
-    assert [name for name in listing(folder) if not name.startswith(".")] == [
-        "manifest.json",
-        "shard-00000.safetensors",
-    ]
-    assert len(listing(folder)) == 3  # and what was being written
-    denoiser = tanh_denoiser()
-    make_samples(folder, range(12), denoiser)
-    assert denoiser.evaluations == 4 * 3
-    assert verify_samples(folder) == {}
-    assert listing(folder) == ["manifest.json", *(f"shard-0000{n}.safetensors" for n in range(3))]
-
-
-def test_two_processes_of_torchrun_write_what_one_does(tmp_path):
-    make_samples(tmp_path / "one", range(12), tanh_denoiser())
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-endpoint", "localhost:0"]
-    done = subprocess.run(
-        [sys.executable, *launcher, "--rdzv-backend", "c10d", str(WORKER), str(tmp_path / "two")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert shard_bytes(tmp_path / "two") == shard_bytes(tmp_path / "one")
-    assert manifest(tmp_path / "two")["shards"] == manifest(tmp_path / "one")["shards"]
-    assert listing(tmp_path / "two") == listing(tmp_path / "one")
 
 
 def test_a_dead_process_holds_nobody_up_and_its_work_can_be_done_later(tmp_path):
@@ -103,6 +89,23 @@ def test_a_dead_process_holds_nobody_up_and_its_work_can_be_done_later(tmp_path)
     assert samples.complete
     assert denoiser.evaluations == 2 * 3
     assert TeacherSamples.open(tmp_path, verify=True).complete
+
+
+def test_manifest_is_that_of_whoever_comes_first(tmp_path):
+    make_samples(tmp_path, rank=1, world_size=2, command="first")
+    assert make_samples(tmp_path, rank=0, world_size=2, command="second").complete
+    assert manifest(tmp_path)["made_with"]["command"] == "first"
+
+
+def test_settings_that_turn_up_meanwhile_are_refused(tmp_path):
+    def network(x, t, condition):
+        if not (tmp_path / "manifest.json").exists():
+            make_samples(tmp_path, steps=2, rank=1, world_size=2)
+        return torch.tanh(x)
+
+    with pytest.raises(ValueError, match=r"solver\.steps is 2 there and 3 here"):
+        make_samples(tmp_path, denoiser=make_denoiser(function=network))
+    assert listing(tmp_path) == ["manifest.json", "shard-00001.safetensors"]
 
 
 def test_nothing_is_made_twice(tmp_path):
@@ -138,7 +141,7 @@ def test_other_settings_are_refused_and_named(tmp_path, changes, reason):
     before = shard_bytes(tmp_path)
     with pytest.raises(ValueError, match=reason) as caught:
         make_samples(tmp_path, **changes)
-    assert str(caught.value).count(". ") == 0
+    assert str(caught.value).replace("...", "").count(". ") == 0
     assert shard_bytes(tmp_path) == before
 
 
@@ -225,9 +228,9 @@ def test_all_shards_without_the_last_word_of_the_manifest(tmp_path, monkeypatch)
     make_samples(tmp_path)
     monkeypatch.undo()
     assert verify_samples(tmp_path) == {
-        "manifest.json": "is not complete: run the same gas-ext teach once more"
+        "manifest.json": "does not list its shards yet: run what made the samples once more"
     }
-    with pytest.raises(ValueError, match=r"is not complete: manifest\.json"):
+    with pytest.raises(ValueError, match=r"not complete, it lacks their list in manifest\.json"):
         TeacherSamples.open(tmp_path)
     assert make_samples(tmp_path).complete
     assert verify_samples(tmp_path) == {}
@@ -256,6 +259,34 @@ def test_shard_of_other_settings_is_neither_taken_nor_overwritten(tmp_path):
     assert shard_bytes(tmp_path / "a") == before
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("file", "is a file"),
+        ("file/sub", "is a file"),
+        ("link", "broken link"),
+        ("closed/sub", "not writable"),
+    ],
+)
+def test_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch, name, reason):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    (tmp_path / "closed").mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path.name != "closed" and access(path, mode))
+    denoiser = make_denoiser()
+    with pytest.raises(ValueError, match=reason):
+        make_samples(tmp_path / name, denoiser=denoiser)
+    assert denoiser.evaluations == 0
+
+
+def test_complete_folder_that_cannot_be_written_is_fine(tmp_path, monkeypatch):
+    make_samples(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert make_samples(tmp_path).complete
+    assert verify_samples(tmp_path) == {}
+
+
 def test_full_disk_is_said_in_one_sentence_and_leaves_nothing_behind(tmp_path):
     make_samples(tmp_path / "small", range(4))
     large = make_denoiser((3, 64, 64))
@@ -271,14 +302,14 @@ def test_full_disk_is_said_in_one_sentence_and_leaves_nothing_behind(tmp_path):
 
 
 def test_the_same_work_done_twice_at_once_does_no_harm(tmp_path, monkeypatch):
-    write = filling.write_shard
+    replace = os.replace
 
-    def overtaken(path, record, tensors):
-        write(path, record, tensors)  # another process, which has been faster
-        shutil.rmtree(tmp_path / "unrelated", ignore_errors=True)
-        raise OSError("the partial folder has vanished")
+    def overtaken(source, target):
+        replace(source, target)  # another process, which has been faster and cleared what is ours
+        if Path(target).suffix == ".safetensors":
+            raise FileNotFoundError(source)
 
-    monkeypatch.setattr(filling, "write_shard", overtaken)
+    monkeypatch.setattr(os, "replace", overtaken)
     assert make_samples(tmp_path).complete
     assert verify_samples(tmp_path) == {}
 
@@ -290,17 +321,11 @@ def _race(folder, rank, barrier):
 
 
 def test_processes_that_start_and_end_together_agree(tmp_path):
-    context = get_context("fork")
     make_samples(tmp_path / "one", range(24), tanh_denoiser(), steps=1)
     for attempt in range(3):
-        barrier = context.Barrier(4)
+        barrier = get_context("fork").Barrier(4)
         folder = tmp_path / str(attempt)
-        processes = [context.Process(target=_race, args=(folder, rank, barrier)) for rank in range(4)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        assert [process.exitcode for process in processes] == [0] * 4
+        assert processes(_race, [(folder, rank, barrier) for rank in range(4)]) == [0] * 4
         assert shard_bytes(folder) == shard_bytes(tmp_path / "one")
         assert manifest(folder)["shards"] == manifest(tmp_path / "one")["shards"]
         assert listing(folder) == listing(tmp_path / "one")

@@ -130,7 +130,7 @@ def test_prompts_belong_to_places_and_are_kept_as_text(tmp_path):
         condition_kind="prompt",
     )
     prompts = ["a café", "", "naïve 雪"]
-    samples = make_samples(tmp_path, range(10, 17), denoiser, prompts=prompts, guidance_scale=7.5)
+    samples = make_samples(tmp_path / "a", range(10, 17), denoiser, prompts=prompts, guidance_scale=7.5)
     assert samples.batch([6, 1, 2, 3]).condition == ["a café", "", "naïve 雪", "a café"]
     expected = GASSampler(UniPCSolver(denoiser.schedule, 3), denoiser, guidance_scale=7.5)(
         stacked_noise([12], (2, 3)), ["naïve 雪"]
@@ -139,6 +139,10 @@ def test_prompts_belong_to_places_and_are_kept_as_text(tmp_path):
     assert samples.settings["guidance_scale"] == 7.5
     with pytest.raises(ValueError, match="needs prompts"):
         make_samples(tmp_path / "b", denoiser=denoiser)
+    for wrong in ("a dog", ["a", None]):
+        with pytest.raises(TypeError, match="must be a list of texts"):
+            make_samples(tmp_path / "b", denoiser=denoiser, prompts=wrong)
+    assert listing(tmp_path) == ["a"]
 
 
 def test_conditions_of_other_kinds_are_kept_as_rows(tmp_path):
@@ -161,6 +165,7 @@ def test_conditions_of_other_kinds_are_kept_as_rows(tmp_path):
         ("label", {"labels": []}, "no labels"),
         ("label", {"labels": [0, 5]}, "from 0 to 3"),
         ("label", {"labels": [0.5]}, "must be integers"),
+        ("label", {"labels": [[0, 1]]}, "one integer per sample"),
         ("tensor", {"conditions": torch.zeros(3, 1)}, "3 rows of conditions for 11 seeds"),
     ],
 )
@@ -181,6 +186,49 @@ def test_images_are_kept_when_asked_for(tmp_path):
     without = make_samples(tmp_path / "b", denoiser=denoiser)
     assert (without.image_shape, without.batch([0]).images) == (None, None)
     assert torch.equal(without.batch(range(11)).samples, samples.batch(range(11)).samples)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.uint8, torch.float64, torch.bfloat16])
+def test_conditions_and_images_of_any_type_are_kept(tmp_path, dtype):
+    rows = torch.arange(22).reshape(11, 2).to(dtype)
+    denoiser = make_denoiser(condition_kind="tensor", decode=lambda x: (10 * x).to(dtype))
+    samples = make_samples(tmp_path, denoiser=denoiser, conditions=rows, images=True)
+    assert samples.complete
+    batch = samples.batch([9, 1])
+    assert (batch.condition.dtype, batch.images.dtype) == (dtype, dtype)
+    assert torch.equal(batch.condition, rows[[9, 1]])
+    assert torch.equal(batch.images, (10 * batch.samples).to(dtype))
+
+
+@pytest.mark.parametrize(
+    ("decode", "image_shape"),
+    [
+        (lambda x: x.flatten(1).sum(1), ()),
+        (lambda x: x.flatten(1), (48,)),
+        (lambda x: x.contiguous(memory_format=torch.channels_last), (3, 4, 4)),
+        (lambda x: x[:, :1].expand_as(x), (3, 4, 4)),
+    ],
+)
+def test_whatever_the_teacher_decodes_is_kept(tmp_path, decode, image_shape):
+    samples = make_samples(tmp_path, denoiser=make_denoiser((3, 4, 4), decode=decode), images=True)
+    batch = samples.batch([10, 0])
+    assert samples.image_shape == image_shape
+    assert torch.equal(batch.images, decode(batch.samples))
+
+
+@pytest.mark.parametrize(
+    ("decode", "reason"),
+    [
+        (lambda x: x.flatten(), r"returned \(6,\) for 1 samples"),
+        (lambda x: (x,), "returned tuple for 1 samples"),
+        (lambda x: x[:1], r"returned \(1, 2, 3\) for 2 samples"),
+        (lambda x: x.sum(), r"returned \(\) for 1 samples"),
+    ],
+)
+def test_decode_that_does_not_give_one_image_per_sample_is_refused(tmp_path, decode, reason):
+    with pytest.raises(ValueError, match=f"decode of denoiser {reason}"):
+        make_samples(tmp_path, denoiser=make_denoiser(decode=decode), images=True)
+    assert listing(tmp_path) == []
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -205,15 +253,23 @@ def test_decoded_images_that_are_not_finite_are_not_written(tmp_path):
 
 def test_network_is_evaluated_in_evaluation_mode_and_left_as_it_was(tmp_path):
     module = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Tanh().eval())
+    seen = []
+
+    def forward(x, t, condition):
+        seen.append((torch.get_num_threads(), torch.backends.cudnn.benchmark, torch.is_grad_enabled()))
+        return module(x)
+
     denoiser = make_denoiser(function=torch.nn.ModuleList([module]))
-    denoiser.function.forward = lambda x, t, condition: module(x)
+    denoiser.function.forward = forward
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        samples = make_samples(tmp_path / "a", denoiser=denoiser)
-        assert torch.get_num_threads() == 2
+        with torch.backends.cudnn.flags(benchmark=True):
+            samples = make_samples(tmp_path / "a", denoiser=denoiser)
+            assert (torch.get_num_threads(), torch.backends.cudnn.benchmark) == (2, True)
     finally:
         torch.set_num_threads(before)
+    assert set(seen) == {(1, False, False)}
     assert (denoiser.training, module.training, module[1].training) == (True, True, False)
     plain = make_denoiser(function=lambda x, t, condition: torch.tanh(x))
     expected = make_samples(tmp_path / "b", denoiser=plain).batch(range(11))
@@ -260,6 +316,9 @@ def test_wrong_arguments_are_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=reason):
             make_samples(tmp_path, **options)
+    for seeds in ([0.5], "0-3", 5):
+        with pytest.raises(TypeError, match="seeds must be a sequence of integers"):
+            make_samples(tmp_path, seeds)
     with pytest.raises(TypeError, match=r"Denoiser\.from_callable"):
         generate_samples(torch.tanh, UniPCSolver(NoiseSchedule.vp_linear(), 2), [0], tmp_path)
     assert listing(tmp_path) == []

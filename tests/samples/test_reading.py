@@ -1,6 +1,10 @@
+import gc
+import os
 import pickle
 import subprocess
 import sys
+import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,11 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sample_tools import flip_bit, make_denoiser, make_samples, manifest
+from torch.utils.data import DataLoader
 
 import gas_ext.samples.reading as reading
 from gas_ext.data import stacked_noise
 from gas_ext.samples import SampleSource, TeacherSamples
-from gas_ext.samples.manifest import Manifest, claim_folder, complete_manifest, read_manifest
+from gas_ext.samples.manifest import read_manifest, write_manifest
 
 SEEDS = [*range(20, 28), 3, 1, 2]
 
@@ -68,9 +73,33 @@ def test_few_shards_are_kept_open(folder, whole, monkeypatch):
     assert samples._shard.cache_info().currsize == 1
 
 
+def test_files_are_closed_with_the_samples(folder):
+    samples = TeacherSamples.open(folder)
+    shard = weakref.ref(samples._shard(0))
+    gc.disable()
+    try:
+        del samples
+        assert shard() is None
+    finally:
+        gc.enable()
+
+
 def test_copies_open_the_folder_for_themselves(folder, whole):
     copy = pickle.loads(pickle.dumps(TeacherSamples.open(folder)))
     assert torch.equal(copy.batch([7]).samples[0], whole.samples[7])
+
+
+def test_workers_of_a_data_loader_read_at_once(folder, whole):
+    samples = TeacherSamples.open(folder)
+    samples.batch([0])  # open here already
+    loader = DataLoader(
+        range(11),
+        batch_size=3,
+        collate_fn=lambda indices: samples.batch(indices).samples,
+        num_workers=2,
+        multiprocessing_context="fork",
+    )
+    assert torch.equal(torch.cat(list(loader)), whole.samples)
 
 
 def test_batch_moves_as_a_whole(whole):
@@ -89,13 +118,19 @@ def test_teacher_is_compared(tmp_path):
     other = make_denoiser(name="mine")
     with pytest.raises(ValueError, match=r"weights 121212121212\), not by 'mine' \(weights unknown"):
         samples.check_teacher(other)
+    with pytest.raises(
+        ValueError, match=r"shape \[2, 3\] with conditions of kind 'none', but 'x' makes \[7\]"
+    ):
+        samples.check_teacher(make_denoiser((7,), name="x"))
 
 
 def test_folder_that_is_not_complete_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"manifest\.json is missing"):
-        TeacherSamples.open(tmp_path)
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path, tmp_path / "none", tmp_path / "file"):
+        with pytest.raises(ValueError, match=r"manifest\.json is missing"):
+            TeacherSamples.open(folder)
     make_samples(tmp_path, rank=0, world_size=2)
-    with pytest.raises(ValueError, match="1 of 3 shards are missing"):
+    with pytest.raises(ValueError, match="not complete, it lacks 1 of 3 shards"):
         TeacherSamples.open(tmp_path)
     half = make_samples(tmp_path / "b", rank=0, world_size=3)
     assert half.batch([1, 0]).samples.shape == (2, 2, 3)
@@ -104,7 +139,7 @@ def test_folder_that_is_not_complete_is_refused(tmp_path):
 
 
 def test_damage_is_found_when_opened_as_far_as_it_shows(tmp_path):
-    make_samples(tmp_path)
+    made = make_samples(tmp_path)
     path = tmp_path / "shard-00001.safetensors"
     flip_bit(path)
     with pytest.raises(ValueError, match=r"shard-00001\.safetensors does not match"):
@@ -112,7 +147,9 @@ def test_damage_is_found_when_opened_as_far_as_it_shows(tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"shard-00001\.safetensors has \d+ bytes instead of"):
         TeacherSamples.open(tmp_path)
+    assert made.missing() == [path.name]
     path.unlink()
+    assert made.missing() == [path.name]
     with pytest.raises(ValueError, match=r"shard-00001\.safetensors is missing"):
         TeacherSamples.open(tmp_path)
 
@@ -131,8 +168,8 @@ def test_shard_of_another_folder_is_not_read(tmp_path):
 def test_torch_that_draws_other_noise_is_noticed(tmp_path):
     make_samples(tmp_path)
     there = read_manifest(tmp_path)
-    other = Manifest(there.settings, [0.0, 1.0, 2.0, 3.0], {"torch": "9.9"})
-    complete_manifest(tmp_path, other, there.shards, there.nfe)
+    other = replace(there, first_noise=[0.0, 1.0, 2.0, 3.0], made_with={"torch": "9.9"})
+    write_manifest(tmp_path, other)
     with pytest.raises(ValueError, match=r"torch 9\.9.*draws other noise from seed 0"):
         TeacherSamples.open(tmp_path)
     with pytest.raises(ValueError, match="draws other noise"):
@@ -156,26 +193,6 @@ def test_manifest_that_is_damaged_says_how_to_go_on(tmp_path):
     assert denoiser.evaluations == 0
     assert manifest(tmp_path) == expected
     assert made.complete
-
-
-def test_manifest_of_whoever_comes_first_stays(tmp_path):
-    first = Manifest({"seeds": "0"}, [1.0], {"device": "a"})
-    second = Manifest({"seeds": "0"}, [1.0], {"device": "b"})
-    assert claim_folder(tmp_path, first) == first
-    assert claim_folder(tmp_path, second) == first
-    with pytest.raises(ValueError, match='seeds is "0" there and "1" here'):
-        claim_folder(tmp_path, Manifest({"seeds": "1"}, [1.0]))
-    assert read_manifest(tmp_path) == first
-
-
-def test_manifest_can_be_claimed_without_hard_links(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise PermissionError("no links here")
-
-    monkeypatch.setattr("os.link", refuse)
-    first = Manifest({"seeds": "0"}, [1.0])
-    assert claim_folder(tmp_path, first) == first
-    assert claim_folder(tmp_path, first) == first
 
 
 READ_ALL = """
@@ -208,6 +225,6 @@ def test_reading_everything_in_batches_keeps_memory_small(tmp_path):
         capture_output=True,
         text=True,
         check=True,
-        env={"OMP_NUM_THREADS": "1", "PATH": ""},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert float(done.stdout) < megabytes / 3
+    assert float(done.stdout) < megabytes / 6  # less than one of the shards

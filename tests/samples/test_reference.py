@@ -7,7 +7,7 @@ import torch
 from golden_data import GOLDEN, arrays
 from hypothesis import given
 from hypothesis import strategies as st
-from sample_tools import listing, shard_bytes
+from sample_tools import flip_bit, listing, make_denoiser, shard_bytes
 
 from gas_ext.data import stacked_noise
 from gas_ext.samples import ReferenceDataset, SampleSource, TeacherSamples, convert_dataset, verify_samples
@@ -93,6 +93,35 @@ def test_conversion_goes_on_and_refuses_another_file(tmp_path):
     assert verify_samples(tmp_path) == {}
     with pytest.raises(ValueError, match="other settings"):
         convert_dataset(GOLDEN / "dataset" / "latent_class.pkl", tmp_path, range(16), shard_size=6)
+
+
+def test_copies_open_the_file_for_themselves():
+    dataset = ReferenceDataset(GOLDEN / "dataset" / "pixel.pkl")
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(copy.batch([7]).samples, dataset.batch([7]).samples)
+
+
+def test_converted_samples_can_be_learned_from_with_a_teacher_of_their_kind(tmp_path):
+    dataset = ReferenceDataset(GOLDEN / "dataset" / "latent_class.pkl")
+    samples = convert_dataset(dataset.path, tmp_path, range(20))
+    options = {"condition_kind": "label", "num_classes": 10}
+    samples.check_teacher(make_denoiser(dataset.sample_shape, **options))
+    for other in (make_denoiser((2, 3), **options), make_denoiser(dataset.sample_shape)):
+        with pytest.raises(ValueError, match="load their teacher"):
+            samples.check_teacher(other)
+
+
+def test_converted_samples_are_repaired(tmp_path):
+    pixel = GOLDEN / "dataset" / "pixel.pkl"
+    convert_dataset(pixel, tmp_path, range(20), shard_size=6)
+    before = shard_bytes(tmp_path)
+    flip_bit(tmp_path / "shard-00001.safetensors")
+    convert_dataset(pixel, tmp_path, range(20), shard_size=6)
+    assert list(verify_samples(tmp_path)) == ["shard-00001.safetensors"]
+    convert_dataset(pixel, tmp_path, range(20), shard_size=6, repair=True)
+    assert shard_bytes(tmp_path) == before
+    with pytest.raises(ValueError, match="shard_size is 0"):
+        convert_dataset(pixel, tmp_path, range(20), shard_size=0)
 
 
 def write(path, **changes):

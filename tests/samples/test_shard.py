@@ -2,11 +2,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sample_tools import listing
 
-from gas_ext.samples.shard import Shard, partial_folder, remove_partial_folders, seal, write_shard
+from gas_ext.files import umask
+from gas_ext.samples.shard import _DTYPES, Shard, seal, write_shard
 
 TENSORS = {"seeds": torch.arange(3), "samples": torch.linspace(0, 1, 12).reshape(3, 4)}
 RECORD = seal({"run": "ab", "number": 7, "nfe": 20, "prompts": ["é", "", "c"]}, TENSORS)
@@ -20,19 +20,34 @@ def path(tmp_path_factory):
 
 
 def test_shard_is_a_plain_safetensors_file(path):
-    with safe_open(path, framework="pt") as file:
-        assert torch.equal(file.get_tensor("samples"), TENSORS["samples"])
-    assert path.stat().st_mode & 0o777 == 0o644
+    assert torch.equal(load_file(path)["samples"], TENSORS["samples"])
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
     assert listing(path.parent) == [path.name]
 
 
-def test_rows_come_in_the_order_asked_for(path):
+def test_rows_are_read_one_by_one(path):
     shard = Shard(path)
     assert len(shard) == 3
-    assert shard.names == ["samples", "seeds"]
-    assert torch.equal(shard.rows("samples", [2, 0, 2]), TENSORS["samples"][[2, 0, 2]])
+    assert shard.names == {"samples", "seeds"}
+    assert [shard.row("seeds", row).item() for row in (2, 0, 2)] == [2, 0, 2]
+    assert torch.equal(shard.row("samples", 1), TENSORS["samples"][1])
     assert shard.record["prompts"] == ["é", "", "c"]
     assert shard.is_intact()
+
+
+@pytest.mark.parametrize("dtype", _DTYPES.values())
+def test_tensors_of_any_type_are_read_as_they_were_written(tmp_path, dtype):
+    values = (
+        torch.arange(16, dtype=torch.uint8).view(dtype) if dtype != torch.bool else torch.arange(16) % 3 == 0
+    )
+    tensors = {"seeds": torch.arange(2), "conditions": values.reshape(2, -1)}
+    path = tmp_path / "shard-00007.safetensors"
+    write_shard(path, seal(RECORD, tensors), tensors)
+    shard, expected = Shard(path), load_file(path)["conditions"]
+    assert shard.is_intact()
+    for row in range(2):
+        assert shard.row("conditions", row).dtype == dtype
+        assert torch.equal(shard.row("conditions", row).view(torch.uint8), expected[row].view(torch.uint8))
 
 
 @settings(max_examples=300)
@@ -75,11 +90,9 @@ def test_files_of_others_are_refused(tmp_path):
             Shard(tmp_path / name)
 
 
-def test_partial_folders_of_one_file_are_removed(tmp_path):
+def test_what_killed_processes_left_of_a_shard_is_cleared_away(tmp_path):
     first, second = tmp_path / "shard-00001.safetensors", tmp_path / "shard-00002.safetensors"
-    with partial_folder(first) as mine, partial_folder(second) as other:
-        (mine / "x").write_text("x")
-        remove_partial_folders(first)
-        assert not mine.exists()
-        assert other.exists()
-    assert listing(tmp_path) == []
+    for leftover in (f".{first.name}.a1b2", f".{first.name}.c3d4", f".{second.name}.e5f6"):
+        (tmp_path / leftover).write_text("half")
+    write_shard(first, RECORD, TENSORS)
+    assert listing(tmp_path) == [f".{second.name}.e5f6", first.name]
