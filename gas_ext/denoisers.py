@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gas_ext.coefficients import check_prediction_type
 from gas_ext.schedules import NoiseSchedule
+from gas_ext.spacings import check_interval
 
 # What networks are given besides x and t: None, a tensor whose first dimension is the batch, or a dict, list
 # or tuple of such.
@@ -25,6 +26,34 @@ Condition = Any
 DenoiserFunction = Callable[[Tensor, Tensor, Condition], Tensor]
 
 CONDITION_KINDS = ("none", "label", "prompt", "tensor")
+
+
+def per_sample(condition: Tensor, batch: int) -> Tensor:
+    """Return a condition with one entry for each of `batch` samples; a single entry serves them all.
+
+    Parameters
+    ----------
+    condition : Tensor
+        (batch, ...), (1, ...) or 0-d.
+    batch : int
+        Number of samples.
+
+    Raises
+    ------
+    ValueError
+        If it has another number of entries.
+
+    Examples
+    --------
+    >>> per_sample(torch.tensor(7), 3)
+    tensor([7, 7, 7])
+    """
+    entries = condition[None] if condition.ndim == 0 else condition
+    if len(entries) not in (1, batch):
+        raise ValueError(
+            f"Got {batch} samples and a condition of {len(entries)}; give one per sample, or one for all."
+        )
+    return entries.expand(batch, *entries.shape[1:])
 
 
 class Denoiser(nn.Module, ABC):
@@ -67,7 +96,7 @@ class Denoiser(nn.Module, ABC):
     TypeError
         If the schedule is no `NoiseSchedule`.
     ValueError
-        If a shape, prediction type or condition kind is impossible.
+        If a shape, prediction type, condition kind or last time is impossible.
     """
 
     family: ClassVar[str] = "custom"
@@ -88,6 +117,7 @@ class Denoiser(nn.Module, ABC):
         if not isinstance(schedule, NoiseSchedule):
             raise TypeError(f"schedule is {schedule!r}, but must be a NoiseSchedule, e.g. .flow().")
         check_prediction_type(schedule, prediction_type)
+        check_interval(schedule, 1, t_eps)
         if condition_kind not in CONDITION_KINDS:
             raise ValueError(
                 f"condition_kind is {condition_kind!r}, but must be one of {', '.join(CONDITION_KINDS)}."
@@ -197,7 +227,7 @@ class Denoiser(nn.Module, ABC):
         Raises
         ------
         ValueError
-            If a label does not exist, or the model takes no condition of this kind.
+            If a label does not exist or is no integer, or the model takes no condition of this kind.
         """
         if values is None or self.condition_kind == "tensor":
             return values
@@ -211,11 +241,17 @@ class Denoiser(nn.Module, ABC):
 
     def _labels(self, values: Any) -> Tensor:
         assert self.num_classes is not None
-        labels = torch.as_tensor(values, device=self.device)
+        try:
+            labels = torch.as_tensor(values, device=self.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"Labels of {self.name} must be integers, which these are not: {str(values)[:60]}."
+            ) from error
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise ValueError(f"Labels are {labels.dtype}, but must be integers; use .long().")
         # Reading a device's values would stall it; there the network's own indexing checks them.
-        inside = labels.is_cuda or bool(((labels >= 0) & (labels <= self.num_classes)).all())
+        on_device = labels.device.type != "cpu"
+        inside = on_device or bool(((labels >= 0) & (labels <= self.num_classes)).all())
         if labels.ndim > 1 or not inside:
             raise ValueError(
                 f"Labels of {self.name} are one integer per sample from 0 to {self.num_classes - 1} "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gas_ext.coefficients import SolverCoefficients, check_prediction_type
-from gas_ext.denoisers import Condition, Denoiser, DenoiserFunction
+from gas_ext.denoisers import Condition, Denoiser, DenoiserFunction, per_sample
 from gas_ext.ops import fused_update
 from gas_ext.schedules import NoiseSchedule
 from gas_ext.solver import GeneralizedSolver, check_guidance_scale
@@ -177,9 +177,9 @@ class GASSampler(nn.Module):
             (B, ...) standard normal, floating point; the states keep its dtype. It is multiplied by
             `schedule.init_noise_sigma`.
         condition : optional
-            Handed to the network; where guidance is used a tensor (B, ...), a plain value (None, number, str)
-            that is the same in both halves, or a dict, list or tuple of such. A `Denoiser` encodes it first
-            (labels, prompts).
+            Handed to the network; where guidance is used a tensor (B, ...), or (1, ...) for all samples, a
+            plain value (None, number, str) that is the same in both halves, or a dict, list or tuple of such.
+            A `Denoiser` encodes it first (labels, prompts).
         unconditional_condition : optional
             The condition of guidance's other half, structured like `condition`; broadcasts over the batch. A
             `Denoiser` has one of its own.
@@ -196,11 +196,12 @@ class GASSampler(nn.Module):
             If the noise is not a floating-point tensor, or the network returns something else than a tensor.
         ValueError
             If the noise has no batch dimension, stands on another device than the solver, guidance lacks its
-            unconditional condition, or the network's output has another shape.
+            unconditional condition or has conditions of another batch, or the network's output has another
+            shape.
         """
         table = self.coefficients()
         _check_noise(noise, table.timesteps.device)
-        condition = self._condition(condition, unconditional_condition)
+        condition = self._condition(condition, unconditional_condition, noise.shape[0])
         schedule = self.solver.schedule
         x = noise if schedule.init_noise_sigma == 1.0 else noise * schedule.init_noise_sigma
         states, data = [x], []  # the whole trajectory, if asked for
@@ -221,7 +222,7 @@ class GASSampler(nn.Module):
             return x, Trajectory(tuple(states), tuple(data), table.timesteps)
         return x
 
-    def _condition(self, condition: Condition, unconditional: Condition) -> Condition:
+    def _condition(self, condition: Condition, unconditional: Condition, batch: int) -> Condition:
         """Return what the network is given: encoded, and for guidance joined with its other half."""
         if isinstance(self.denoiser, Denoiser):
             condition = self.denoiser.encode_condition(condition)
@@ -234,7 +235,7 @@ class GASSampler(nn.Module):
         if condition is None or unconditional is None:
             missing = "condition" if condition is None else "unconditional_condition"
             raise ValueError(f"Guidance with scale {self.guidance_scale} needs {missing}, which is None.")
-        return _doubled(unconditional, condition)
+        return _doubled(unconditional, condition, batch)
 
     def _evaluate(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Call the network once, on the doubled batch if guided, and check what it returns."""
@@ -283,9 +284,10 @@ def _check_output(output: Any, seen: Tensor) -> None:
         )
 
 
-def _doubled(unconditional: Condition, condition: Condition) -> Condition:
+def _doubled(unconditional: Condition, condition: Condition, batch: int) -> Condition:
     """Return the condition of the doubled batch, unconditional half first, broadcast over the batch."""
     if isinstance(condition, Tensor) and isinstance(unconditional, Tensor):
+        condition = per_sample(condition, batch)
         try:
             return torch.cat([unconditional.to(condition).expand_as(condition), condition])
         except RuntimeError as error:
@@ -295,9 +297,9 @@ def _doubled(unconditional: Condition, condition: Condition) -> Condition:
             ) from error
     pair = (unconditional, condition)
     if all(isinstance(side, Mapping) for side in pair) and unconditional.keys() == condition.keys():
-        return {name: _doubled(unconditional[name], value) for name, value in condition.items()}
+        return {name: _doubled(unconditional[name], value, batch) for name, value in condition.items()}
     if all(isinstance(side, (list, tuple)) for side in pair) and len(unconditional) == len(condition):
-        return tuple(map(_doubled, unconditional, condition))
+        return tuple(_doubled(*sides, batch) for sides in zip(unconditional, condition, strict=True))
     plain = all(side is None or isinstance(side, (bool, int, float, str)) for side in pair)
     if plain and unconditional == condition:  # an option of the network rather than something per sample
         return condition

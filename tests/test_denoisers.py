@@ -1,5 +1,7 @@
 """The interface of networks, and how the sampler uses it."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -82,7 +84,7 @@ def test_labels_become_int64(labels):
     assert encoded.tolist() == [0, 4, 5]
 
 
-@pytest.mark.parametrize("labels", [[6], [-1], [0.5], [[1, 2]]])
+@pytest.mark.parametrize("labels", [[6], [-1], [0.5], [[1, 2]], "cat", ["cat"], [None]])
 def test_impossible_labels_are_refused(labels):
     with pytest.raises(ValueError, match=r"integers|0 to 4"):
         labelled().encode_condition(labels)
@@ -104,6 +106,9 @@ def test_an_unconditional_model_refuses_a_condition():
         ({"condition_kind": "text"}, "one of none"),
         ({"num_classes": None}, "num_classes"),
         ({"condition_kind": "none"}, "num_classes"),
+        ({"t_eps": 2.0}, "t_eps is 2.0"),
+        ({"t_eps": 0.0}, "t_eps is 0.0"),
+        ({"t_eps": math.nan}, "t_eps is nan"),
     ],
 )
 def test_impossible_descriptions_are_refused(options, message):

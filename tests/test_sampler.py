@@ -264,6 +264,21 @@ def test_guidance_calls_the_network_once_on_the_doubled_batch():
     assert shapes == [((4, 3), [10, 10, 3, 4])] * 2
 
 
+@pytest.mark.parametrize("wrap", [lambda c: c, lambda c: {"a": c, "b": 1}])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_one_condition_guides_all_samples(shape, wrap):
+    def network(x, t, condition):
+        condition = condition["a"] if isinstance(condition, dict) else condition
+        return labelled(x, t, condition.reshape(-1, 1))
+
+    sampler = GASSampler(GeneralizedSolver(VP, 2), network, "sample", 2.0)
+    one, empty = torch.full(shape, 0.7), torch.full(shape, 0.1)
+    with torch.no_grad():
+        expected = sampler(noise_of(3, 2), wrap(one.expand(3, *shape[1:])), wrap(empty))
+        found = sampler(noise_of(3, 2), wrap(one), wrap(empty))
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("scale", [None, 1.0])
 def test_scale_one_is_one_conditional_evaluation(scale):
     def network(x, t, condition):
@@ -473,6 +488,7 @@ def test_states_that_no_step_uses_are_let_go(order):
         (({"a": torch.ones(2, 1)}, {"a": None}), "type NoneType"),
         ((torch.ones(2, 1),), "needs unconditional_condition"),
         ((torch.ones(2, 1), torch.ones(3, 1)), "does not broadcast"),
+        ((torch.ones(3, 1), torch.ones(3, 1)), "Got 2 samples and a condition of 3; give one per sample"),
         ((torch.ones(2, 1), "empty"), "type str"),
         (({"a": torch.ones(2, 1)}, {"b": torch.ones(2, 1)}), "like containers"),
         (([torch.ones(2, 1)], []), "like containers"),

@@ -8,7 +8,7 @@ and a data set can be split. What is the same for all samples (sizes, a distille
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,10 +36,6 @@ class PromptOptions:
     def sequence_length(self) -> dict[str, int]:
         """Return the keyword argument of the pipelines with T5, if it is set."""
         return {} if self.max_sequence_length is None else {"max_sequence_length": self.max_sequence_length}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for a card."""
-        return {**asdict(self), "image_size": list(self.image_size)}
 
 
 # encode(pipeline, prompts, device, options) -> tensors

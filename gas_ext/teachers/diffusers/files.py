@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from gas_ext.teachers.diffusers.networks import NETWORKS
-from gas_ext.teachers.diffusers.parts import Parts, parts_of
-from gas_ext.teachers.hub import fetch_pipeline, parse_hub_reference
+from gas_ext.teachers.diffusers.parts import Parts, convert, parts_of
+from gas_ext.teachers.hub import UNUSED_PARTS, fetch_pipeline, has_variant, parse_hub_reference
 from gas_ext.teachers.optional import require
 
 _INDEX = "model_index.json"
@@ -25,14 +25,19 @@ _ORIGIN = ("_name_or_path", "is_local", "local_files_only")
 
 
 def load_model(
-    source: str | os.PathLike[str], *, revision: str | None = None, dtype: torch.dtype | None = None
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """Load a pipeline or a network from a folder or, by name, from the hub.
+    """Load a pipeline or a network from a folder or, by name, from the hub; options as for `from_diffusers`.
 
     Raises
     ------
     ValueError
-        If there is no such model, it has no safetensors, or it wants code of its own to be run.
+        If there is no such model, it has no safetensors or not all weights, or it wants code of its own to be
+        run.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -42,26 +47,62 @@ def load_model(
                 f"There is no folder {source}, and it is no name on the hub (owner/name) either; a single "
                 "file of weights goes through gas-ext import."
             )
-        folder = fetch_pipeline(reference[0], revision)
+        folder = fetch_pipeline(reference[0], revision, variant)
+    if not has_variant(folder, variant):
+        raise ValueError(f"{folder} holds no weights of the variant {variant!r}; leave variant out.")
     if (folder / _INDEX).is_file():
-        return load_pipeline(folder, dtype)
+        return _load_pipeline(folder, lambda name: dtype, variant)
     if (folder / "config.json").is_file():
-        return _load_network(folder, dtype)
+        return _load_network(folder, dtype, variant)
     raise ValueError(f"{folder} holds no diffusers model: it has neither {_INDEX} nor config.json.")
 
 
-def load_pipeline(folder: Path, dtype: torch.dtype | Mapping[str, torch.dtype] | None = None) -> Any:
-    """Load a pipeline from a folder, without the network."""
+def _load_pipeline(folder: Path, dtype_of: Callable[[str], torch.dtype], variant: str | None = None) -> Any:
+    """Load a pipeline from a folder, without the network and without the `UNUSED_PARTS`."""
     diffusers = require("diffusers", "diffusers")
     index = _read_json(folder / _INDEX)
     components = {name: entry for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
     _check_no_code(folder, index, components)
-    # Required components that are None have to be said so.
-    absent = {name: None for name, (library, _) in components.items() if library is None}
+    parts: dict[str, Any] = {}
+    for name, (library, kind) in components.items():
+        if library is None or name in UNUSED_PARTS:
+            parts[name] = None  # which has to be said where it is required
+            continue
+        cls = getattr(_library(library), str(kind), None)
+        if isinstance(cls, type) and issubclass(cls, nn.Module):
+            parts[name] = _load_module(cls, folder / name, dtype_of(name), variant)
+    options = {"requires_safety_checker": False} if "requires_safety_checker" in index else {}
     with _loading(folder):
-        return diffusers.DiffusionPipeline.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, torch_dtype=dtype, **absent
+        return diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True, **parts, **options)
+
+
+def _library(name: str) -> Any:
+    """Return where the classes of an entry of the index are: a library, or a pipeline's own module."""
+    if name in _LIBRARIES:
+        return require(name, "diffusers")
+    return getattr(require("diffusers", "diffusers").pipelines, name)
+
+
+def _load_module(cls: Any, folder: Path, dtype: torch.dtype, variant: str | None = None) -> nn.Module:
+    """Load a module whose weights are all there: diffusers would make up, at random, what is missing."""
+    with _loading(folder):
+        module, report = cls.from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            torch_dtype=dtype,
+            variant=variant if has_variant(folder, variant) else None,
+            output_loading_info=True,
         )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"{folder} lacks weights of its {cls.__name__}, {len(missing)} in all ({missing[0]}, ...); get a "
+            "fresh copy."
+        )
+    convert(module, dtype)  # a version of diffusers may not understand "torch_dtype"
+    loaded: nn.Module = module
+    return loaded
 
 
 def _check_no_code(folder: Path, index: Mapping[str, Any], components: Mapping[str, list[Any]]) -> None:
@@ -81,24 +122,39 @@ def _check_no_code(folder: Path, index: Mapping[str, Any], components: Mapping[s
         )
 
 
-def _load_network(folder: Path, dtype: torch.dtype | None) -> nn.Module:
-    diffusers = require("diffusers", "diffusers")
+def _load_network(folder: Path, dtype: torch.dtype, variant: str | None) -> nn.Module:
     name = _read_json(folder / "config.json").get("_class_name")
     if name not in NETWORKS:
         raise ValueError(f"{folder} holds a {name}, but expected a pipeline or one of {', '.join(NETWORKS)}.")
-    with _loading(folder):
-        network: nn.Module = getattr(diffusers, name).from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, torch_dtype=dtype
-        )
-    return network
+    return _load_module(_own_class(folder, name), folder, dtype, variant)
+
+
+def _own_class(folder: Path, name: str) -> Any:
+    """Return a class of modules or schedulers of diffusers by its name; no other is loaded on its own."""
+    diffusers = require("diffusers", "diffusers")
+    cls = getattr(diffusers, name, None)
+    if not isinstance(cls, type) or not issubclass(cls, diffusers.ModelMixin | diffusers.SchedulerMixin):
+        raise ValueError(f"{folder} names a {name}, which is no module or scheduler of diffusers.")
+    return cls
 
 
 def save_parts(parts: Parts, folder: Path) -> dict[str, Any]:
-    """Write all parts into an empty folder; return what `load_parts` needs besides."""
+    """Write all parts into an empty folder; return what `load_parts` needs besides.
+
+    Raises
+    ------
+    TypeError
+        If the network is no class of diffusers, which could not be found again.
+    """
     named = {"network": parts.network, "scheduler": parts.scheduler, "vae": parts.vae}
     if parts.pipeline is not None:
         named = dict(parts.pipeline.components)
     named = {name: part for name, part in named.items() if part is not None}
+    kind = type(parts.network).__name__
+    if not hasattr(require("diffusers", "diffusers"), kind):
+        raise TypeError(
+            f"A {kind} is no class of diffusers and cannot be kept in a folder: save the network yourself."
+        )
     for part in named.values():
         backend = getattr(part, "backend_tokenizer", None)
         if backend is not None:  # else the file says how the tokenizer was last called
@@ -122,29 +178,18 @@ def save_parts(parts: Parts, folder: Path) -> dict[str, Any]:
 
 def load_parts(folder: Path, config: Mapping[str, Any]) -> Parts:
     """Rebuild what `save_parts` wrote."""
-    diffusers = require("diffusers", "diffusers")
     dtypes = {name: getattr(torch, dtype) for name, dtype in config["dtypes"].items()}
     if config["pipeline"]:
-        pipeline = load_pipeline(folder / "pipeline", dtypes)
-        for name, dtype in dtypes.items():
-            _convert(pipeline.components[name], dtype)
-        return parts_of(pipeline)
-    loaded = {}
-    for name in ("network", "scheduler", "vae"):
-        if name in config["classes"]:
-            with _loading(folder / name):
-                cls = getattr(diffusers, config["classes"][name])
-                options = {"use_safetensors": True, "torch_dtype": dtypes[name]} if name in dtypes else {}
-                loaded[name] = cls.from_pretrained(folder / name, local_files_only=True, **options)
-    for name, dtype in dtypes.items():
-        _convert(loaded[name], dtype)
+        return parts_of(_load_pipeline(folder / "pipeline", dtypes.__getitem__))
+    loaded: dict[str, Any] = {}
+    for name, kind in config["classes"].items():
+        place, cls = folder / name, _own_class(folder, kind)
+        if name in dtypes:
+            loaded[name] = _load_module(cls, place, dtypes[name])
+        else:
+            with _loading(place):
+                loaded[name] = cls.from_pretrained(place, local_files_only=True)
     return parts_of(loaded["network"], loaded["scheduler"], loaded.get("vae"))
-
-
-def _convert(module: nn.Module, dtype: torch.dtype) -> None:
-    """See to a dtype that a version of diffusers did not understand."""
-    if module.dtype != dtype:
-        module.to(dtype)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -2,7 +2,14 @@
 
 To add an architecture, write a function of its configuration that returns a `NetworkKind`, and enter it
 into `NETWORKS` under the name of its class; for prompts also a function that encodes them (`conditions`).
-Schedule, guidance, decoding and folders follow. For one call, `Denoiser.from_callable` is less.
+Schedule, guidance, decoding and folders follow. One that is called like a UNet2DModel takes two lines:
+
+    def _my_network(config):
+        return NetworkKind(_call_unet, config["in_channels"], _image_size(config))
+
+    NETWORKS = {..., "MyNetwork": _my_network}
+
+For a single model, `Denoiser.from_callable` is less.
 """
 
 from __future__ import annotations
@@ -160,11 +167,13 @@ def _call_cross_attention(network: nn.Module, x: Tensor, time: Tensor, condition
 
 
 def _call_sdxl(network: nn.Module, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-    added = {name: condition[name] for name in ("text_embeds", "time_ids")}
-    text = condition["encoder_hidden_states"]
-    output: Tensor = network(x, time, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False)[
-        0
-    ]
+    output: Tensor = network(
+        x,
+        time,
+        encoder_hidden_states=condition["encoder_hidden_states"],
+        added_cond_kwargs={name: condition[name] for name in ("text_embeds", "time_ids")},
+        return_dict=False,
+    )[0]
     return output
 
 
@@ -265,7 +274,9 @@ def _flux_positions(rows: int, columns: int, like: Tensor) -> Tensor:
 
 def _image_size(config: Config) -> tuple[int, ...] | None:
     size = config.get("sample_size")
-    return (size, size) if isinstance(size, int) else size and tuple(size)
+    if size is None:
+        return None
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 # class name -> what its configuration says

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gas_ext.teachers.hub import UNUSED_PARTS
 from gas_ext.teachers.optional import require
 
 _NETWORKS = ("unet", "transformer")
@@ -45,7 +46,7 @@ class Parts:
         """Convert all modules in place."""
         for module in (self.network, self.vae, *self.text_encoders):
             if module is not None:
-                module.to(dtype)
+                convert(module, dtype)
 
     def latent_factor(self) -> int:
         """Return how many pixels a latent stands for in each direction; 1 without a VAE."""
@@ -55,25 +56,44 @@ class Parts:
         return int(own) if own else 2 ** (len(_config(self.vae)["block_out_channels"]) - 1)
 
 
+def convert(module: Any, dtype: torch.dtype) -> None:
+    """Convert a module in place, unless it is of this dtype.
+
+    What was loaded in half precision stays as it is: T5 has layers that overflow there, which are then
+    float32.
+    """
+    if module.dtype != dtype:
+        module.to(dtype)
+
+
 def parts_of(model: Any, scheduler: Any = None, vae: Any = None) -> Parts:
     """Take a pipeline apart, or put a network and its scheduler together; see `from_diffusers`."""
     diffusers = require("diffusers", "diffusers")
     if isinstance(model, diffusers.DiffusionPipeline):
         if vae is not None:
             raise ValueError(
-                f"A {type(model).__name__} has its own VAE; replace it there: pipeline.vae = ..."
+                f"A {type(model).__name__} decodes with its own part; leave vae out, or replace that part: "
+                "pipeline.vae = ..."
             )
         return _parts_of_pipeline(model, scheduler)
     if not isinstance(model, diffusers.ModelMixin):
         raise TypeError(
             f"Got a {type(model).__name__}, but expected a diffusers pipeline or network, a folder or a name."
         )
-    if not isinstance(scheduler, diffusers.SchedulerMixin):
-        raise ValueError(
-            f"A {type(model).__name__} alone does not tell its noise schedule; pass the scheduler that it "
-            "was trained with: from_diffusers(network, scheduler=DDPMScheduler(...))."
-        )
+    _check_scheduler(type(model).__name__, scheduler)
     return Parts(model, scheduler, vae)
+
+
+def _check_scheduler(name: str, scheduler: Any) -> None:
+    if scheduler is None:
+        raise ValueError(
+            f"A {name} alone does not tell its noise schedule; pass the scheduler that it was trained with: "
+            "from_diffusers(network, scheduler=DDPMScheduler(...))."
+        )
+    if not isinstance(scheduler, require("diffusers", "diffusers").SchedulerMixin):
+        raise TypeError(
+            f"The scheduler is a {type(scheduler).__name__}, but must be one of diffusers: DDPMScheduler()."
+        )
 
 
 def _parts_of_pipeline(pipeline: Any, scheduler: Any) -> Parts:
@@ -87,9 +107,18 @@ def _parts_of_pipeline(pipeline: Any, scheduler: Any) -> Parts:
             f"A {name} is not known here: expected one network ({' or '.join(_NETWORKS)}) that depends on "
             f"state, time and condition alone, but found {found}; use Denoiser.from_callable."
         )
+    if pipeline.config.get("requires_aesthetics_score"):
+        raise ValueError(
+            f"This {name} refines images by an aesthetic score, which is not known here; use "
+            "Denoiser.from_callable."
+        )
+    pipeline = copy.copy(pipeline)  # the user's own keeps all its parts
+    _check_scheduler(name, pipeline.scheduler if scheduler is None else scheduler)
     if scheduler is not None:
-        pipeline = copy.copy(pipeline)  # the user's own keeps its scheduler
         pipeline.scheduler = scheduler
+    pipeline.register_modules(**{part: None for part in UNUSED_PARTS if components.get(part) is not None})
+    if "requires_safety_checker" in pipeline.config:
+        pipeline.register_to_config(requires_safety_checker=False)
     encoders = [
         part for key, part in components.items() if key.startswith("text_encoder") and part is not None
     ]
@@ -124,7 +153,8 @@ def decode_latents(vae: Any, latents: Tensor) -> Tensor:
     """
     config = _config(vae)
     if config.get("force_upcast") and vae.dtype == torch.float16:
-        vae.to(torch.float32)  # its activations exceed what half precision holds
+        # Its activations exceed what half precision holds. A copy, for the pipeline needs it as it is.
+        vae = copy.deepcopy(vae).float()
     scale = config.get("scaling_factor") or 1.0
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is not None and std is not None:

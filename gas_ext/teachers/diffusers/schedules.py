@@ -138,12 +138,11 @@ def read_scheduler(scheduler: Any) -> SchedulerReading:
     """
     kind, config = type(scheduler).__name__, scheduler.config
     prediction_type = config.get("prediction_type", "epsilon")
-    if kind.startswith("FlowMatch") or (prediction_type, config.get("use_flow_sigmas")) == (
-        "flow_prediction",
-        True,
-    ):
+    if kind.startswith("FlowMatch") or config.get("use_flow_sigmas"):
         if config.get("invert_sigmas"):
             raise _refused(kind, "its time runs backwards (invert_sigmas)")
+        if not kind.startswith("FlowMatch") and prediction_type != "flow_prediction":
+            raise _refused(kind, f"its prediction type is {prediction_type!r} at sigmas of flow matching")
         return SchedulerReading(_FlowPreconditioning(config["num_train_timesteps"]), _flow_shift(config))
     if kind in _EDM_SCHEDULERS:
         return SchedulerReading(_edm_preconditioning(kind, config))
@@ -236,8 +235,9 @@ def _flow_shift(config: Mapping[str, Any]) -> Callable[[int], float]:
     if not config.get("use_dynamic_shifting"):
         shift = config.get("shift", config.get("flow_shift", 1.0))
         return lambda tokens: float(shift)
-    low, high = config["base_image_seq_len"], config["max_image_seq_len"]
-    start, end = config["base_shift"], config["max_shift"]
+    # Where the scheduler does not say, what the pipelines of diffusers take.
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    start, end = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     linear = config.get("time_shift_type") == "linear"
 
     def dynamic(tokens: int) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gas_ext.denoisers import Condition, Denoiser
+from gas_ext.denoisers import Condition, Denoiser, per_sample
 from gas_ext.teachers.diffusers.conditions import PromptOptions, complete
 from gas_ext.teachers.diffusers.files import load_model, load_parts, save_parts
 from gas_ext.teachers.diffusers.networks import NetworkKind, network_kind
@@ -33,6 +33,7 @@ def from_diffusers(
     distilled_guidance: float = 3.5,
     max_sequence_length: int | None = None,
     revision: str | None = None,
+    variant: str | None = None,
 ) -> DiffusersTeacher:
     """Make a teacher of a diffusers pipeline or network.
 
@@ -40,8 +41,9 @@ def from_diffusers(
     ----------
     model : DiffusionPipeline, ModelMixin, str or path
         A pipeline; a network, with a scheduler; a folder that either was saved into; or a name on the hub
-        ("owner/name"). A folder never touches the network. Weights are read from safetensors only, and no
-        code that comes with them is run. The modules are used as they are, frozen.
+        ("owner/name"). A folder never touches the network. Weights are read from safetensors only, must all
+        be there, and no code that comes with them is run. The modules are used as they are, frozen; safety
+        checkers and image encoders are left out.
     scheduler : SchedulerMixin, optional
         For a network: what it was trained with. For a pipeline: in place of its own.
     vae : AutoencoderKL or VQModel, optional
@@ -60,13 +62,17 @@ def from_diffusers(
         Where sampling ends: 1/N for a scheduler over N noise levels, which is the smallest that the network
         knows, and 1e-3 for flow matching and EDM if not given.
     dtype : torch.dtype, optional
-        What everything is converted to. States stay in the dtype of the noise.
+        What everything is converted to. If not given, modules stay what they are, and files are loaded in
+        float32. States stay in the dtype of the noise.
     distilled_guidance : float
         FLUX.1-dev: the guidance scale it is told, at one evaluation per step.
     max_sequence_length : int, optional
         SD3 and FLUX: tokens of T5.
     revision : str, optional
         Of a name on the hub: branch, tag or commit.
+    variant : str, optional
+        Of a folder or a name on the hub: which weights, e.g. "fp16" for ``*.fp16.safetensors``; parts without
+        that variant are taken as they are. Independent of `dtype`.
 
     Returns
     -------
@@ -78,7 +84,7 @@ def from_diffusers(
     ValueError
         If there is no such model, or its network, scheduler or inputs are not known here.
     TypeError
-        If it is no model of diffusers.
+        If it is no model of diffusers, or its scheduler is none.
     ImportError
         If diffusers is not installed.
 
@@ -94,8 +100,8 @@ def from_diffusers(
     torch.Size([2, 1, 8, 8])
     """
     if isinstance(model, str | os.PathLike):
-        name = name or Path(model).name
-        model = load_model(model, revision=revision, dtype=dtype)
+        name = name or Path(os.path.abspath(model)).name
+        model = load_model(model, revision=revision, variant=variant, dtype=dtype or torch.float32)
     parts = parts_of(model, scheduler, vae)
     if dtype is not None:
         parts.to(dtype)
@@ -200,14 +206,8 @@ class DiffusersTeacher(Denoiser):
             return {name: self._for_batch(value, x) for name, value in condition.items()}
         if condition is None:
             return None
-        if condition.ndim == 0:
-            condition = condition[None]
-        if len(condition) not in (1, len(x)):
-            raise ValueError(
-                f"{self.name} got {len(x)} samples and a condition of {len(condition)}; give one per sample."
-            )
         dtype = self.parts.network.dtype if condition.is_floating_point() else condition.dtype
-        return condition.to(x.device, dtype).expand(len(x), *condition.shape[1:])
+        return per_sample(condition.to(x.device, dtype), len(x))
 
     def encode_condition(self, values: Any) -> Condition:
         """Turn labels, prompts or a dict of encoded tensors into what `predict` takes.
@@ -221,7 +221,7 @@ class DiffusersTeacher(Denoiser):
         Raises
         ------
         ValueError
-            If a label does not exist, a tensor is missing, or the model cannot encode prompts.
+            If a label does not exist, a tensor is missing, there are no prompts, or they cannot be encoded.
         TypeError
             If a prompt is no string.
         """
@@ -231,12 +231,14 @@ class DiffusersTeacher(Denoiser):
             labels = super().encode_condition(values)
             rows = self._kind.label_rows
             # As in the base class, values on a GPU are left to the network.
-            if not labels.is_cuda and bool((labels == rows).any()):
+            if labels.device.type == "cpu" and bool((labels == rows).any()):
                 raise ValueError(f"{self.name} has no label {rows}, which would mean no label.")
             return labels
         if isinstance(values, Mapping):
             return self._completed(values)
         prompts = [values] if isinstance(values, str) else list(values)
+        if not prompts:
+            raise ValueError(f"{self.name} got an empty list of prompts; give one per sample.")
         if not all(isinstance(prompt, str) for prompt in prompts):
             raise TypeError(
                 f"Prompts of {self.name} must be strings, or a dict of tensors named "
@@ -317,7 +319,8 @@ def _default_guidance(pipeline: Any) -> float | None:
 def _sample_shape(network: Any, kind: NetworkKind, given: Sequence[int] | None) -> tuple[int, ...]:
     """Return the shape of one state, checked against the channels of the network."""
     name, config = type(network).__name__, network.config
-    inputs, outputs = config["in_channels"], config.get("out_channels") or config["in_channels"]
+    inputs = config.get("in_channels", kind.channels)
+    outputs = config.get("out_channels") or inputs
     if outputs not in (inputs, 2 * inputs):
         raise ValueError(
             f"This {name} takes {inputs} channels and returns {outputs}, so it has further inputs (a mask, "

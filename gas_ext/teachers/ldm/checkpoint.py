@@ -70,6 +70,8 @@ class Checkpoint:
         """Return the given table, or else the file's own, in float64."""
         if given is None and "alphas_cumprod" not in self.buffers:
             raise ValueError("it holds no noise schedule (alphas_cumprod); pass alphas_cumprod")
+        if isinstance(given, list | tuple):
+            given = torch.tensor(given, dtype=torch.float64)  # as exact as Python's numbers
         table = self.buffers["alphas_cumprod"] if given is None else torch.as_tensor(given)
         if table.dtype not in (torch.float32, torch.float64):  # as in files that were halved in size
             raise ValueError(

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gas_ext.denoisers import Denoiser
+from gas_ext.denoisers import Denoiser, per_sample
 from gas_ext.schedules import NoiseSchedule
 from gas_ext.teachers.ldm import architecture
 from gas_ext.teachers.ldm.checkpoint import Checkpoint, listed
@@ -113,7 +113,8 @@ class LatentTeacher(Denoiser):
         if self.class_embedding is not None:
             if condition is None:
                 condition = self.unconditional_condition()
-            inputs = (*inputs, self.class_embedding(condition.to(x.device).expand(batch))[:, None])
+            labels = per_sample(condition.to(x.device), batch)
+            inputs = (*inputs, self.class_embedding(labels)[:, None])
         output: Tensor = self.unet(*inputs, return_dict=False)[0]
         return output.to(x.dtype)
 

@@ -4,9 +4,11 @@ import json
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_pipelines import (
     FAMILIES,
     TOKENS,
@@ -15,6 +17,7 @@ from tiny_pipelines import (
     conditional_unet,
     ddim,
     noise_for,
+    sd3,
     stable_diffusion,
     teacher_of,
     unet_2d,
@@ -82,13 +85,107 @@ def test_the_dtype_does_not_hang_on_the_name_of_an_argument(tmp_path, monkeypatc
 
     teacher = teacher_of("stable-diffusion", dtype=torch.bfloat16)
     save_teacher(teacher, tmp_path / "teacher")
-    load = diffusers.DiffusionPipeline.from_pretrained
+    load = diffusers.ModelMixin.from_pretrained.__func__
+    loaded = []
 
-    def deaf(folder, torch_dtype=None, **options):
-        return load(folder, **options)
+    def deaf(cls, folder, torch_dtype=None, **options):
+        loaded.append(cls.__name__)
+        return load(cls, folder, **options)
 
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", deaf)
+    monkeypatch.setattr(diffusers.ModelMixin, "from_pretrained", classmethod(deaf))
     assert_same(teacher, load_teacher(tmp_path / "teacher"), FAMILIES["stable-diffusion"][2])
+    assert sorted(loaded) == ["AutoencoderKL", "UNet2DConditionModel"]
+
+
+def test_files_are_loaded_in_float32_unless_told_otherwise(tmp_path):
+    """Whatever they hold, and whatever the version of transformers does by default."""
+    stable_diffusion().to(torch.float16).save_pretrained(tmp_path)
+    for dtype in (None, torch.float16, torch.float64):
+        teacher = from_diffusers(tmp_path, dtype=dtype)
+        assert {parameter.dtype for parameter in teacher.parameters()} == {dtype or torch.float32}
+
+
+def test_t5_keeps_the_layers_that_overflow_in_half_precision(tmp_path):
+    sd3().save_pretrained(tmp_path / "pipeline")
+    teacher = from_diffusers(tmp_path / "pipeline", dtype=torch.float16)
+    for each in (teacher, load_teacher(save_teacher(teacher, tmp_path / "teacher"))):
+        t5 = each.parts.pipeline.text_encoder_3
+        assert t5.dtype == torch.float16
+        assert t5.encoder.block[0].layer[1].DenseReluDense.wo.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("shards", ["10GB", "20KB"])
+def test_variants(shards, tmp_path):
+    pipeline = stable_diffusion()
+    pipeline.save_pretrained(tmp_path)
+    expected = from_diffusers(tmp_path)
+    with torch.no_grad():
+        pipeline.unet.conv_out.bias.add_(1.0)
+    # Of the network alone; all else is taken as it is.
+    pipeline.unet.save_pretrained(tmp_path / "unet", variant="fp16", max_shard_size=shards)
+    x, condition = noise_for(expected), expected.encode_condition("a")
+    difference = from_diffusers(tmp_path, variant="fp16")(x, T, condition) - expected(x, T, condition)
+    torch.testing.assert_close(difference, torch.ones_like(difference))
+    assert_same(from_diffusers(tmp_path), expected, "a")
+    alone = from_diffusers(tmp_path / "unet", scheduler=ddim(), variant="fp16")
+    assert torch.equal(alone.network.conv_out.bias, pipeline.unet.conv_out.bias)
+    with pytest.raises(ValueError, match=r"no weights of the variant 'bf16'; leave variant out"):
+        from_diffusers(tmp_path, variant="bf16")
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_missing_weights_are_named(part, tmp_path):
+    """Diffusers and transformers fill them with random numbers and a warning."""
+    stable_diffusion().save_pretrained(tmp_path)
+    (path,) = (tmp_path / part).glob("*.safetensors")
+    weights = load_file(path)
+    missing = sorted(weights)[3]
+    del weights[missing]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"{part} lacks weights of its .*, 1 in all \({missing}, \.\.\.\)"):
+        from_diffusers(tmp_path)
+
+
+def test_folders_of_older_versions(tmp_path):
+    """Stable Diffusion's VAE names attention otherwise, DiT its class; CLIP has a level more."""
+    stable_diffusion().save_pretrained(tmp_path / "sd")
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def vae_name(key):
+        return next((key.replace(new, name) for new, name in old.items() if f".{new}." in key), key)
+
+    vae, text = tmp_path / "sd/vae/diffusion_pytorch_model.safetensors", tmp_path / "sd/text_encoder"
+    renamed = {vae_name(key): value for key, value in load_file(vae).items()}
+    assert any("query" in key for key in renamed)
+    save_file(renamed, vae, metadata={"format": "pt"})
+    level = {
+        f"text_model.{key.removeprefix('text_model.')}": value
+        for key, value in load_file(text / "model.safetensors").items()
+    }
+    level["text_model.embeddings.position_ids"] = torch.arange(TOKENS)[None]
+    save_file(level, text / "model.safetensors", metadata={"format": "pt"})
+    assert_same(teacher_of("stable-diffusion"), from_diffusers(tmp_path / "sd"), ["a", "b"])
+    teacher_of("dit").parts.pipeline.save_pretrained(tmp_path / "dit")
+    for path, changes in (
+        (tmp_path / "dit/model_index.json", {"transformer": ["diffusers", "Transformer2DModel"]}),
+        (
+            tmp_path / "dit/transformer/config.json",
+            {"_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero"},
+        ),
+    ):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    assert_same(teacher_of("dit"), from_diffusers(tmp_path / "dit"), [3, 7])
+
+
+def test_cards_name_modules_and_schedulers_only(tmp_path):
+    """A pipeline could bring code, which is looked for elsewhere."""
+    folder = save_teacher(teacher_of("signal"), tmp_path / "teacher")
+    for kind in ("DiffusionPipeline", "logging", "NoSuchModel"):
+        card = json.loads((folder / "teacher.json").read_text())
+        card["config"]["parts"]["classes"]["network"] = kind
+        (folder / "teacher.json").write_text(json.dumps(card))
+        with pytest.raises(ValueError, match=f"names a {kind}, which is no module or scheduler"):
+            load_teacher(folder)
 
 
 def test_options_survive(tmp_path):
@@ -117,13 +214,15 @@ def test_latents_of_a_network_with_a_vae(tmp_path):
     assert_same(teacher, load_teacher(save_teacher(teacher, tmp_path / "teacher")), None)
 
 
-@pytest.mark.parametrize("kind", [str, lambda path: path])
-def test_a_folder_of_diffusers_is_loaded_without_the_network(kind, tmp_path, no_network):
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_folder_of_diffusers_is_loaded_without_the_network(kind, tmp_path, no_network, monkeypatch):
     pipeline = stable_diffusion()
     pipeline.save_pretrained(tmp_path / "small-sd")
     teacher = from_diffusers(kind(tmp_path / "small-sd"))
     assert teacher.name == "small-sd"
     assert_same(from_diffusers(pipeline), teacher, ["a", "b"])
+    monkeypatch.chdir(tmp_path / "small-sd")
+    assert from_diffusers(kind(".")).name == "small-sd"
 
 
 def test_a_network_alone_is_loaded_with_a_scheduler(tmp_path, no_network):
@@ -141,13 +240,13 @@ def test_the_hub_is_asked_by_name(tmp_path, monkeypatch):
     stable_diffusion().save_pretrained(tmp_path / "snapshot")
     asked = []
 
-    def fetch(repository, revision):
-        asked.append((repository, revision))
+    def fetch(*arguments):
+        asked.append(arguments)
         return tmp_path / "snapshot"
 
     monkeypatch.setattr(files, "fetch_pipeline", fetch)
     teacher = from_diffusers("somebody/small-sd", revision="main")
-    assert asked == [("somebody/small-sd", "main")]
+    assert asked == [("somebody/small-sd", "main", None)]
     assert teacher.name == "small-sd"
 
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, StableDiffusionXLPipeline
+from diffusers import DDPMScheduler, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 from tiny_pipelines import (
     FAMILIES,
     PROMPTS,
@@ -18,6 +18,7 @@ from tiny_pipelines import (
     sd3,
     sdxl,
     stable_diffusion,
+    stable_diffusion_with_safety_checker,
     teacher_of,
     unet_1d,
     unet_2d,
@@ -26,6 +27,7 @@ from tiny_pipelines import (
 from gas_ext import Denoiser, GASSampler, GeneralizedSolver
 from gas_ext.data import take
 from gas_ext.teachers.diffusers import NETWORKS, DiffusersTeacher, from_diffusers
+from gas_ext.teachers.folder import save_teacher
 from gas_ext.training import TrainingConfig, train_solver
 
 CONDITIONAL = [family for family, (_, _, condition) in FAMILIES.items() if condition is not None]
@@ -119,8 +121,48 @@ def test_conditions_matter_and_belong_to_their_samples(family):
     first = take(both, slice(0, 1))
     torch.testing.assert_close(teacher(x, t, first)[:1], together[:1], rtol=1e-4, atol=1e-5)
     assert torch.equal(teacher(x, t), teacher(x, t, teacher.unconditional_condition()))
-    with pytest.raises(ValueError, match="got 3 samples and a condition of 2"):
+    with pytest.raises(ValueError, match="Got 3 samples and a condition of 2"):
         teacher(torch.cat([x, x[:1]]), t, both)
+
+
+@pytest.mark.parametrize("family", CONDITIONAL)
+def test_one_condition_guides_all_samples(family):
+    teacher = teacher_of(family)
+    one = FAMILIES[family][2][0]
+    sampler = GASSampler(GeneralizedSolver(teacher.schedule, 1), teacher, guidance_scale=2.0)
+    noise = noise_for(teacher)
+    with torch.no_grad():
+        expected = sampler(noise, [one, one])
+        for condition in (one, [one]):
+            torch.testing.assert_close(sampler(noise, condition), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="Got 2 samples and a condition of 3"):
+        sampler(noise, [one] * 3)
+
+
+def test_negative_prompts():
+    """In place of the empty prompt: one for all, or one per sample."""
+    teacher = teacher_of("sdxl")
+    sampler = GASSampler(GeneralizedSolver(teacher.schedule, 2), teacher, guidance_scale=2.0)
+    noise = noise_for(teacher)
+    with torch.no_grad():
+        plain = sampler(noise, PROMPTS)
+        for_all = sampler(noise, PROMPTS, "ugly")
+        torch.testing.assert_close(sampler(noise, PROMPTS, ["ugly", "ugly"]), for_all, rtol=1e-5, atol=1e-5)
+        mixed = sampler(noise, PROMPTS, ["ugly", "dull"])
+    assert (plain - for_all).abs().min(0).values.max() > 1e-4
+    torch.testing.assert_close(mixed[0], for_all[0], rtol=1e-5, atol=1e-5)
+    assert (mixed[1] - for_all[1]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("family", ["dit", "sd3"])
+def test_compiles_without_graph_breaks(family):
+    teacher = teacher_of(family)
+    x, t = noise_for(teacher), torch.tensor(0.5, dtype=torch.float64)
+    condition = teacher.encode_condition(FAMILIES[family][2])
+    torch.compiler.reset()
+    with torch.no_grad():
+        compiled = torch.compile(teacher, fullgraph=True, backend="eager")(x, t, condition)
+        torch.testing.assert_close(compiled, teacher(x, t, condition))
 
 
 @pytest.mark.parametrize("family", CONDITIONAL)
@@ -141,6 +183,20 @@ def test_guidance_joins_two_conditions(family):
     torch.testing.assert_close(trajectory.data[0], expected.data[0], rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_depends_on_the_device_or_on_values(family):
+    """The meta device has no numbers, and refuses tensors of another device."""
+    teacher = teacher_of(family)
+    condition = teacher.encode_condition(FAMILIES[family][2])
+    guidance_scale = None if condition is None else 2.0
+    teacher.unconditional_condition()  # prompts are encoded before the move
+    solver = GeneralizedSolver(teacher.schedule, 2, t_eps=teacher.t_eps).to("meta")
+    sampler = GASSampler(solver, teacher.to("meta"), guidance_scale=guidance_scale)
+    samples = sampler(noise_for(teacher).to("meta"), take(condition, slice(0, 1)))
+    assert samples.shape == (2, *teacher.sample_shape)
+    assert teacher.decode(samples).is_meta
+
+
 @pytest.mark.parametrize("family", PROMPTED)
 def test_prompts_become_tensors(family):
     teacher = teacher_of(family)
@@ -154,6 +210,8 @@ def test_prompts_become_tensors(family):
     assert all(again[name] is value for name, value in condition.items())
     with pytest.raises(TypeError, match="must be strings"):
         teacher.encode_condition([3, 4])
+    with pytest.raises(ValueError, match="empty list of prompts"):
+        teacher.encode_condition([])
     with pytest.raises(ValueError, match=r"holds .*encoder_hidden_states.*but got hidden"):
         teacher.encode_condition({"hidden": torch.zeros(2, 3)})
     del condition["encoder_hidden_states"]
@@ -317,15 +375,15 @@ def test_latents_with_statistics_of_their_own():
     torch.testing.assert_close(teacher.decode(latents), theirs)
 
 
-def test_a_vae_that_overflows_in_half_precision_is_raised_to_single():
+def test_a_vae_that_overflows_in_half_precision_decodes_in_single():
     teacher = from_diffusers(sdxl())
-    latents = noise_for(teacher)
-    expected = teacher.decode(latents)
-    teacher.vae.half()
+    latents = noise_for(teacher).requires_grad_()
+    teacher.vae.half()  # rounds its weights
+    exact = copy.deepcopy(teacher.vae).float()
     images = teacher.decode(latents)
-    assert teacher.vae.dtype == torch.float32
-    assert images.dtype == torch.float32
-    assert (images - expected).abs().max() < 0.05 * expected.abs().max()
+    assert torch.equal(images, exact.decode(latents / exact.config.scaling_factor).sample)
+    assert torch.autograd.grad(images.sum(), latents)[0].abs().sum() > 0
+    assert teacher.vae.dtype == torch.float16  # as the pipeline, which shares it, expects
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -362,6 +420,7 @@ def test_teachers_are_frozen_and_move_as_one():
     assert {parameter.dtype for parameter in double.parameters()} == {torch.float64}
     assert double.encode_condition("a")["text_embeds"].dtype == torch.float64
     assert {parameter.dtype for parameter in teacher.parameters()} == {torch.float32}
+    assert double.parts.network is double.network is not teacher.network
     meta = teacher.to("meta")
     assert meta.device == torch.device("meta")
 
@@ -384,6 +443,27 @@ def test_another_scheduler_leaves_the_pipeline_alone():
     teacher = from_diffusers(pipeline, scheduler=ddim(prediction_type="v_prediction"))
     assert teacher.prediction_type == "v_prediction"
     assert pipeline.scheduler is own
+    for build in (stable_diffusion, unet_2d):
+        with pytest.raises(TypeError, match="The scheduler is a str"):
+            from_diffusers(build(), scheduler="ddim")
+    pipeline.scheduler = None
+    with pytest.raises(ValueError, match="alone does not tell its noise schedule"):
+        from_diffusers(pipeline)
+
+
+def test_what_judges_images_is_left_out(tmp_path):
+    pipeline = stable_diffusion_with_safety_checker()
+    checker = pipeline.safety_checker
+    teacher = from_diffusers(pipeline)
+    assert pipeline.safety_checker is checker
+    assert pipeline.config.requires_safety_checker
+    assert teacher.parts.pipeline.safety_checker is None
+    plain = from_diffusers(stable_diffusion())
+    folders = [save_teacher(each, tmp_path / str(i)) for i, each in enumerate((teacher, plain))]
+    assert not (folders[0] / "pipeline" / "safety_checker").exists()
+    assert teacher.weights_hash == plain.weights_hash
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    assert from_diffusers(tmp_path / "pipeline").parts.pipeline.safety_checker is None
 
 
 def refused(message, model, **options):
@@ -411,7 +491,7 @@ def test_networks_that_are_not_known_are_refused(message, build, options):
 def test_inputs_that_do_not_fit_are_refused():
     refused("alone does not tell its noise schedule", unet_1d())
     refused("3 channels", unet_2d(), scheduler=DDPMScheduler(), sample_shape=(4, 8, 8))
-    refused("has its own VAE", stable_diffusion(), vae=autoencoder())
+    refused("decodes with its own part", stable_diffusion(), vae=autoencoder())
     with pytest.raises(TypeError, match="Got a Linear, but expected"):
         from_diffusers(torch.nn.Linear(2, 2))
 
@@ -428,7 +508,7 @@ def test_pipelines_with_more_than_a_network_are_refused():
     )
 
 
-def test_an_architecture_is_one_entry(monkeypatch):
+def test_an_architecture_is_one_entry(monkeypatch, tmp_path):
     """A class of diffusers that is not known, made known by its user."""
     from diffusers import ModelMixin
     from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -437,7 +517,7 @@ def test_an_architecture_is_one_entry(monkeypatch):
 
     class Gain(ModelMixin, ConfigMixin):
         @register_to_config
-        def __init__(self, in_channels=2):
+        def __init__(self):
             super().__init__()
             self.gain = torch.nn.Parameter(torch.ones(1))
 
@@ -449,14 +529,17 @@ def test_an_architecture_is_one_entry(monkeypatch):
     monkeypatch.setitem(
         NETWORKS,
         "Gain",
-        lambda config: NetworkKind(lambda net, x, t, condition: net(x, t), config["in_channels"], None),
+        lambda config: NetworkKind(lambda net, x, t, condition: net(x, t), channels=2, size=None),
     )
     teacher = from_diffusers(network, scheduler=DDPMScheduler(), sample_shape=(2, 5))
     x = torch.randn(1, 2, 5)
     torch.testing.assert_close(teacher(x, torch.tensor(0.1, dtype=torch.float64)), x + 99.0)
+    with pytest.raises(TypeError, match="A Gain is no class of diffusers and cannot be kept"):
+        save_teacher(teacher, tmp_path / "teacher")
+    assert not list(tmp_path.iterdir())
 
 
-def test_sdxl_refiners_have_one_encoder():
+def test_sdxl_with_one_encoder():
     """The first tokenizer and encoder may both be absent."""
     pipeline = sdxl()
     components = {**pipeline.components, "text_encoder": None, "tokenizer": None}
@@ -467,3 +550,5 @@ def test_sdxl_refiners_have_one_encoder():
     )
     teacher = from_diffusers(StableDiffusionXLPipeline(**components))
     assert teacher.encode_condition(PROMPTS)["encoder_hidden_states"].shape == (2, TOKENS, WIDTH)
+    # Refiners are told an aesthetic score instead of a target size.
+    refused("aesthetic score", StableDiffusionXLImg2ImgPipeline(**components, requires_aesthetics_score=True))

@@ -176,12 +176,19 @@ def test_flow_schedulers(scheduler):
 def test_dynamic_shifts(kind):
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type=kind)
     shift = read_scheduler(scheduler).flow_shift
+    silent = UniPCMultistepScheduler(  # it has the switch, but not the numbers
+        use_flow_sigmas=True,
+        prediction_type="flow_prediction",
+        use_dynamic_shifting=True,
+        time_shift_type=kind,
+    )
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
     for tokens in (16, 256, 1000, 4096):
         times = torch.linspace(1.0, 0.1, 7, dtype=torch.float64)
         scheduler.set_timesteps(sigmas=times.tolist(), mu=calculate_shift(tokens))
         shifted = shift_timesteps(times, shift(tokens))
+        assert read_scheduler(silent).flow_shift(tokens) == shift(tokens)
         torch.testing.assert_close(shifted.float(), scheduler.sigmas[:-1], rtol=1e-5, atol=1e-6)
 
 
@@ -221,6 +228,11 @@ def test_edm_schedulers(prediction_type):
         ),
         (EDMDPMSolverMultistepScheduler(prediction_type="sample"), "prediction type is 'sample'"),
         (DDIMScheduler(prediction_type="residual"), "prediction type is 'residual'"),
+        (UniPCMultistepScheduler(use_flow_sigmas=True), "prediction type is 'epsilon' at sigmas of flow"),
+        (
+            DPMSolverMultistepScheduler(prediction_type="flow_prediction"),
+            "prediction type is 'flow_prediction'",
+        ),
     ],
 )
 def test_other_schedulers_are_refused_by_name(scheduler, message):

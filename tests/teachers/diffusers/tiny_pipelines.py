@@ -22,7 +22,10 @@ from diffusers import (
     UNet3DConditionModel,
     VQModel,
 )
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -194,6 +197,17 @@ def stable_diffusion(**scheduler):
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def stable_diffusion_with_safety_checker():
+    tower = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    vision = {**tower, "image_size": 8, "patch_size": 4}
+    config = CLIPConfig(text_config=tower, vision_config=vision, projection_dim=8)
+    judging = {
+        "safety_checker": StableDiffusionSafetyChecker(config),
+        "feature_extractor": CLIPImageProcessor(),
+    }
+    return StableDiffusionPipeline(**{**stable_diffusion().components, **judging})
 
 
 def stable_diffusion_2():

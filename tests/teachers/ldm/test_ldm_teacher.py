@@ -17,7 +17,7 @@ from ldm_checkpoints import (
 )
 from safetensors.torch import save_file
 
-from gas_ext import GASSampler
+from gas_ext import GASSampler, NoiseSchedule
 from gas_ext.baselines import classical_solver
 from gas_ext.safe_pickle import DamagedPickleError, UnsafePickleError
 from gas_ext.teachers.folder import load_teacher, save_teacher
@@ -88,6 +88,8 @@ def test_labels_of_every_form(load):
     assert not torch.equal(both, teacher(x, t))
     with pytest.raises(ValueError, match="from 0 to 999"):
         teacher.encode_condition([1001])
+    with pytest.raises(ValueError, match="Got 2 samples and a condition of 3"):
+        teacher(x, t, torch.tensor([1, 2, 3]))
 
 
 @needs_cin
@@ -184,6 +186,8 @@ def test_numbers_that_the_file_may_lack(load, tmp_path):
         load_small(bare)
     teacher = load_small(bare, alphas_cumprod=data("cin_small")["alphas_cumprod_f32"])
     assert torch.equal(teacher(x, t), load("cin_small")(x, t))
+    table = data("cin_small")["alphas_cumprod_f64_from_config"].tolist()
+    assert load_small(bare, alphas_cumprod=table).schedule == NoiseSchedule.vp_discrete(table)
     rounded = changed(tmp_path, alphas_cumprod=array("cin_small", "alphas_cumprod_f32").half())
     with pytest.raises(ValueError, match=r"rounded to torch\.float16; pass alphas_cumprod"):
         load_small(rounded)
