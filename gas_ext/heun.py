@@ -20,6 +20,7 @@ class HeunSolver(MultistepSolver):
     Each stage is one linear combination of the two newest states and data predictions, so that Heun runs in
     `GASSampler` like a multistep solver of 2 N - 1 steps: steps 0, 2, 4, ... go to x_{n+1} by Euler, and
     steps 1, 3, 5, ... replace it by the mean of both slopes. The last step, to sigma = 0, is Euler's alone.
+    So `timesteps` has every time but the first twice, and a 0 for the last state, where sigma = 0.
 
     With X = x / scale and u the variable of integration, dX/du = a X + b D:
     u = sigma / alpha, scale = alpha: a = 1/u, b = -1/u (what EDM uses);
@@ -65,7 +66,7 @@ class HeunSolver(MultistepSolver):
         super().__init__(schedule, steps - 1, 2, t_eps, timesteps)
         self.variable = variable
         self._places = self._times
-        # A state stands at every second time twice; the last, where sigma = 0, has no time in the schedule.
+        # Two states stand at each time but the first, predicted and corrected; sigma = 0 has no time.
         seen = torch.cat([self._places[:1], self._places[1:].repeat_interleave(2)])
         self._times = torch.cat([seen, torch.zeros(1, dtype=torch.float64)])
         self.steps = len(seen)
@@ -104,7 +105,7 @@ class HeunSolver(MultistepSolver):
         with torch.enable_grad():
             t = times.clone().requires_grad_()
             log_sigma = torch.log(self.schedule.sigma(t)).sum()
-            (a,) = torch.autograd.grad(log_sigma, t, retain_graph=False)
+            (a,) = torch.autograd.grad(log_sigma, t)
             (slope,) = torch.autograd.grad(self.schedule.lambda_(t).sum(), t)
         return a, self.schedule.alpha(times) * slope
 

@@ -201,7 +201,8 @@ class UniPCSolver(MultistepSolver):
         past = [(lambdas[n - i] - lambdas[n]) / h for i in range(1, order)]  # r_i < 0
         first = torch.expm1(-h)
         b_of_h = -h if self.variant == "bh1" else first
-        # sum_i rho_i r_i^(k-1) = k! phi_{k+1}(-h) (-h)^k ... / B(h), k = 1 .. order (Zhao et al., eq. 10)
+        # sum_i rho_i r_i^(k-1) = k! z phi_{k+1}(z) / B(h) with z = -h, k = 1 .. order (Zhao et al., eq. 10),
+        # where phi_1(z) = (exp(z) - 1) / z and z phi_{k+1}(z) = phi_k(z) - 1/k!; `phi` is z phi_{k+1}(z).
         phi, factorial, moments = first / -h - 1.0, 1.0, []
         for k in range(1, order + 1):
             moments.append(phi * factorial / b_of_h)

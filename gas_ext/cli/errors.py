@@ -14,8 +14,9 @@ R = TypeVar("R")
 
 INTERRUPTED = 128 + signal.SIGINT  # what a shell reports for a process ended by Ctrl-C
 
-# What a user can set right; anything else is a fault of the program and keeps its traceback.
-_EXPECTED = (ValueError, TypeError, OSError, RuntimeError)
+# What a user can set right (ImportError: an extra to install); anything else is a fault of the program and
+# keeps its traceback.
+_EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError)
 
 
 def friendly(command: Callable[P, R]) -> Callable[P, R]:

@@ -13,7 +13,7 @@ EPILOG = (
     "Examples:  gas-ext import cifar10 -o teachers/cifar10  |  "
     "gas-ext import edm-ffhq-64x64-uncond-vp.pkl --config ffhq -o teachers/ffhq  |  "
     "gas-ext import ./stable-diffusion-v1-5 --config coco -o teachers/coco  |  "
-    "gas-ext import facebook/DiT-XL-2-256 -o teachers/dit"
+    "gas-ext import owner/name -o teachers/name"
 )
 
 
@@ -53,7 +53,15 @@ def import_teacher(
     from gas_ext.teachers import sources
     from gas_ext.teachers.folder import read_card
 
-    options = sources.ImportOptions(name, t_eps, guidance_scale, ema, latent_size, first_stage, tokenizer)
+    options = sources.ImportOptions(
+        name=name,
+        t_eps=t_eps,
+        guidance_scale=guidance_scale,
+        use_ema=ema,
+        latent_size=latent_size,
+        first_stage=first_stage,
+        tokenizer=tokenizer,
+    )
     folder = sources.import_teacher(source, out, options, config=load_config(config) if config else None)
     card = read_card(folder)
     shape = "x".join(map(str, card["sample_shape"]))

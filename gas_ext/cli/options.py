@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -37,8 +38,9 @@ def check_device(device: str) -> str:
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (torch.device(device).index or 0) >= count:
+            instead = "cpu" + (f", or cuda:0 to cuda:{count - 1}" if count else "")
             raise ValueError(
-                f"device {device!r} is not there, torch sees {count} CUDA devices: use --device cpu"
+                f"device {device!r} is not there, torch sees {count} CUDA devices: use --device {instead}"
             )
     return device
 
@@ -53,13 +55,14 @@ def read_labels(text: str) -> list[int]:
     """
     from gas_ext.seeds import parse_seeds
 
-    path = Path(text)
-    content = ",".join(path.read_text(encoding="utf-8").replace(",", " ").split()) if path.is_file() else text
     try:
-        return parse_seeds(content)
+        if os.path.isfile(text):  # Path.is_file fails where a long list of labels is no possible name
+            text_of_file = Path(text).read_text(encoding="utf-8")
+            return parse_seeds(",".join(text_of_file.replace(",", " ").split()))
+        return parse_seeds(text)
     except ValueError:
         raise ValueError(
-            f"Cannot read labels from {text!r}: give a list such as 0-9,3, or a file of them."
+            f"Cannot read labels from {text[:40]!r}: give a list such as 0-9,3, or a file of them."
         ) from None
 
 

@@ -42,8 +42,8 @@ def sample(
 ) -> None:
     """Draw samples with a saved solver and write them as one PNG grid, or as tensors."""
     from gas_ext.data import parse_seeds, stacked_noise
-    from gas_ext.demo import check_output_folder
     from gas_ext.evaluation import draw_samples
+    from gas_ext.files import check_output_folder
     from gas_ext.progress import make_reporter
     from gas_ext.samples import spread_conditions
 
@@ -88,8 +88,8 @@ def _load(path: str, folder: str, device: str) -> tuple[GeneralizedSolver, Denoi
     name, weights_hash = solver.teacher.get("name"), solver.teacher.get("weights_hash")
     if name != teacher.name:
         raise ValueError(
-            f"{path} was learned for teacher {name!r}, not for {teacher.name!r} ({folder}): give "
-            "the folder of its own with --teacher"
+            f"{path} was learned for teacher {name!r}, not for {teacher.name!r} ({folder}): give its own "
+            "teacher with --teacher, or a solver of this one with --solver"
         )
     if weights_hash != teacher.weights_hash:
         raise ValueError(

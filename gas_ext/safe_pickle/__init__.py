@@ -7,8 +7,14 @@ become inert `PickledObject` records. Everything else is refused by name.
 """
 
 from gas_ext.safe_pickle.archive import read_pickle, read_torch_archive
-from gas_ext.safe_pickle.errors import DamagedPickleError, Limits, UnsafePickleError
-from gas_ext.safe_pickle.objects import PickledGlobal, PickledObject, PickledTensor, state_dict_of
+from gas_ext.safe_pickle.errors import DamagedPickleError, Limits, UnsafePickleError, printable
+from gas_ext.safe_pickle.objects import (
+    PickledGlobal,
+    PickledObject,
+    PickledTensor,
+    check_sharing,
+    state_dict_of,
+)
 
 __all__ = [
     "DamagedPickleError",
@@ -17,6 +23,8 @@ __all__ = [
     "PickledObject",
     "PickledTensor",
     "UnsafePickleError",
+    "check_sharing",
+    "printable",
     "read_pickle",
     "read_torch_archive",
     "state_dict_of",

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import mmap
 import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gas_ext.safe_pickle.errors import DamagedPickleError, Limits, UnsafePickleError
-from gas_ext.safe_pickle.machine import Machine
+from gas_ext.safe_pickle.machine import Machine, PersistentId
 from gas_ext.safe_pickle.objects import PickledObject, PickledTensor, Storage
 
 _STREAM_MAGIC = 0x1950A86A20F9469CFC6C  # first value of the single-stream form of torch.save
 _STREAM_PROTOCOL = 1001
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # of a zip entry
+_LONGEST_DIRECTORY = 16 * 2**20  # bytes of a zip file's directory; one entry takes about 100
 
 # What reading garbage may end in besides our own errors.
 _FAULTS = (
@@ -53,8 +56,9 @@ def read_pickle(
     Returns
     -------
     object
-        dict, list, tuple, set, str, int, float, bytes, None, torch.Tensor, torch.dtype, and `PickledObject`
-        records of everything that is an instance of a class.
+        dict, list, tuple, set, str, int, float, bool, None, bytes (long ones as memoryview), torch.Tensor,
+        torch.dtype; `PickledObject` records of everything that is an instance of a class, and `PickledGlobal`
+        for a class itself. No container holds itself.
 
     Raises
     ------
@@ -78,7 +82,7 @@ def read_torch_archive(
     """Read what torch.save wrote (.ckpt, .pt, .pth), zip or single stream.
 
     Parameters, result and errors as for `read_pickle`. Classes of PyTorch Lightning's callbacks, which stand
-    in such files as dictionary keys, become `PickledGlobal`.
+    in such files as dictionary keys, are among the `PickledGlobal`.
 
     Examples
     --------
@@ -91,16 +95,20 @@ def read_torch_archive(
     return _read(source, limits, tensors, _torch_archive)
 
 
-def _read(source: Any, limits: Limits | None, tensors: bool, form: Any) -> Any:
-    # A copy: reading counts the limits down.
-    limits = Limits(**vars(limits)) if limits else Limits()
+def _read(
+    source: str | os.PathLike[str] | bytes,
+    limits: Limits | None,
+    tensors: bool,
+    form: Callable[[memoryview, Limits], Any],
+) -> Any:
+    limits = copy.copy(limits or Limits())  # reading counts them down
     name = "The pickle" if isinstance(source, bytes) else str(source)
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise FileNotFoundError(f"There is no file {source}.")
-    depth = limits.depth
     try:
-        value = form(_mapped(source), limits)
-        return _finished(value, depth, tensors)
+        data = _mapped(source)
+        limits.stored_bytes = len(data)
+        return _Finisher(limits.depth, tensors).finish(form(data, limits))[0]
     except UnsafePickleError as error:
         raise UnsafePickleError(
             f"{name} is refused: {error}; only files of the known kinds are read, and nothing in them is run."
@@ -112,7 +120,7 @@ def _read(source: Any, limits: Limits | None, tensors: bool, form: Any) -> Any:
         ) from None
 
 
-def _mapped(source: Any) -> memoryview:
+def _mapped(source: str | os.PathLike[str] | bytes) -> memoryview:
     """Return the content; a file is mapped privately, so that tensors on it can be written to."""
     if isinstance(source, bytes):
         return memoryview(bytearray(source))
@@ -123,23 +131,18 @@ def _mapped(source: Any) -> memoryview:
 
 
 def _raw_pickle(data: memoryview, limits: Limits) -> Any:
-    return Machine(data, limits, _nested_stream(limits)).run()
+    return Machine(data, limits, _load_from_bytes).run()
 
 
-def _nested_stream(limits: Limits) -> Any:
-    """Return the builder for torch.storage._load_from_bytes."""
-
-    def load_from_bytes(data: Any) -> Any:
-        limits.streams -= 1
-        if limits.streams < 0:
-            raise DamagedPickleError("it has too many storages")
-        if isinstance(data, bytes):
-            data = memoryview(bytearray(data))
-        if not isinstance(data, memoryview):
-            raise DamagedPickleError("a storage is not made of bytes")
-        return _torch_stream(data, limits)
-
-    return load_from_bytes
+def _load_from_bytes(limits: Limits, data: Any) -> Any:
+    """Read torch.storage._load_from_bytes."""
+    limits.spend("streams")
+    if isinstance(data, bytes):
+        limits.spend("text_bytes", len(data))
+        data = memoryview(bytearray(data))
+    if not isinstance(data, memoryview):
+        raise DamagedPickleError("a storage is not made of bytes")
+    return _torch_stream(data, limits)
 
 
 def _torch_stream(data: memoryview, limits: Limits) -> Any:
@@ -147,7 +150,7 @@ def _torch_stream(data: memoryview, limits: Limits) -> Any:
     storages: dict[str, Storage] = {}
     position = 0
 
-    def part(persistent_id: Any = None) -> Any:
+    def part(persistent_id: PersistentId | None = None) -> Any:
         nonlocal position
         # Streams do not nest further: a storage holds numbers.
         machine = Machine(data, limits, _no_nested_stream, persistent_id, position)
@@ -157,7 +160,7 @@ def _torch_stream(data: memoryview, limits: Limits) -> Any:
 
     def storage(identity: Any) -> Storage:
         key, found = _storage_of(identity)
-        return storages.setdefault(key, found)
+        return _same(storages.setdefault(key, found), found)
 
     if part() != _STREAM_MAGIC or part() != _STREAM_PROTOCOL:
         raise DamagedPickleError("it is no torch.save stream")
@@ -165,18 +168,24 @@ def _torch_stream(data: memoryview, limits: Limits) -> Any:
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise DamagedPickleError("it is not little-endian")
     value = part(storage)
-    for key in part():
-        count = struct.unpack("<q", data[position : position + 8])[0]
+    keys = part()
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise DamagedPickleError("it does not list its storages")
+    if sorted(keys) != sorted(storages):
+        raise DamagedPickleError("its storages are not those that it lists")
+    for key in keys:
         found = storages[key]
+        count = struct.unpack("<q", data[position : position + 8])[0]
         if count != found.numel:
             raise DamagedPickleError("a storage has another size than announced")
         position += 8
+        limits.spend("stored_bytes", found.nbytes)
         found.bind(data[position:])
-        position += count * found.dtype.itemsize
+        position += found.nbytes
     return value
 
 
-def _no_nested_stream(data: Any) -> Any:
+def _no_nested_stream(limits: Limits, data: Any) -> Any:
     raise DamagedPickleError("a storage contains another file")
 
 
@@ -192,37 +201,44 @@ def _storage_of(identity: Any) -> tuple[str, Storage]:
     return key, Storage(dtype, numel)
 
 
+def _same(known: Storage, found: Storage) -> Storage:
+    """Return the storage that is known by a key, if it is read as what it was before."""
+    if (known.dtype, known.numel) != (found.dtype, found.numel):
+        raise DamagedPickleError("a storage is read as two types")
+    return known
+
+
 def _torch_archive(data: memoryview, limits: Limits) -> Any:
     if bytes(data[:2]) != b"PK":
         return _torch_stream(data, limits)
-    archive = zipfile.ZipFile(_Seekable(data))
-    entries = {entry.filename: entry for entry in archive.infolist()}
+    listed = zipfile.ZipFile(_Seekable(data)).infolist()
+    entries = {entry.filename: entry for entry in listed}
+    if len(entries) < len(listed):
+        raise DamagedPickleError("two of its entries have the same name")
     pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise DamagedPickleError("it is no torch.save archive")
     folder = pickles[0].removesuffix("data.pkl")
     order = entries.get(f"{folder}byteorder")
-    if order is not None and bytes(_content(data, order)) != b"little":
+    if order is not None and bytes(_content(data, limits, order)) != b"little":
         raise DamagedPickleError("it is not little-endian")
     storages: dict[str, Storage] = {}
 
     def storage(identity: Any) -> Storage:
         key, found = _storage_of(identity)
         if key not in storages:
-            found.bind(_content(data, entries[f"{folder}data/{key}"]))
-            storages[key] = found
-        elif (storages[key].dtype, storages[key].numel) != (found.dtype, found.numel):
-            raise DamagedPickleError("a storage is read as two types")
-        return storages[key]
+            found.bind(_content(data, limits, entries[f"{folder}data/{key}"]))
+        return _same(storages.setdefault(key, found), found)
 
-    pickle = _content(data, entries[pickles[0]])
+    pickle = _content(data, limits, entries[pickles[0]])
     return Machine(pickle, limits, _no_nested_stream, storage).run()
 
 
-def _content(data: memoryview, entry: zipfile.ZipInfo) -> memoryview:
+def _content(data: memoryview, limits: Limits, entry: zipfile.ZipInfo) -> memoryview:
     """Return the bytes of a stored zip entry where they lie, once their checksum is found right."""
     if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
         raise DamagedPickleError("it is compressed, which torch.save does not do")
+    limits.spend("stored_bytes", entry.file_size)
     start = entry.header_offset
     header = _LOCAL_HEADER.unpack(data[start : start + _LOCAL_HEADER.size])
     start += _LOCAL_HEADER.size + header[-2] + header[-1]  # lengths of the name and of the extra field
@@ -250,49 +266,58 @@ class _Seekable:
 
     def read(self, count: int = -1) -> bytes:
         end = len(self.data) if count is None or count < 0 else self.place + count
-        part = bytes(self.data[self.place : end])
+        view = self.data[self.place : end]
+        if len(view) > _LONGEST_DIRECTORY:
+            raise DamagedPickleError("its directory is too long")
+        part = bytes(view)
         self.place += len(part)
         return part
 
 
-def _finished(value: Any, depth: int, tensors: bool) -> Any:
-    """Turn tensor records into tensors, level by level, and check the depth."""
-    made: dict[int, tuple[Any, Any]] = {}  # by identity; the original is kept, so that it stays its own
+class _Finisher:
+    """Puts tensors in the place of their records, in place where it can be, and checks the nesting.
 
-    def convert(item: Any) -> Any:
-        if not tensors or not isinstance(item, (PickledTensor, tuple)) or item == ():
-            return item
-        if id(item) not in made:
-            whole = item.tensor() if isinstance(item, PickledTensor) else tuple(map(convert, item))
-            made[id(item)] = (item, whole)
-        return made[id(item)][1]
+    Parameters
+    ----------
+    depth : int
+        Most levels of containers in containers.
+    tensors : bool
+        False leaves the records.
+    """
 
-    value = convert(value)
-    level, seen = [value], {id(value)}
-    for _ in range(depth):
-        following: list[Any] = []
-        for parent in level:
-            for child in _convert_children(parent, convert):
-                if id(child) not in seen:
-                    seen.add(id(child))
-                    following.append(child)
-        if not following:
-            return value
-        level = following
-    raise DamagedPickleError(f"its values are nested deeper than {depth}")
+    def __init__(self, depth: int, tensors: bool) -> None:
+        self.depth, self.tensors = depth, tensors
+        # By identity: the original, which is kept so that it stays its own; what it became; levels in it.
+        self.made: dict[int, tuple[Any, Any, int]] = {}
+        self.unfinished: set[int] = set()
 
+    def finish(self, item: Any, level: int = 0) -> tuple[Any, int]:
+        """Return what an item on some level becomes, and how many levels of containers are in it."""
+        if not isinstance(item, (PickledTensor, PickledObject, dict, list, tuple)):
+            return item, 0
+        key = id(item)
+        if key not in self.made:
+            if key in self.unfinished:
+                raise DamagedPickleError("one of its values contains itself")
+            if level > self.depth:
+                raise DamagedPickleError(f"its values are nested deeper than {self.depth}")
+            self.unfinished.add(key)
+            self.made[key] = (item, *self._make(item, level))
+            self.unfinished.remove(key)
+        _, whole, levels = self.made[key]
+        if level + levels > self.depth:
+            raise DamagedPickleError(f"its values are nested deeper than {self.depth}")
+        return whole, levels
 
-def _convert_children(parent: Any, convert: Any) -> list[Any]:
-    """Convert what a container holds, in place, and return those children that are containers."""
-    if isinstance(parent, PickledObject):
-        parent = parent.state
-    if type(parent) is dict:
-        for key, child in parent.items():
-            parent[key] = convert(child)
-        children = list(parent.values())
-    elif type(parent) is list:
-        parent[:] = [convert(child) for child in parent]
-        children = parent
-    else:
-        children = list(parent) if type(parent) is tuple else []
-    return [child for child in children if isinstance(child, (dict, list, tuple, PickledObject))]
+    def _make(self, item: Any, level: int) -> tuple[Any, int]:
+        if isinstance(item, PickledTensor):
+            return item.tensor() if self.tensors else item, 0
+        if isinstance(item, tuple):
+            parts = [self.finish(child, level + 1) for child in item]
+            return tuple([part for part, _ in parts]), 1 + max([levels for _, levels in parts], default=0)
+        holder: Any = item.state if isinstance(item, PickledObject) else item
+        deepest = 0
+        for place, child in holder.items() if isinstance(holder, dict) else enumerate(holder):
+            holder[place], levels = self.finish(child, level + 1)
+            deepest = max(deepest, levels)
+        return item, 1 + deepest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,10 +10,10 @@ from typing import Any
 
 import torch
 
-from gas_ext.safe_pickle.errors import DamagedPickleError, UnsafePickleError
+from gas_ext.safe_pickle.errors import DamagedPickleError, Limits, UnsafePickleError, printable
 from gas_ext.safe_pickle.objects import PickledGlobal, PickledObject, PickledTensor, Storage
 
-Builder = Callable[..., Any]
+Builder = Callable[..., Any]  # builder(limits, *arguments), the arguments as they stand in the file
 
 # Classes whose objects are read as PickledObject: their names and attributes are kept, nothing else.
 _MODULES = {
@@ -73,6 +74,8 @@ VALUES: dict[tuple[str, str], Any] = {
     **{("torch", str(dtype).removeprefix("torch.")): dtype for dtype in _DTYPES.values()},
 }
 
+_TENSOR_COST = 4  # operations; a tensor takes the memory of so many other objects
+
 _NUMPY_FORMATS = {
     "b1": "?",
     "f2": "e",
@@ -101,31 +104,35 @@ class NumpyDtype:
             raise DamagedPickleError("a NumPy type is not little-endian")
 
 
-def plain_dict(*arguments: Any) -> dict[Any, Any]:
+def plain_dict(limits: Limits, *arguments: Any) -> dict[Any, Any]:
     """Read collections.OrderedDict and defaultdict(list); an OrderedDict may bring its items in a list."""
     if not arguments or isinstance(arguments[0], PickledGlobal):
         return {}
     pairs = arguments[0]
     if not isinstance(pairs, list) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
         raise DamagedPickleError("an OrderedDict is not made of pairs")
-    return {check_key(key): value for key, value in pairs}
+    limits.spend("operations", len(pairs))
+    return {check_key(limits, key): value for key, value in pairs}
 
 
-def plain_set(items: Any = ()) -> set[Any]:
+def plain_set(limits: Limits, items: Any = ()) -> set[Any]:
     """Read builtins.set of a list."""
     if not isinstance(items, (list, tuple)):
         raise DamagedPickleError("a set is not made of a list")
-    return {check_key(item) for item in items}
+    limits.spend("operations", len(items))
+    return {check_key(limits, item) for item in items}
 
 
-def check_key(key: Any) -> Any:
+def check_key(limits: Limits, key: Any) -> Any:
     """Return a dictionary key; only what hashes without recursion is one."""
-    if key is None or type(key) in (str, int, float, bool, bytes) or isinstance(key, PickledGlobal):
-        return key
-    raise DamagedPickleError(f"a {type(key).__name__} cannot be a key")
+    if type(key) in (int, float):
+        limits.spend("number_keys")
+    elif key is not None and type(key) not in (str, bool, bytes, PickledGlobal):
+        raise DamagedPickleError(f"a {type(key).__name__} cannot be a key")
+    return key
 
 
-def persistent_object(record: Any) -> PickledObject:
+def persistent_object(limits: Limits, record: Any) -> PickledObject:
     """Read an object of NVIDIA's torch_utils.persistence; its source text is ignored."""
     if not isinstance(record, dict) or record.get("type") != "class":
         raise DamagedPickleError("a persistent object has no class")
@@ -136,42 +143,48 @@ def persistent_object(record: Any) -> PickledObject:
 
 
 def tensor_view(
-    storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any = False, *ignored: Any
+    limits: Limits, storage: Any, offset: Any, shape: Any, stride: Any, *ignored: Any
 ) -> PickledTensor:
     """Read torch._utils._rebuild_tensor_v2."""
     if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(stride, tuple):
         raise DamagedPickleError("a tensor has no storage or no shape")
+    limits.spend("operations", _TENSOR_COST)
     return PickledTensor(storage, offset, shape, stride)
 
 
-def parameter(tensor: Any, *ignored: Any) -> PickledTensor:
+def parameter(limits: Limits, tensor: Any, *ignored: Any) -> PickledTensor:
     """Read torch._utils._rebuild_parameter as its tensor."""
     if not isinstance(tensor, PickledTensor):
         raise DamagedPickleError("a parameter is no tensor")
     return tensor
 
 
-def numpy_dtype(code: Any, *ignored: Any) -> NumpyDtype:
+def numpy_dtype(limits: Limits, code: Any, *ignored: Any) -> NumpyDtype:
     """Read numpy.dtype."""
-    text = isinstance(code, str) and code[:1] == "U" and code[1:].isdecimal() and len(code) < 8
-    if not text and code not in _NUMPY_FORMATS:
-        raise UnsafePickleError(f"NumPy type {str(code)[:20]!r} is neither a number nor text")
+    if not isinstance(code, str):
+        raise DamagedPickleError("a NumPy type has no name")
+    if code not in _NUMPY_FORMATS and not re.fullmatch("U[0-9]{1,6}", code):
+        raise UnsafePickleError(f"NumPy type '{printable(code)}' is neither a number nor text")
     return NumpyDtype(code)
 
 
-def numpy_scalar(dtype: Any, data: Any) -> Any:
+def numpy_scalar(limits: Limits, dtype: Any, data: Any) -> Any:
     """Read a NumPy number or text as a plain Python one."""
     if not isinstance(dtype, NumpyDtype) or not isinstance(data, (bytes, memoryview)):
         raise DamagedPickleError("a NumPy number has no type or no value")
-    if dtype.code[0] == "U":
-        return str(data, "utf-32-le").rstrip("\0")
-    return struct.unpack("<" + _NUMPY_FORMATS[dtype.code], data)[0]
+    if dtype.code[0] != "U":
+        return struct.unpack("<" + _NUMPY_FORMATS[dtype.code], data)[0]
+    if len(data) != 4 * int(dtype.code[1:]):
+        raise DamagedPickleError("a NumPy text has another length than its type")
+    limits.spend("text_bytes", len(data))
+    return str(data, "utf-32-le").rstrip("\0")
 
 
-def latin1_bytes(text: Any, encoding: Any) -> bytes:
+def latin1_bytes(limits: Limits, text: Any, encoding: Any) -> bytes:
     """Read the bytes that old protocols write as encoded text."""
     if not isinstance(text, str) or encoding != "latin1":
         raise DamagedPickleError("bytes are not written as latin1 text")
+    limits.spend("text_bytes", len(text))
     return text.encode("latin1")
 
 

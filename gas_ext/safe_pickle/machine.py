@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from gas_ext.safe_pickle.errors import DamagedPickleError, Limits, UnsafePickleError
+from gas_ext.safe_pickle.errors import DamagedPickleError, Limits, UnsafePickleError, printable
 from gas_ext.safe_pickle.globals import (
     BUILDERS,
     MARKERS,
@@ -65,9 +65,7 @@ class Machine:
         """Return what the pickle describes; `position` is then behind it."""
         while True:
             code = self.take(1)[0]
-            self.limits.operations -= 1
-            if self.limits.operations < 0:
-                raise DamagedPickleError("it has too many operations")
+            self.limits.spend("operations")
             if code == 0x2E:  # STOP
                 if len(self.stack) != 1 or self.marks:
                     raise DamagedPickleError("it ends with unfinished values")
@@ -95,9 +93,7 @@ class Machine:
 
     def text(self, count: int) -> str:
         """Return the next `count` bytes as text."""
-        self.limits.text_bytes -= count
-        if self.limits.text_bytes < 0:
-            raise DamagedPickleError("it has too much text")
+        self.limits.spend("text_bytes", count)
         return str(self.take(count), "utf-8", "surrogatepass")
 
     def line(self) -> str:
@@ -160,11 +156,11 @@ class Machine:
             raise DamagedPickleError("a key has no value")
         target = self.top(dict)
         for key, value in zip(values[::2], values[1::2], strict=True):
-            target[check_key(key)] = value
+            target[check_key(self.limits, key)] = value
 
     def extend_set(self, values: list[Any]) -> None:
         """Put values into the set on top."""
-        self.top(set).update([check_key(value) for value in values])
+        self.top(set).update([check_key(self.limits, value) for value in values])
 
     # Globals and objects
 
@@ -179,7 +175,7 @@ class Machine:
             self.push(PickledGlobal(module, name))
         else:
             raise UnsafePickleError(
-                f"it names {module[:80]}.{name[:80]}, which is not on the list of what is read"
+                f"it names {printable(module)}.{printable(name)}, which is not on the list of what is read"
             )
 
     def reduce(self) -> None:
@@ -190,7 +186,7 @@ class Machine:
         builder = self.builders.get((function.module, function.name))
         if builder is None:
             raise UnsafePickleError(f"it calls {function.module}.{function.name}")
-        self.push(builder(*arguments))
+        self.push(builder(self.limits, *arguments))
 
     def new_object(self) -> None:
         """Begin the record of an object, whose attributes follow."""
@@ -206,6 +202,7 @@ class Machine:
         if isinstance(target, NumpyDtype):
             target.build(state)
         elif isinstance(target, PickledObject) and type(state) is dict:
+            self.limits.spend("operations", len(state))
             target.state.update(state)
         elif not (type(target) is dict and type(state) is dict):
             # A state dict carries version numbers as an attribute, which is dropped; nothing else has any.

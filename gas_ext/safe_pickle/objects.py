@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gas_ext.safe_pickle.errors import DamagedPickleError
+from gas_ext.safe_pickle.errors import DamagedPickleError, printable
+
+_MOST_NAMES = 100_000  # of parameters, buffers and modules in a network
+_LONGEST_NAME = 2_000  # characters of a dotted name
 
 
 @dataclass(frozen=True)
@@ -41,25 +44,28 @@ class PickledObject:
 
 @dataclass
 class Storage:
-    """The raw elements behind tensors; `data` is bound when its bytes have been found."""
+    """The raw elements behind tensors; their bytes are bound when they have been found."""
 
     dtype: torch.dtype
     numel: int
     data: memoryview | None = field(default=None, repr=False)
     _elements: Tensor | None = field(default=None, repr=False)
 
+    @property
+    def nbytes(self) -> int:
+        """Return the size in bytes."""
+        return self.numel * self.dtype.itemsize
+
     def bind(self, data: memoryview) -> None:
         """Point to the bytes; there may be more than needed, never fewer."""
-        size = self.numel * self.dtype.itemsize
-        if len(data) < size:
-            raise DamagedPickleError(f"a storage of {size} bytes has only {len(data)}")
-        self.data = data[:size]
+        if len(data) < self.nbytes:
+            raise DamagedPickleError(f"a storage of {self.nbytes} bytes has only {len(data)}")
+        self.data = data[: self.nbytes]
 
     def elements(self) -> Tensor:
         """Return all elements as one vector: in place where the bytes are aligned, a copy otherwise."""
         if self._elements is None:
-            if self.data is None:
-                raise DamagedPickleError("a tensor's elements are missing")
+            assert self.data is not None
             if self.numel == 0:
                 self._elements = torch.empty(0, dtype=self.dtype)
             else:
@@ -139,42 +145,57 @@ def state_dict_of(module: PickledObject, *, depth: int = 200) -> dict[str, Tenso
     Raises
     ------
     DamagedPickleError
-        If the record is no module, or modules contain each other.
+        If the record is no module, modules contain each other, there are more names than in any network, or
+        one tensor has many (`check_sharing`).
     """
     found: dict[str, Tensor] = {}
-    visited = 0
-    for prefix, record in _modules(module, depth):
-        visited += 1
-        if visited > 100_000:
-            raise DamagedPickleError("a network has more than 100,000 modules")
-        fleeting = record.state.get("_non_persistent_buffers_set") or ()
-        for kind in ("_parameters", "_buffers"):
-            for name, value in _entries(record, kind).items():
-                if value is None or (kind == "_buffers" and name in fleeting):
-                    continue
-                if not isinstance(value, Tensor):
-                    raise DamagedPickleError(f"{prefix}{name} of a network is no tensor")
-                found[f"{prefix}{name}"] = value
-    return found
-
-
-def _modules(module: PickledObject, depth: int) -> Iterator[tuple[str, PickledObject]]:
-    """Yield every module with the prefix of its names; deeper than `depth` is an error."""
+    names_left = _MOST_NAMES
     waiting = [("", module, 0)]
     while waiting:
         prefix, record, level = waiting.pop()
-        if not isinstance(record, PickledObject) or not isinstance(record.state, dict):
-            raise DamagedPickleError(f"{prefix or 'the network'} is no pickled module")
+        if not isinstance(record, PickledObject):
+            raise DamagedPickleError(f"{printable(prefix) or 'the network'} is no pickled module")
         if level > depth:
             raise DamagedPickleError(f"modules are nested deeper than {depth}")
-        yield prefix, record
-        for name, child in reversed(list(_entries(record, "_modules").items())):
+        parameters, buffers, modules = (
+            _entries(record, kind, prefix) for kind in ("_parameters", "_buffers", "_modules")
+        )
+        names_left -= len(parameters) + len(buffers) + len(modules)
+        if names_left < 0:
+            raise DamagedPickleError(f"a network has more than {_MOST_NAMES} names")
+        fleeting = record.state.get("_non_persistent_buffers_set")
+        if isinstance(fleeting, set):
+            buffers = {name: value for name, value in buffers.items() if name not in fleeting}
+        for name, value in (*parameters.items(), *buffers.items()):
+            if value is not None and not isinstance(value, Tensor):
+                raise DamagedPickleError(f"{printable(prefix + name)} of a network is no tensor")
+            if value is not None:
+                found[prefix + name] = value
+        for name, child in reversed(modules.items()):
             if child is not None:
                 waiting.append((f"{prefix}{name}.", child, level + 1))
+    check_sharing(found.values())
+    return found
 
 
-def _entries(record: PickledObject, kind: str) -> dict[str, Any]:
+def check_sharing(tensors: Collection[Tensor]) -> None:
+    """Raise DamagedPickleError if copies of tensors would take far more memory than their file does.
+
+    A file may give one tensor any number of names; networks tie a few at most.
+    """
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    stored = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    if sum(tensor.nbytes for tensor in tensors) > 2 * stored:
+        raise DamagedPickleError("its tensors share their numbers")
+
+
+def _entries(record: PickledObject, kind: str, prefix: str) -> dict[str, Any]:
+    """Return the named tensors or modules in a module."""
     entries = record.state.get(kind)
-    if not isinstance(entries, dict) or not all(isinstance(name, str) for name in entries):
-        raise DamagedPickleError(f"a pickled {record.name} has no {kind}")
+    if not isinstance(entries, dict):
+        raise DamagedPickleError(f"a pickled {printable(record.name)} has no {kind}")
+    if len(entries) > _MOST_NAMES:
+        raise DamagedPickleError(f"a network has more than {_MOST_NAMES} names")
+    if not all(isinstance(name, str) and len(prefix) + len(name) <= _LONGEST_NAME for name in entries):
+        raise DamagedPickleError(f"a pickled {printable(record.name)} has impossible names in its {kind}")
     return entries

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from gas_ext.denoisers import Denoiser
-from gas_ext.files import file_hash, umask
+from gas_ext.files import check_output_folder, file_hash, umask
 
 CARD = "teacher.json"
 FORMAT_VERSION = 1
@@ -38,7 +39,7 @@ def save_teacher(
     denoiser : Denoiser
         A teacher of one of the `FAMILIES`. Its `weights_hash` is set to that of the files.
     folder : path
-        Must not exist, or be empty.
+        Must not exist, or be empty; a symbolic link stands for what it leads to.
     source : mapping, optional
         Where the weights come from (file name, size, SHA-256, address), for the card.
 
@@ -50,16 +51,16 @@ def save_teacher(
     Raises
     ------
     ValueError
-        If the folder holds something already.
+        If the folder holds something already, or cannot be made.
     TypeError
         If the family cannot be kept in a folder.
     """
     folder = Path(folder)
     check_new_folder(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    place = folder.resolve()  # where a symbolic link leads
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
     try:
-        partial.chmod(0o777 & ~umask())  # mkdtemp lets only the owner in
         config = denoiser.save_weights(partial)
         files = _describe_files(partial)
         denoiser.weights_hash = weights_hash_of(files)
@@ -80,9 +81,11 @@ def save_teacher(
             "files": files,
         }
         (partial / CARD).write_text(json.dumps(card, indent=2) + "\n")
-        if folder.exists():
-            folder.rmdir()  # it is empty
-        os.replace(partial, folder)
+        for path in (partial, *partial.rglob("*")):  # made for the owner alone, by mkdtemp and safetensors
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~umask())
+        if place.exists():
+            place.rmdir()  # it is empty
+        os.replace(partial, place)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -90,9 +93,13 @@ def save_teacher(
 
 
 def check_new_folder(folder: Path) -> None:
-    """Raise ValueError if a folder, to be made, holds something already."""
+    """Raise ValueError if a folder, to be made, holds something already or cannot be made."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists already; name a new folder or empty it first.")
+    place = folder.resolve()
+    if place == Path.cwd():
+        raise ValueError(f"{folder} is the current folder, which cannot be replaced; name a new one.")
+    check_output_folder(place.parent)
 
 
 def load_teacher(
@@ -112,7 +119,7 @@ def load_teacher(
     Raises
     ------
     ValueError
-        If the folder is none, a file is missing or damaged, or the family is not known.
+        If the folder is none, its card or a file is missing or damaged, or the family is not known.
 
     Examples
     --------
@@ -127,7 +134,18 @@ def load_teacher(
     card = read_card(folder)
     check_files(folder, card, contents=verify)
     place, name = FAMILIES[card["family"]].split(":")
-    teacher: Denoiser = getattr(import_module(place), name).load_weights(folder, card["config"])
+    cls: type[Denoiser] = getattr(import_module(place), name)
+    try:
+        teacher = cls.load_weights(folder, card["config"])
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{folder / CARD} is damaged: its config describes no {cls.__name__} "
+            f"({type(error).__name__}: {error}); import the teacher again."
+        ) from error
+    except (ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"{folder} cannot be used: {str(error).rstrip('.')}; import the teacher again."
+        ) from error
     teacher.name = card["name"]
     teacher.weights_hash = card["weights_hash"]
     return teacher.requires_grad_(False).eval().to(device)
@@ -140,7 +158,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} holds no imported teacher ({CARD} is missing); run gas-ext import first.")
     try:
         card = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: it is not JSON ({error}).") from error
     if not isinstance(card, dict) or card.get("format_version") != FORMAT_VERSION:
         raise ValueError(f"{path} is no card of format {FORMAT_VERSION}; import the teacher again.")
@@ -157,6 +175,9 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} names the family {card['family']!r}; expected one of {', '.join(FAMILIES)}."
         )
+    for name, entry in card["files"].items():
+        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
+            raise ValueError(f"{path} is damaged: it does not tell size and SHA-256 of {name}.")
     return card
 
 

@@ -17,8 +17,12 @@ from urllib.request import getproxies
 from gas_ext.files import file_hash
 from gas_ext.teachers.optional import require
 
+# Parts of pipelines that teachers never run: they judge or describe images.
+UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
+
 _SECONDS_TO_CONNECT = 5.0
-_REFERENCE = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:/([\w./-]+\.\w+))?")
+_PART = r"\w[\w.-]*"  # of a name; never ".."
+_REFERENCE = re.compile(rf"(?:hf://)?({_PART}/{_PART})(?:/((?:{_PART}/)*{_PART}\.\w+))?")
 
 
 def parse_hub_reference(text: str) -> tuple[str, str | None] | None:
@@ -55,37 +59,63 @@ def fetch_file(repository: str, file: str, revision: str | None = None) -> Path:
         If huggingface_hub is not installed.
     """
     hub = require("huggingface_hub", "diffusers")
-    path = Path(_cached_or_loaded(hub.hf_hub_download, repository, file, revision))
+    what = f"{file} of {repository}"
+    arguments = {"revision": revision, "filename": file}
+    path = Path(_cached_or_loaded(what, hub.hf_hub_download, repository, arguments))
     check_blob(path)
     return path
 
 
-def fetch_pipeline(repository: str, revision: str | None = None) -> Path:
+def fetch_pipeline(repository: str, revision: str | None = None, variant: str | None = None) -> Path:
     """Return the folder of a diffusers pipeline on the hub: safetensors weights and configuration alone.
 
-    Parameters, errors
-        As for `fetch_file`.
+    The `UNUSED_PARTS` are not downloaded.
+
+    Parameters
+    ----------
+    repository : str
+        "owner/name".
+    revision : str, optional
+        Branch, tag or commit.
+    variant : str, optional
+        Which weights, where there are several: "fp16" for ``*.fp16.safetensors``. A part that has none of the
+        variant comes as it is.
+
+    Raises
+    ------
+    ValueError, ImportError
+        See `fetch_file`.
     """
     diffusers = require("diffusers", "diffusers")
-    folder = Path(_cached_or_loaded(_download_pipeline(diffusers), repository, None, revision))
+    what = f"The pipeline {repository}" + (f" (variant {variant})" if variant else "")
+    download = _download_pipeline(diffusers, variant)
+    folder = Path(_cached_or_loaded(what, download, repository, {"revision": revision}))
     for path in sorted(folder.rglob("*.safetensors")):
         check_blob(path)
     return folder
 
 
-def _download_pipeline(diffusers: Any) -> Any:
+def _download_pipeline(diffusers: Any, variant: str | None) -> Any:
+    left_out = dict.fromkeys(UNUSED_PARTS)  # what is given, if only as None, is not downloaded
+
     def download(repository: str, **options: Any) -> Any:
-        return diffusers.DiffusionPipeline.download(repository, use_safetensors=True, **options)
+        folder = diffusers.DiffusionPipeline.download(
+            repository, use_safetensors=True, variant=variant, **left_out, **options
+        )
+        if options.get("local_files_only") and not has_variant(Path(folder), variant):
+            raise OSError(f"The cache has {repository}, but not its variant {variant}.")
+        return folder
 
     return download
 
 
-def _cached_or_loaded(download: Any, repository: str, file: str | None, revision: str | None) -> Any:
+def has_variant(folder: Path, variant: str | None) -> bool:
+    """Say whether a folder or one in it has weights of a variant; None stands for those without a suffix."""
+    return variant is None or any(folder.rglob(f"*.{variant}*.safetensors"))
+
+
+def _cached_or_loaded(what: str, download: Any, repository: str, arguments: dict[str, Any]) -> Any:
     """Call a download of huggingface_hub: without the network first, and with it only if it is there."""
-    what = f"{file} of {repository}" if file else f"The pipeline {repository}"
-    arguments: dict[str, Any] = {"revision": revision}
-    if file:
-        arguments["filename"] = file
     try:
         return download(repository, local_files_only=True, **arguments)
     except (OSError, ValueError):  # not in the cache; both are what huggingface_hub and diffusers raise

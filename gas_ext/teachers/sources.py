@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from gas_ext.files import file_hash
 from gas_ext.teachers import hub
 from gas_ext.teachers.folder import CARD, check_new_folder, save_teacher
 
+SNAPSHOT_SUFFIX = ".pkl"
 CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 
 
@@ -48,6 +50,14 @@ class ImportOptions:
     tokenizer: str | None = None
 
 
+# Which options concern a source of each kind; a checkpoint takes all, and refuses itself what is not for it.
+_TAKEN = {
+    "EDM snapshot": ("name", "t_eps"),
+    "diffusers folder": ("name", "t_eps", "guidance_scale"),
+    "checkpoint": tuple(vars(ImportOptions())),
+}
+
+
 @dataclass(frozen=True)
 class Located:
     """A source on disk, and what the card says about where it came from."""
@@ -68,9 +78,9 @@ def import_teacher(
     Parameters
     ----------
     source : str or path
-        A file (.pkl of EDM; .ckpt or .safetensors of LDM or Stable Diffusion), a folder with a diffusers
-        model, the name of a config ("cifar10": its file is looked for, see `find_weights`), or a name on the
-        Hugging Face hub ("owner/name", "owner/name/file.ckpt").
+        The name of a config ("cifar10": its file is looked for, see `find_weights`), a file (.pkl of EDM;
+        .ckpt or .safetensors of LDM or Stable Diffusion), a folder with a diffusers model ("./cifar10" if it
+        has the name of a config), or a name on the Hugging Face hub ("owner/name", "owner/name/file.ckpt").
     folder : path
         Where the teacher is put; must not exist, or be empty.
     options : ImportOptions, optional
@@ -86,7 +96,8 @@ def import_teacher(
     Raises
     ------
     ValueError
-        If there is no such source, it is refused or damaged, or is not what the config describes.
+        If there is no such source, it is refused or damaged, is not what the config describes, or an option
+        is given that does not concern it.
     FileNotFoundError
         If the weights of a config are missing; the sentence says where they are published.
     """
@@ -95,6 +106,7 @@ def import_teacher(
     if config is None and str(source) in config_names():
         config = load_config(str(source))
     located = locate(source, config)
+    _check_options(located.path, options)
     denoiser = load_source(located.path, _completed(options, config, located.record))
     if config is not None and denoiser.sample_shape != config.space.shape:
         raise ValueError(
@@ -120,20 +132,24 @@ def _completed(options: ImportOptions, config: Config | None, record: dict[str, 
 
 def locate(source: str | os.PathLike[str], config: Config | None = None) -> Located:
     """Find a source on disk, in the cache of the hub, or on the hub; see `import_teacher`."""
+    if config is not None and str(source) == config.name:
+        return _of_config(config)
     path = Path(source)
     if path.is_dir():
         return Located(path, {"folder": path.resolve().name})
     if path.is_file():
         return Located(path, _file_record(path))
-    if config is not None and str(source) == config.name:
-        return _of_config(config)
     reference = hub.parse_hub_reference(str(source))
-    if reference is None or path.is_absolute():
+    file_name = path.suffix in (SNAPSHOT_SUFFIX, *CHECKPOINT_SUFFIXES)
+    if reference is None or (reference[1] is None and file_name):
         raise ValueError(
             f"There is no {source}: give a file, a folder, a name on the hub (owner/name), or a config "
             f"({', '.join(config_names())})."
         )
-    return _from_hub(*reference)
+    try:
+        return _from_hub(*reference)
+    except ValueError as error:
+        raise ValueError(f"There is no {source} on this disk; as a name on the hub: {error}") from error
 
 
 def weights_folder() -> Path:
@@ -153,12 +169,33 @@ def find_weights(config: Config) -> Path | None:
 
 def missing_weights(config: Config) -> str:
     """Say in one sentence which file is missing, where it is published, its size, and where to put it."""
-    teacher = config.teacher
+    teacher, by_path = config.teacher, f"give its path: {import_command(config, 'FOLDER', 'PATH')}"
+    if teacher.file is None:
+        return f"The config {config.name} names no file of weights for its teacher; {by_path}."
+    size = f" (about {teacher.megabytes} MB)" if teacher.megabytes else ""
+    address = f" from {teacher.address}" if teacher.address else ""
     return (
-        f"The weights of {config.name} are not here: download {teacher.file} (about {teacher.megabytes} MB) "
-        f"from {teacher.address} and put it at {weights_folder() / config.name / str(teacher.file)}, or give "
-        f"its path: gas-ext import PATH --config {config.name} -o FOLDER."
+        f"The weights of {config.name} are not here: download {teacher.file}{size}{address} and put it at "
+        f"{weights_folder() / config.name / teacher.file}, or {by_path}."
     )
+
+
+def import_command(config: Config, folder: str | os.PathLike[str], source: str | None = None) -> str:
+    """Return the command that imports the teacher of a config, from a given source or from its own.
+
+    Examples
+    --------
+    >>> import_command(load_config("cifar10"), "teachers/cifar10")
+    'gas-ext import cifar10 -o teachers/cifar10'
+    """
+    shipped = config.name in config_names()
+    option = f" --config {config_option(config)}" if source or not shipped else ""
+    return f"gas-ext import {source or config.name}{option} -o {folder}"
+
+
+def config_option(config: Config) -> str:
+    """Return what --config takes for a config: its name, or the file that it was read from, in general."""
+    return config.name if config.name in config_names() else "CONFIG.yaml"
 
 
 def _of_config(config: Config) -> Located:
@@ -195,30 +232,43 @@ def load_source(path: Path, options: ImportOptions) -> Denoiser:
     ValueError
         If the kind is not known, or the content is refused or damaged.
     """
-    if path.is_dir():
-        return _load_folder(path, options)
-    if path.suffix == ".pkl":
-        from gas_ext.teachers.edm import load_edm_snapshot
-
-        return load_edm_snapshot(path, **_given(options, "name", "t_eps"))
-    if path.suffix in CHECKPOINT_SUFFIXES:
+    kind = _kind_of(path)
+    if kind == "checkpoint":
         from gas_ext.teachers.ldm import load_checkpoint
 
         return load_checkpoint(path, **vars(options))
+    if kind == "EDM snapshot":
+        from gas_ext.teachers.edm import load_edm_snapshot
+
+        return load_edm_snapshot(path, **_given(options, _TAKEN[kind]))
+    from gas_ext.teachers.diffusers import from_diffusers
+
+    return from_diffusers(path, **_given(options, _TAKEN[kind]))
+
+
+def _kind_of(path: Path) -> str:
+    if path.is_dir():
+        if (path / CARD).is_file():
+            raise ValueError(f"{path} is an imported teacher already; give it to --teacher.")
+        return "diffusers folder"
+    if path.suffix == SNAPSHOT_SUFFIX:
+        return "EDM snapshot"
+    if path.suffix in CHECKPOINT_SUFFIXES:
+        return "checkpoint"
     raise ValueError(
-        f"{path} is of an unknown kind: expected .pkl (EDM), {', '.join(CHECKPOINT_SUFFIXES)} (LDM, Stable "
-        "Diffusion), or a folder with a diffusers model."
+        f"{path} is of an unknown kind: expected {SNAPSHOT_SUFFIX} (EDM), {', '.join(CHECKPOINT_SUFFIXES)} "
+        "(LDM, Stable Diffusion), or a folder with a diffusers model."
     )
 
 
-def _load_folder(path: Path, options: ImportOptions) -> Denoiser:
-    if (path / CARD).is_file():
-        raise ValueError(f"{path} is an imported teacher already; give it to --teacher.")
-    from gas_ext.teachers.diffusers import from_diffusers
+def _check_options(path: Path, options: ImportOptions) -> None:
+    """Raise ValueError if an option is given that does not concern a source of this kind."""
+    kind = _kind_of(path)
+    for name, default in vars(ImportOptions()).items():
+        if getattr(options, name) != default and name not in _TAKEN[kind]:
+            raise ValueError(f"{path} is of the kind {kind}, which takes no {name}; leave it out.")
 
-    return from_diffusers(path, **_given(options, "name", "t_eps", "guidance_scale"))
 
-
-def _given(options: ImportOptions, *names: str) -> dict[str, Any]:
+def _given(options: ImportOptions, names: Sequence[str]) -> dict[str, Any]:
     """Return the options that are not None."""
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}

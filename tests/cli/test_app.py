@@ -59,7 +59,9 @@ def test_info_as_text_names_the_same_facts():
         assert lines[name] == record[name]
 
 
-@pytest.mark.parametrize("error", [ValueError("a\n  b"), OSError("a b"), RuntimeError("a b")])
+@pytest.mark.parametrize(
+    "error", [ValueError("a\n  b"), OSError("a b"), RuntimeError("a b"), ImportError("a b")]
+)
 def test_errors_become_one_line(capsys, error):
     import typer
 

@@ -16,8 +16,10 @@ from torch import nn
 
 from gas_ext.safe_pickle import (
     DamagedPickleError,
+    Limits,
     PickledGlobal,
     PickledObject,
+    check_sharing,
     read_pickle,
     read_torch_archive,
     state_dict_of,
@@ -197,6 +199,48 @@ def test_rows_are_loaded_alone():
     assert torch.equal(rows.rows(4, 100), value[4:])
     assert torch.equal(transposed.rows(1, 3), value.T[1:3])
     assert rows.rows(3, 3).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"_parameters": None}, "has no _parameters"),
+        ({"_parameters": {"w": "text"}}, "w of a network is no tensor"),
+        ({"_modules": {"inner": 3}}, r"inner\. is no pickled module"),
+        ({"_buffers": {3: None}}, "impossible names in its _buffers"),
+        ({"_buffers": {"n" * 3000: None}}, "impossible names in its _buffers"),
+        ({"_parameters": dict.fromkeys(map(str, range(90_000)))}, "more than 100000 names"),
+    ],
+)
+def test_modules_that_are_none(changes, message):
+    def module(**state):
+        return PickledObject("m", "M", {"_parameters": {}, "_buffers": {}, "_modules": {}, **state})
+
+    inner = module(**changes)
+    with pytest.raises(DamagedPickleError, match=message):
+        state_dict_of(module(_modules={"a": inner, "b": inner}))
+
+
+def test_a_few_tensors_may_be_tied_but_not_many():
+    tensor = torch.ones(100)
+    check_sharing([tensor, tensor])
+    check_sharing([tensor[:50], tensor[50:], tensor])
+    check_sharing([])
+    with pytest.raises(DamagedPickleError, match="share their numbers"):
+        check_sharing([tensor] * 3)
+
+
+def test_long_bytes_are_views_and_short_ones_are_bytes():
+    short, long = read_pickle(pickle.dumps([b"a" * 64, b"a" * 65], 4))
+    assert type(short) is bytes
+    assert type(long) is memoryview
+    assert long == b"a" * 65
+
+
+def test_reading_leaves_the_limits_as_they_were():
+    limits = Limits()
+    read_pickle(pickle.dumps(["a", {1: 2}]), limits)
+    assert limits == Limits()
 
 
 def test_a_state_dict_s_version_numbers_are_dropped():

@@ -1,6 +1,7 @@
 """A hub of the Hugging Face kind on this machine, with files in memory; may cut a download short."""
 
 import hashlib
+import json
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -68,6 +69,24 @@ class FakeHub:
                 pass
 
         return Handler
+
+
+def repository(files: dict[str, bytes], name: str = "owner/name") -> dict[str, bytes]:
+    """What a hub answers about a repository: its files, and two lists of them."""
+    siblings = [{"rfilename": path} for path in files]
+    tree = [
+        {"type": "file", "path": path, "size": len(content), "oid": "0" * 40}
+        for path, content in files.items()
+    ]
+    answers = {}
+    for revision in ("main", COMMIT):
+        answers |= {f"/{name}/resolve/{revision}/{path}": content for path, content in files.items()}
+        answers[f"/api/models/{name}/tree/{revision}"] = json.dumps(tree).encode()
+        answers[f"/api/models/{name}/revision/{revision}"] = json.dumps(
+            {"id": name, "sha": COMMIT, "siblings": siblings}
+        ).encode()
+    answers[f"/api/models/{name}"] = answers[f"/api/models/{name}/revision/main"]
+    return answers
 
 
 @contextmanager

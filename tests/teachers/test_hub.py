@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_hub import COMMIT, FakeHub, serve
+from fake_hub import COMMIT, FakeHub, repository, serve
 
 from gas_ext.teachers.hub import parse_hub_reference
 
@@ -20,9 +20,20 @@ try:
 except ValueError as error:
     print(f"ValueError: {error}")
 """
+FETCH_PIPELINES = """
+from huggingface_hub import constants
+from gas_ext.teachers.hub import fetch_pipeline
+for constants.HF_HUB_OFFLINE in (False, True):
+    for variant in (None, "fp16", "bf16"):
+        try:
+            folder = fetch_pipeline("owner/name", variant=variant)
+            print(*sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*") if path.is_file()))
+        except ValueError as error:
+            print(f"ValueError: {error}")
+"""
 
 
-def fetch(cache: Path, endpoint: str, **environment: str) -> str:
+def fetch(cache: Path, endpoint: str, code: str = FETCH, **environment: str) -> str:
     environment = {
         **os.environ,
         "HF_HOME": str(cache),
@@ -32,7 +43,7 @@ def fetch(cache: Path, endpoint: str, **environment: str) -> str:
         **environment,
     }
     done = subprocess.run(
-        [sys.executable, "-c", FETCH], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -78,6 +89,31 @@ def test_a_file_that_the_hub_does_not_have(tmp_path):
     assert "\n" not in out
 
 
+def test_pipelines_their_variants_and_what_is_left_out(tmp_path):
+    pytest.importorskip("diffusers")
+    classes = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDIMScheduler"]}
+    checker = {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
+    index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.37.0", **classes, **checker}
+    files = {
+        "model_index.json": json.dumps(index).encode(),
+        "scheduler/scheduler_config.json": b"{}",
+        "unet/config.json": b"{}",
+        "unet/diffusion_pytorch_model.safetensors": b"",
+        "unet/diffusion_pytorch_model.fp16.safetensors": b"",
+        "unet/diffusion_pytorch_model.bin": b"",
+        "safety_checker/model.safetensors": b"",
+    }
+    plain = ["model_index.json", "scheduler/scheduler_config.json", "unet/config.json"]
+    plain.append("unet/diffusion_pytorch_model.safetensors")
+    both = sorted([*plain, "unet/diffusion_pytorch_model.fp16.safetensors"])
+    with serve(FakeHub(repository(files))) as endpoint:
+        out = fetch(tmp_path, endpoint, FETCH_PIPELINES).splitlines()
+    assert out[:2] == [" ".join(plain), " ".join(both)]
+    assert out[2].startswith("ValueError: The pipeline owner/name (variant bf16) could not be downloaded")
+    assert out[3:5] == [" ".join(both)] * 2  # from the cache
+    assert out[5].startswith("ValueError: The pipeline owner/name (variant bf16) is not in the cache")
+
+
 @pytest.mark.parametrize(
     ("text", "reference"),
     [
@@ -89,6 +125,9 @@ def test_a_file_that_the_hub_does_not_have(tmp_path):
         ("./owner/name", None),
         ("/owner/name", None),
         ("owner/name/folder", None),
+        ("../name", None),
+        ("owner/..", None),
+        ("owner/name/../../file.pkl", None),
         ("", None),
     ],
 )

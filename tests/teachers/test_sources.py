@@ -12,7 +12,7 @@ from gas_ext.configs import load_config
 from gas_ext.files import file_hash
 from gas_ext.teachers.edm import load_edm_snapshot
 from gas_ext.teachers.folder import load_teacher, read_card
-from gas_ext.teachers.sources import ImportOptions, find_weights, import_teacher
+from gas_ext.teachers.sources import ImportOptions, find_weights, import_teacher, missing_weights
 
 SNAPSHOT = GOLDEN / "edm/ddpmpp_vp.scrubbed_era2022.pkl"  # 16x16, three channels
 
@@ -90,6 +90,68 @@ def test_missing_weights_on_the_hub_name_the_file_too(tmp_path, monkeypatch):
     ) as caught:
         import_teacher("coco", tmp_path / "teacher")
     assert "\n" not in str(caught.value)
+
+
+def test_a_config_that_names_no_weights_says_so(config, tmp_path):
+    teacher = config.teacher.model_copy(update={"file": None, "address": None, "megabytes": None})
+    nameless = config.model_copy(update={"teacher": teacher})
+    sentence = (
+        "The config small names no file of weights for its teacher; give its path: "
+        "gas-ext import PATH --config CONFIG.yaml -o FOLDER."
+    )
+    assert missing_weights(nameless) == sentence
+    with pytest.raises(FileNotFoundError, match="names no file of weights"):
+        import_teacher("small", tmp_path / "teacher", config=nameless)
+    unsized = teacher.model_copy(update={"file": "small.pkl"})
+    assert "download small.pkl and put it at weights/small/small.pkl" in missing_weights(
+        config.model_copy(update={"teacher": unsized})
+    )
+
+
+def test_a_config_goes_before_a_folder_of_its_name(tmp_path):
+    (tmp_path / "cifar10").mkdir()
+    with pytest.raises(FileNotFoundError, match="The weights of cifar10 are not here"):
+        import_teacher("cifar10", tmp_path / "teacher")
+    with pytest.raises(ValueError, match="holds no diffusers model"):
+        import_teacher("./cifar10", tmp_path / "teacher")
+
+
+@pytest.mark.parametrize(
+    "source", ["nothing.pkl", "weights/nothing.ckpt", "../x/nothing.pt", "/x/y/n.safetensors"]
+)
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("gas_ext.teachers.hub.fetch_pipeline", lambda *_: pytest.fail("asked the hub"))
+    with pytest.raises(ValueError, match=rf"There is no {source}: give a file"):
+        import_teacher(source, tmp_path / "teacher")
+
+
+def test_what_may_be_a_path_or_a_name_on_the_hub_is_told_as_both(tmp_path, monkeypatch):
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ValueError, match=r"There is no a/b/c\.pkl on this disk; as a name on the hub: c\.pkl of a/b"
+    ):
+        import_teacher("a/b/c.pkl", tmp_path / "teacher")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("guidance_scale", 2.0),
+        ("use_ema", True),
+        ("latent_size", 32),
+        ("first_stage", "x"),
+        ("tokenizer", "x"),
+    ],
+)
+def test_options_that_do_not_concern_a_source_are_refused(option, value, tmp_path):
+    with pytest.raises(ValueError, match=f"of the kind EDM snapshot, which takes no {option}; leave it out"):
+        import_teacher(SNAPSHOT, tmp_path / "teacher", ImportOptions(**{option: value}))
+    (tmp_path / "folder").mkdir()
+    if option != "guidance_scale":
+        with pytest.raises(ValueError, match=f"of the kind diffusers folder, which takes no {option}"):
+            import_teacher(tmp_path / "folder", tmp_path / "teacher", ImportOptions(**{option: value}))
+    assert not (tmp_path / "teacher").exists()
 
 
 def test_the_files_that_all_share_one_name_need_their_folder(tmp_path):

@@ -6,6 +6,7 @@ networks are for inference and for gradients to their input.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -290,24 +291,49 @@ NETWORKS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": Dh
 # Arguments of the published files that only matter for training.
 TRAINING_ONLY = ("dropout", "label_dropout")
 
+# Far beyond any network of these kinds; a file that asks for more would be built for ever.
+_LARGEST_SIZE = 65_536
+_MOST_BLOCKS = 64
+_MOST_LEVELS = 16
 
-def build_network(name: str, **arguments: Any) -> nn.Module:
+
+def build_network(name: str, /, **arguments: Any) -> nn.Module:
     """Build a network by its published class name and arguments.
 
     Raises
     ------
     ValueError
-        If there is no such network, or an argument is not known.
+        If there is no such network, or an argument is not known or impossible.
     """
     if name not in NETWORKS:
-        raise ValueError(f"Network {name!r} is unknown; expected one of {', '.join(NETWORKS)}.")
+        raise ValueError(f"Network {name[:40]!r} is unknown; expected one of {', '.join(NETWORKS)}.")
     arguments = {key: value for key, value in arguments.items() if key not in TRAINING_ONLY}
+    known = inspect.signature(NETWORKS[name]).parameters
+    for key, value in arguments.items():
+        if key not in known:
+            raise ValueError(f"{name} has no argument {key[:40]!r}; expected {', '.join(known)}.")
+        _check_size(key, value)
     try:
         return NETWORKS[name](**arguments)
-    except TypeError as error:
-        raise ValueError(f"Network {name} cannot be built: {error}.") from error
+    except (ArithmeticError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"Network {name} cannot be built: {reason}.") from error
+
+
+def _check_size(name: str, value: Any) -> None:
+    """Raise ValueError unless an argument is the name of a type, a size, or a short list of sizes."""
+    if name.endswith("_type") and isinstance(value, str):
+        return  # the network itself knows its types
+    largest = _MOST_BLOCKS if name == "num_blocks" else _LARGEST_SIZE
+    sizes = value if isinstance(value, list | tuple) else [value]
+    possible = all(type(size) in (int, float) and 0 <= size <= largest for size in sizes)
+    if len(sizes) > _MOST_LEVELS or not possible:
+        raise ValueError(
+            f"{name} must be a number from 0 to {largest}, or at most {_MOST_LEVELS} of them, which this "
+            f"{type(value).__name__} is not."
+        )
 
 
 def _check(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(choices)}.")
+        raise ValueError(f"{name} is {value[:40]!r}, but must be one of {', '.join(choices)}.")

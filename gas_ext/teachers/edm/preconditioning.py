@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -40,11 +40,12 @@ def edm_scales(sigma: Tensor, sigma_data: float = 0.5) -> Scales:
 
 
 class Preconditioning(NamedTuple):
-    """Scales and the range of noise levels that the network declares."""
+    """Scales, the range of noise levels that the network declares, and the published constants of both."""
 
     scales: Callable[..., Scales]
     sigma_min: float
     sigma_max: float
+    constants: Mapping[str, float]
 
 
 def _vp_sigma(t: float) -> float:
@@ -53,9 +54,16 @@ def _vp_sigma(t: float) -> float:
 
 # By the class names of the published files.
 PRECONDITIONINGS = {
-    "VPPrecond": Preconditioning(vp_scales, _vp_sigma(1e-5), _vp_sigma(1.0)),
-    "VEPrecond": Preconditioning(ve_scales, 0.02, 100.0),
-    "EDMPrecond": Preconditioning(edm_scales, 0.0, math.inf),
+    "VPPrecond": Preconditioning(
+        vp_scales,
+        _vp_sigma(1e-5),
+        _vp_sigma(1.0),
+        {"beta_d": 19.9, "beta_min": 0.1, "M": 1000, "epsilon_t": 1e-5},
+    ),
+    "VEPrecond": Preconditioning(ve_scales, 0.02, 100.0, {"sigma_min": 0.02, "sigma_max": 100}),
+    "EDMPrecond": Preconditioning(
+        edm_scales, 0.0, math.inf, {"sigma_min": 0, "sigma_max": math.inf, "sigma_data": 0.5}
+    ),
 }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gas_ext.denoisers import Denoiser
-from gas_ext.safe_pickle import PickledObject, read_pickle, state_dict_of
+from gas_ext.safe_pickle import PickledObject, printable, read_pickle, state_dict_of
 from gas_ext.schedules import NoiseSchedule
-from gas_ext.teachers.edm.networks import build_network
+from gas_ext.teachers.edm.networks import TRAINING_ONLY, build_network
 from gas_ext.teachers.edm.preconditioning import PRECONDITIONINGS, PreconditionedNetwork
 
 # Arguments of the published preconditioning classes that are not the network's.
 _OUTER = ("img_resolution", "img_channels", "label_dim", "use_fp16", "model_type")
-_OUTER_IGNORED = ("sigma_min", "sigma_max", "sigma_data", "beta_d", "beta_min", "M", "epsilon_t")
 
 _WEIGHTS = "model.safetensors"
 
@@ -129,15 +130,14 @@ class EDMTeacher(Denoiser):
     @classmethod
     def load_weights(cls, folder: Path, config: dict[str, Any]) -> EDMTeacher:
         """Rebuild what `save_weights` wrote."""
-        teacher = build_teacher(
+        return build_teacher(
             config["preconditioning"],
             config["architecture"],
             tuple(config["image_shape"]),
+            weights=load_file(folder / _WEIGHTS),
             schedule=NoiseSchedule.from_dict(config["schedule"]),
             t_eps=config["t_eps"],
         )
-        teacher.network.load_state_dict(load_file(folder / _WEIGHTS))
-        return teacher
 
 
 def default_schedule(kind: str, t_eps: float) -> NoiseSchedule:
@@ -151,9 +151,32 @@ def default_schedule(kind: str, t_eps: float) -> NoiseSchedule:
 
 
 def build_teacher(
-    kind: str, architecture: dict[str, Any], image_shape: tuple[int, int, int], **options: Any
+    kind: str,
+    architecture: Mapping[str, Any],
+    image_shape: tuple[int, int, int],
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    **options: Any,
 ) -> EDMTeacher:
-    """Build a teacher with random weights from its preconditioning and the arguments of its network.
+    """Build a teacher from its preconditioning, the arguments of its network and its weights.
+
+    Parameters
+    ----------
+    kind : str
+        "VPPrecond", "VEPrecond" or "EDMPrecond".
+    architecture : mapping
+        "network": "SongUNet" or "DhariwalUNet", and its arguments, without channels and size.
+    image_shape : tuple of int
+        (channels, height, width).
+    weights : mapping of str to Tensor, optional
+        Copied; random if not given.
+    **options
+        Keyword arguments of `EDMTeacher`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such network, or the weights are those of another one.
 
     Examples
     --------
@@ -163,19 +186,27 @@ def build_teacher(
     >>> sum(parameter.numel() for parameter in teacher.parameters())
     55733891
     """
-    arguments = {name: value for name, value in architecture.items() if name != "network"}
     channels, size = image_shape[0], image_shape[1]
-    arguments.pop("img_resolution", None)
+    arguments = {
+        **architecture,
+        "img_resolution": size,
+        "in_channels": channels,
+        "out_channels": channels,
+    }
+    name = arguments.pop("network")
     arguments.pop("img_channels", None)
-    raw = build_network(
-        architecture["network"],
-        img_resolution=size,
-        in_channels=channels,
-        out_channels=channels,
-        **arguments,
-    )
-    network = PreconditionedNetwork(raw, kind, architecture.get("label_dim", 0))
-    return EDMTeacher(network, image_shape, architecture=architecture, **options)
+    # On "meta", sizes that no weights fill take no memory.
+    with nullcontext() if weights is None else torch.device("meta"):
+        raw = build_network(name, **arguments)
+        network = PreconditionedNetwork(raw, kind, architecture.get("label_dim", 0))
+    if weights is not None:
+        copies = {key: value.to(torch.float32, copy=True) for key, value in weights.items()}
+        try:
+            network.load_state_dict(copies, assign=True)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"the weights do not fit the network as described: {reason}") from error
+    return EDMTeacher(network, image_shape, architecture=dict(architecture), **options)
 
 
 def load_edm_snapshot(path: str | os.PathLike[str], **options: Any) -> EDMTeacher:
@@ -197,30 +228,48 @@ def load_edm_snapshot(path: str | os.PathLike[str], **options: Any) -> EDMTeache
     ------
     ValueError
         If the file is refused (`gas_ext.safe_pickle`), or holds another network than the known ones.
+    FileNotFoundError
+        If there is none.
     """
     content = read_pickle(path)
     record = content.get("ema") if isinstance(content, dict) else None
     if not isinstance(record, PickledObject):
         raise ValueError(f"{path} is no EDM snapshot: it has no network under 'ema'.")
+    options = {"name": Path(path).stem, **options}
+    try:
+        architecture, image_shape = _description(record)
+        weights = state_dict_of(record)
+        return build_teacher(record.name, architecture, image_shape, weights=weights, **options)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used: {str(error).rstrip('.')}.") from error
+
+
+def _description(record: PickledObject) -> tuple[dict[str, Any], tuple[int, int, int]]:
+    """Return the arguments of the network in a pickled preconditioning, and the shape of its images."""
     if record.name not in PRECONDITIONINGS:
         raise ValueError(
-            f"{path} holds a {record.name}, but only {', '.join(PRECONDITIONINGS)} are known here."
+            f"its network is of the class {printable(record.name)}, but only {', '.join(PRECONDITIONINGS)} "
+            "are known here"
         )
-    arguments = record.state.get("_init_kwargs")
-    if not isinstance(arguments, dict) or record.state.get("_init_args"):
-        raise ValueError(f"{path} does not say how its network was built.")
-    inner = {k: v for k, v in arguments.items() if k not in (*_OUTER, *_OUTER_IGNORED)}
+    arguments, positional = record.state.get("_init_kwargs"), record.state.get("_init_args")
+    if not isinstance(arguments, dict) or not isinstance(positional, tuple) or positional:
+        raise ValueError("it does not say how its network was built")
+    constants = PRECONDITIONINGS[record.name].constants
+    for name, known in constants.items():
+        value = record.state.get(name, known)
+        if type(value) not in (int, float):
+            raise ValueError(f"its {name} is no number")
+        if value != known:
+            raise ValueError(f"its {name} is {value}, but only {known} is known here")
+    network = arguments.get("model_type", "SongUNet")
+    if not isinstance(network, str):
+        raise ValueError("the class of its network has no name")
+    outer = (*_OUTER, *constants, *TRAINING_ONLY)
     architecture = {
-        "network": arguments.get("model_type", "SongUNet"),
+        **{str(key): value for key, value in arguments.items() if key not in outer},
+        "network": network,
         "label_dim": arguments.get("label_dim", 0),
-        **inner,
     }
-    size, channels = arguments["img_resolution"], arguments["img_channels"]
-    options = {"name": Path(path).stem, **options}
-    teacher = build_teacher(record.name, architecture, (channels, size, size), **options)
-    try:
-        teacher.network.load_state_dict(state_dict_of(record))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path} does not fit the network that it describes: {reason}") from error
-    return teacher
+    channels: Any = arguments.get("img_channels")
+    size: Any = arguments.get("img_resolution")
+    return architecture, (channels, size, size)

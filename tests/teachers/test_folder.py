@@ -1,0 +1,114 @@
+"""Folders of teachers: what is wrong with one is said in one sentence."""
+
+import json
+
+import pytest
+import torch
+
+from gas_ext.teachers.edm.teacher import build_teacher
+from gas_ext.teachers.folder import load_teacher, save_teacher
+
+ARCHITECTURE = {
+    "network": "SongUNet",
+    "model_channels": 8,
+    "channel_mult": [1],
+    "num_blocks": 1,
+    "attn_resolutions": [],
+}
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    teacher = build_teacher("EDMPrecond", ARCHITECTURE, (1, 8, 8), name="small")
+    return save_teacher(teacher, tmp_path_factory.mktemp("teachers") / "small", source={"file": "a.pkl"})
+
+
+@pytest.fixture
+def card(folder):
+    """The card, which is put back."""
+    path = folder / "teacher.json"
+    content = path.read_text()
+    yield json.loads(content)
+    path.write_text(content)
+
+
+def test_the_card_tells_where_the_weights_come_from(folder, card):
+    assert (card["name"], card["family"], card["source"]) == ("small", "edm", {"file": "a.pkl"})
+    assert load_teacher(folder).weights_hash == card["weights_hash"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_version": 2}, "is no card of format 1"),
+        ({"weights_hash": 3}, "'weights_hash' is missing or of the wrong type"),
+        ({"files": []}, "'files' is missing or of the wrong type"),
+        ({"files": {WEIGHTS: 3}}, f"does not tell size and SHA-256 of {WEIGHTS}"),
+        ({"files": {WEIGHTS: {"bytes": 3}}}, f"does not tell size and SHA-256 of {WEIGHTS}"),
+        ({"files": {"../x": {"bytes": 3, "sha256": ""}}}, "'../x', which is outside the folder"),
+        ({"files": {"/x": {"bytes": 3, "sha256": ""}}}, "'/x', which is outside the folder"),
+        ({"files": {}}, "contradicts itself"),
+        ({"weights_hash": "0"}, "contradicts itself"),
+        ({"family": "gan"}, "names the family 'gan'; expected one of edm, ldm, diffusers"),
+        ({"config": {}}, r"config describes no EDMTeacher \(KeyError: 'preconditioning'\)"),
+    ],
+)
+def test_damaged_cards(changes, message, folder, card):
+    (folder / "teacher.json").write_text(json.dumps({**card, **changes}))
+    with pytest.raises(ValueError, match=message) as error:
+        load_teacher(folder)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "is not JSON"), ("[]", "no card of format 1"), ("[" * 100_000, "is not JSON")],
+    ids=["cut off", "no object", "nested"],
+)
+def test_cards_that_are_none(content, message, folder, card):
+    (folder / "teacher.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_teacher(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": {**ARCHITECTURE, "num_blocks": 10**9}}, "num_blocks must be a number from 0 to 64"),
+        ({"architecture": {**ARCHITECTURE, "num_blocks": 2}}, "do not fit the network as described"),
+        ({"architecture": {**ARCHITECTURE, "network": []}}, "config describes no EDMTeacher"),
+        ({"preconditioning": "iDDPM"}, "Preconditioning 'iDDPM' is not known"),
+        ({"image_shape": [1]}, "config describes no EDMTeacher"),
+        ({"schedule": {"family": "sine"}}, "Schedule family 'sine' is unknown"),
+        ({"t_eps": 3}, "t_eps is 3"),
+    ],
+)
+def test_descriptions_of_another_network(changes, message, folder, card):
+    config = {**card["config"], **changes}
+    (folder / "teacher.json").write_text(json.dumps({**card, "config": config}))
+    with pytest.raises(ValueError, match=message) as error:
+        load_teacher(folder)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_safetensors(folder, card):
+    path = folder / WEIGHTS
+    content = path.read_bytes()
+    path.write_bytes(b"\xff" * 8 + content[8:])
+    with pytest.raises(ValueError, match=r"cannot be used: .*; import the teacher again"):
+        load_teacher(folder, verify=False)
+    path.write_bytes(content)
+
+
+def test_contents_are_compared_unless_told_otherwise(folder):
+    path = folder / WEIGHTS
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ValueError, match=rf"{WEIGHTS} is damaged"):
+        load_teacher(folder)
+    assert load_teacher(folder, verify=False).name == "small"
+    path.write_bytes(content)
