@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import tempfile
@@ -28,7 +29,7 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
 
 def remove_leftovers(path: Path) -> None:
     """Remove what processes that were killed in `write_file` left beside this file."""
-    for leftover in path.parent.glob(f".{path.name}.*"):
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
         leftover.unlink(missing_ok=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+_MOST_SEEDS = 100_000_000
 _SEED_RANGE = re.compile(r"(-?\d+)(?:-(\d+))?")
 
 
@@ -24,7 +25,8 @@ def parse_seeds(text: str) -> list[int]:
     Raises
     ------
     ValueError
-        If the text is empty, a part is not a number or a range, or a range runs backward.
+        If the text is empty, a part is not a number or a range, a range runs backward, or there are more than
+        a hundred million seeds.
 
     Examples
     --------
@@ -40,6 +42,8 @@ def parse_seeds(text: str) -> list[int]:
         last = first if match[2] is None else int(match[2])
         if last < first:
             raise ValueError(f"seed range {part.strip()!r} runs backward: write the smaller seed first")
+        if len(seeds) + last - first >= _MOST_SEEDS:
+            raise ValueError(f"{text!r} are more than {_MOST_SEEDS:,} seeds: write fewer")
         seeds.extend(range(first, last + 1))
     return seeds
 

@@ -21,7 +21,7 @@ def test_parse_seeds_reads_integers(seeds):
     assert parse_seeds(",".join(map(str, seeds))) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "a", "3-", "1,,2", "1.5", "5-2"])
+@pytest.mark.parametrize("text", ["", "a", "3-", "1,,2", "1.5", "5-2", "0-99999999999"])
 def test_parse_seeds_refuses_what_it_cannot_read(text):
     with pytest.raises(ValueError, match="seed"):
         parse_seeds(text)

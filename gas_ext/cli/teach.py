@@ -154,12 +154,13 @@ def load_teacher_of(config: Config, teacher: str | None, device: str) -> Denoise
     """
     from gas_ext.plan import teacher_folder
     from gas_ext.teachers.folder import CARD, load_teacher
+    from gas_ext.teachers.sources import import_command
 
     source, teacher = config.teacher, teacher or teacher_folder(config)
     if teacher != "demo" and not (Path(teacher) / CARD).is_file():
         needs = f", which needs {source.file} ({source.megabytes} MB) from {source.address}"
         raise ValueError(
-            f"There is no imported teacher in {teacher}: run gas-ext import {config.name} -o {teacher}"
+            f"There is no imported teacher in {teacher}: run {import_command(config, teacher)}"
             f"{needs if source.file else ''}."
         )
     denoiser = load_teacher(teacher, device)

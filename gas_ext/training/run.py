@@ -307,7 +307,6 @@ class _Parts:
             GASSampler(solver, self.denoiser, recompute=self.settings.recompute),
             self._distance,
             adversary=self._adversary,
-            unconditional_condition=self.denoiser.unconditional_condition(),
             decode=self.denoiser.decode if self._images else None,
             autocast=self._autocast,
             processes=self.processes,

@@ -75,7 +75,6 @@ def _fit(
             denoiser,
             batch.noise,
             batch.condition,
-            denoiser.unconditional_condition(),
             batch_size=config.training.batch_size,
         )
         advance()
@@ -95,7 +94,6 @@ def _best_baseline(
             batch.target,
             batch.condition,
             guidance_scale=config.teacher_solver.guidance_scale,
-            unconditional_condition=denoiser.unconditional_condition(),
             batch_size=config.training.batch_size,
             progress=lambda baseline, distance: advance(1, note=f"L1 {distance:.4f}"),
         )

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gas_ext.safe_pickle import read_torch_archive
+from gas_ext.safe_pickle import check_sharing, read_torch_archive
 from gas_ext.schedules import NoiseSchedule
 
 KINDS = ("ldm-unconditional", "ldm-class", "stable-diffusion")
@@ -156,6 +156,10 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     ):
         raise ValueError(f"{path} is no checkpoint: it has no 'state_dict' of named tensors.")
+    try:
+        check_sharing(content.values())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; get a fresh copy.") from error
     return content
 
 

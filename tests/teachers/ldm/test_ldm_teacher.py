@@ -278,6 +278,13 @@ def test_a_first_stage_of_another_model(tmp_path):
 
 
 @needs_cin
+def test_one_tensor_under_many_names_is_refused(tmp_path):
+    path, tensor = tmp_path / "shared.ckpt", torch.zeros(1000)
+    torch.save({"state_dict": {f"model.diffusion_model.{i}": tensor for i in range(100)}}, path)
+    with pytest.raises(ValueError, match=r"shared\.ckpt is damaged: its tensors share their numbers"):
+        load_checkpoint(path)
+
+
 def test_damaged_files(tmp_path):
     path = changed(tmp_path)
     content = path.read_bytes()
