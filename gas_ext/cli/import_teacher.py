@@ -44,6 +44,9 @@ def import_teacher(
     tokenizer: Annotated[
         str | None, typer.Option(help="CLIP tokenizer for Stable Diffusion in one file: folder or hub name.")
     ] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="Which weights of a diffusers model, such as fp16.")
+    ] = None,
 ) -> None:
     """Convert published weights into one folder: safetensors files and a card with their hashes.
 
@@ -61,6 +64,7 @@ def import_teacher(
         latent_size=latent_size,
         first_stage=first_stage,
         tokenizer=tokenizer,
+        variant=variant,
     )
     folder = sources.import_teacher(source, out, options, config=load_config(config) if config else None)
     card = read_card(folder)

@@ -39,6 +39,8 @@ class ImportOptions:
         LDM: a second file with the first stage, where the checkpoint has none.
     tokenizer : str, optional
         Stable Diffusion from a single file: folder or hub name of the CLIP tokenizer, for prompts.
+    variant : str, optional
+        diffusers: which weights, where there are several, such as "fp16".
     """
 
     name: str | None = None
@@ -48,13 +50,14 @@ class ImportOptions:
     latent_size: int = 64
     first_stage: str | os.PathLike[str] | None = None
     tokenizer: str | None = None
+    variant: str | None = None
 
 
-# Which options concern a source of each kind; a checkpoint takes all, and refuses itself what is not for it.
+# Which options concern a source of each kind; a checkpoint refuses itself what is not for its model.
 _TAKEN = {
     "EDM snapshot": ("name", "t_eps"),
-    "diffusers folder": ("name", "t_eps", "guidance_scale"),
-    "checkpoint": tuple(vars(ImportOptions())),
+    "diffusers folder": ("name", "t_eps", "guidance_scale", "variant"),
+    "checkpoint": tuple(name for name in vars(ImportOptions()) if name != "variant"),
 }
 
 
@@ -105,7 +108,7 @@ def import_teacher(
     options = options or ImportOptions()
     if config is None and str(source) in config_names():
         config = load_config(str(source))
-    located = locate(source, config)
+    located = locate(source, config, options.variant)
     _check_options(located.path, options)
     denoiser = load_source(located.path, _completed(options, config, located.record))
     if config is not None and denoiser.sample_shape != config.space.shape:
@@ -130,10 +133,12 @@ def _completed(options: ImportOptions, config: Config | None, record: dict[str, 
     return ImportOptions(**values)
 
 
-def locate(source: str | os.PathLike[str], config: Config | None = None) -> Located:
+def locate(
+    source: str | os.PathLike[str], config: Config | None = None, variant: str | None = None
+) -> Located:
     """Find a source on disk, in the cache of the hub, or on the hub; see `import_teacher`."""
     if config is not None and str(source) == config.name:
-        return _of_config(config)
+        return _of_config(config, variant)
     path = Path(source)
     if path.is_dir():
         return Located(path, {"folder": path.resolve().name})
@@ -147,7 +152,7 @@ def locate(source: str | os.PathLike[str], config: Config | None = None) -> Loca
             f"({', '.join(config_names())})."
         )
     try:
-        return _from_hub(*reference)
+        return _from_hub(*reference, variant)
     except ValueError as error:
         raise ValueError(f"There is no {source} on this disk; as a name on the hub: {error}") from error
 
@@ -198,7 +203,7 @@ def config_option(config: Config) -> str:
     return config.name if config.name in config_names() else "CONFIG.yaml"
 
 
-def _of_config(config: Config) -> Located:
+def _of_config(config: Config, variant: str | None) -> Located:
     if config.teacher.kind == "embedded":
         raise ValueError(f"The teacher of {config.name} ships with the package; nothing is to be imported.")
     path = find_weights(config)
@@ -206,15 +211,15 @@ def _of_config(config: Config) -> Located:
         return Located(path, {**_file_record(path), "address": config.teacher.address})
     if config.teacher.hub is not None:
         try:
-            return _from_hub(config.teacher.hub, None)
+            return _from_hub(config.teacher.hub, None, variant)
         except ValueError as error:
             raise FileNotFoundError(f"{missing_weights(config)} ({error})") from error
     raise FileNotFoundError(missing_weights(config))
 
 
-def _from_hub(repository: str, file: str | None) -> Located:
+def _from_hub(repository: str, file: str | None, variant: str | None) -> Located:
     if file is None:
-        path = hub.fetch_pipeline(repository)
+        path = hub.fetch_pipeline(repository, variant=variant)
         return Located(path, {"hub": repository, "revision": path.name})
     path = hub.fetch_file(repository, file)
     return Located(path, {**_file_record(path), "file": file, "hub": repository})
@@ -236,7 +241,7 @@ def load_source(path: Path, options: ImportOptions) -> Denoiser:
     if kind == "checkpoint":
         from gas_ext.teachers.ldm import load_checkpoint
 
-        return load_checkpoint(path, **vars(options))
+        return load_checkpoint(path, **_given(options, _TAKEN[kind]))
     if kind == "EDM snapshot":
         from gas_ext.teachers.edm import load_edm_snapshot
 

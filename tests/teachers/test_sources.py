@@ -142,13 +142,14 @@ def test_what_may_be_a_path_or_a_name_on_the_hub_is_told_as_both(tmp_path, monke
         ("latent_size", 32),
         ("first_stage", "x"),
         ("tokenizer", "x"),
+        ("variant", "fp16"),
     ],
 )
 def test_options_that_do_not_concern_a_source_are_refused(option, value, tmp_path):
     with pytest.raises(ValueError, match=f"of the kind EDM snapshot, which takes no {option}; leave it out"):
         import_teacher(SNAPSHOT, tmp_path / "teacher", ImportOptions(**{option: value}))
     (tmp_path / "folder").mkdir()
-    if option != "guidance_scale":
+    if option not in ("guidance_scale", "variant"):
         with pytest.raises(ValueError, match=f"of the kind diffusers folder, which takes no {option}"):
             import_teacher(tmp_path / "folder", tmp_path / "teacher", ImportOptions(**{option: value}))
     assert not (tmp_path / "teacher").exists()
