@@ -88,17 +88,14 @@ def test_options_reach_the_teacher_or_are_refused(tmp_path):
     assert run("import", SNAPSHOT, "--latent-size", "0", "-o", "x").exit_code == 2
 
 
-@pytest.mark.parametrize("place", ["full", "file", "file/inside", ".", "closed/inside"])
+@pytest.mark.parametrize("place", ["full", "file", "file/inside", ".", "/proc/self/inside"])
 def test_places_where_nothing_can_be_written_are_refused_before_any_work(tmp_path, monkeypatch, place):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/x").touch()
     (tmp_path / "file").touch()
-    (tmp_path / "closed").mkdir(mode=0o500)
-    if place.startswith("closed") and os.access(tmp_path / "closed", os.W_OK):
-        pytest.skip("this user may write everywhere")
     monkeypatch.setattr("gas_ext.teachers.sources.load_source", lambda *_: pytest.fail("work began"))
     before = sorted(tmp_path.rglob("*"))
-    assert place.split("/")[0] in error_of(SNAPSHOT, "-o", place)
+    assert place.strip("/").split("/")[0] in error_of(SNAPSHOT, "-o", place)
     assert sorted(tmp_path.rglob("*")) == before
 
 
