@@ -180,9 +180,10 @@ def plot_solver(
     path: str | Path,
     *,
     classical_name: str = "classical",
+    role: str = "classical",
     title: str = "",
 ) -> None:
-    """Draw the learned times and step weights against those of a classical solver.
+    """Draw the learned times and step weights against those of a classical solver, or of another start.
 
     Parameters
     ----------
@@ -191,7 +192,9 @@ def plot_solver(
     path : str or Path
         The PNG file.
     classical_name : str
-        Name of the classical solver in the legend.
+        Name of the classical solver, in full.
+    role : str
+        What it is called in the legend: "classical", "start".
     title : str
         Heading.
     """
@@ -214,7 +217,7 @@ def plot_solver(
             (times_height - 0.15) / height,
         )
     )
-    _draw_times(axes, learned, classical, classical_name)
+    _draw_times(axes, learned, classical, classical_name, role)
     every = [
         weight for solver in (learned, classical) for n in range(steps) for weight in _step_weights(solver, n)
     ]
@@ -225,13 +228,13 @@ def plot_solver(
         left = 0.65 + (n % columns) * cell
         bottom = height - (0.75 + times_height + 0.9) - (n // columns + 1) * (weights_height + 0.55) + 0.55
         axes = figure.add_axes((left / width, bottom / height, (cell - 0.3) / width, weights_height / height))
-        _draw_weights(axes, n, learned, classical, limits, first=n % columns == 0)
+        _draw_weights(axes, n, learned, classical, role, limits, first=n % columns == 0)
     _save(figure, path)
 
 
 @torch.no_grad()
 def _draw_times(
-    axes: Axes, learned: GeneralizedSolver, classical: GeneralizedSolver, classical_name: str
+    axes: Axes, learned: GeneralizedSolver, classical: GeneralizedSolver, classical_name: str, role: str
 ) -> None:
     """Draw times on a log-SNR axis: one line per solver, and where the learned one evaluates the network."""
     schedule = learned.schedule
@@ -241,12 +244,12 @@ def _draw_times(
         return values
 
     lines = [
-        (2, "classical", log_snr(classical.timesteps()), CLASSICAL_COLOR, "s", CLASSICAL_COLOR),
+        (2, role, log_snr(classical.timesteps()), CLASSICAL_COLOR, "s", CLASSICAL_COLOR),
         (1, "learned", log_snr(learned.timesteps()), LEARNED_COLOR, "o", LEARNED_COLOR),
         (0, "learned,\nnetwork at", log_snr(learned.evaluation_timesteps()), LEARNED_COLOR, "^", "white"),
     ]
     for height, name, places, color, marker, face in lines:
-        above = name == "classical"
+        above = name == role
         axes.axhline(height, color=_GRID_COLOR, linewidth=1, zorder=0)
         axes.plot(places, [height] * len(places), marker, color=color, markerfacecolor=face, markersize=8)
         for n, place in enumerate(places):
@@ -269,7 +272,7 @@ def _draw_times(
     axes.set_xlabel(
         r"$\lambda = \log(\alpha / \sigma)$      noise  $\leftarrow$   $\rightarrow$  image", fontsize=9
     )
-    axes.set_title(f"Times of the states.  Classical: {classical_name}", fontsize=10, loc="left")
+    axes.set_title(f"Times of the states.  {role.capitalize()}: {classical_name}", fontsize=10, loc="left")
     _clear_frame(axes)
 
 
@@ -279,6 +282,7 @@ def _draw_weights(
     n: int,
     learned: GeneralizedSolver,
     classical: GeneralizedSolver,
+    role: str,
     limits: tuple[float, float],
     first: bool,
 ) -> None:
@@ -286,7 +290,7 @@ def _draw_weights(
     names = [f"$x_{{{n - i}}}$" for i in range(n + 1)] + [f"$D_{{{n - i}}}$" for i in range(n + 1)]
     places = [float(i) + (0.6 if i > n else 0.0) for i in range(len(names))]
     for solver, shift, color, name in (
-        (classical, -0.2, CLASSICAL_COLOR, "classical"),
+        (classical, -0.2, CLASSICAL_COLOR, role),
         (learned, 0.2, LEARNED_COLOR, "learned"),
     ):
         heights = _step_weights(solver, n)

@@ -59,7 +59,8 @@ class Pictures:
                 solver,
                 self._start,
                 self._folder / f"solver-{iteration:08d}.png",
-                classical_name=f"start: {self._start_name}",
+                classical_name=self._start_name,
+                role="start",
                 title=f"After {iteration} iterations",
             )
 
