@@ -23,8 +23,8 @@ RECIPES = {
     # arXiv 2510.17699, section 5.
     "published": ["training.rate=1e-3", "training.batch_size=24", "training.iterations=10000"],
     "own": [],
-    "own, unfitted": ["training.start=classical"],
-    "own, slower": ["training.time_rate=1e-2", "training.offset_rate=1e-2", "training.coefficient_rate=1e-2"],
+    "own-unfitted": ["training.start=classical"],
+    "own-slower": ["training.time_rate=1e-2", "training.offset_rate=1e-2", "training.coefficient_rate=1e-2"],
 }
 
 
@@ -58,7 +58,7 @@ def main() -> None:
                 config = load_config("demo", changes)
                 count = config.training.train_samples_for("gs") + config.training.validation_samples
                 samples = make_samples(denoiser, seed, options.out / f"samples-{seed}", count)
-                folder = options.out / f"{recipe.replace(', ', '-')}-{steps}-{seed}"
+                folder = options.out / f"{recipe}-{steps}-{seed}"
                 result = train(config, denoiser, folder, steps=steps, samples=samples)
                 last = [line["l1"] for line in read_log(folder) if line["kind"] == "validation"][-1]
                 iterations = config.training.iterations_for("gs")
