@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -10,12 +9,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
+from safetensors import SafetensorError
 from torch import Tensor
 
 from gas_ext.files import write_file
 from gas_ext.safe_pickle import read_torch_archive
+from gas_ext.sealed_file import checksum, read_safetensors, write_sealed
 
 FORMAT_VERSION = 1
 _KEY = "gas_ext_solver"
@@ -41,19 +40,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
 def write_solver_file(path: Path, record: Record, tensors: Mapping[str, Tensor]) -> None:
     """Write a solver; `path` appears, or changes, only when the file is complete."""
     record = {"format_version": FORMAT_VERSION, **record}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps({**record, "sha256": checksum(record, tensors)})
-    write_file(path, serialize(tensors, {_KEY: text}))
-
-
-def checksum(record: Record, tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 (hex) of a record without its own "sha256", and of all tensors by name."""
-    described = json.loads(json.dumps({name: value for name, value in record.items() if name != "sha256"}))
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    write_sealed(path, _KEY, record, tensors)
 
 
 def read_solver_file(path: Path) -> tuple[Record, dict[str, Tensor]]:
@@ -61,9 +48,7 @@ def read_solver_file(path: Path) -> tuple[Record, dict[str, Tensor]]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no solver file {path}.")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata, tensors = read_safetensors(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is not a safetensors file, or is damaged: {error}.") from error
     if _KEY not in metadata:

@@ -16,7 +16,7 @@ from test_coefficients import randomize
 from test_schedules import SCHEDULES
 
 from gas_ext import GeneralizedSolver, NoiseSchedule
-from gas_ext.solver_file import checksum
+from gas_ext.sealed_file import checksum
 from gas_ext.spacings import SPACINGS, spaced_timesteps
 
 VP = SCHEDULES["vp_linear"]

@@ -7,13 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
+from safetensors import SafetensorError
 from torch import Tensor
 
 from gas_ext.discriminators.base import Discriminator, build_discriminator
-from gas_ext.files import write_file
-from gas_ext.solver_file import checksum
+from gas_ext.sealed_file import checksum, read_safetensors, write_sealed
 
 FORMAT_VERSION = 1
 _KEY = "gas_ext_discriminator"
@@ -51,15 +49,13 @@ def save_discriminator(discriminator: Discriminator, path: str | os.PathLike[str
             f"{type(discriminator).__name__} has no name: decorate it with register_discriminator, so that "
             "files can be read back."
         )
-    tensors = {name: value.detach().cpu().contiguous() for name, value in discriminator.state_dict().items()}
     record = {
         "format_version": FORMAT_VERSION,
         "name": discriminator.name,
         "sample_shape": list(discriminator.sample_shape),
         "settings": discriminator.settings,
     }
-    text = json.dumps({**record, "sha256": checksum(record, tensors)})
-    write_file(Path(path), serialize(tensors, {_KEY: text}))
+    write_sealed(Path(path), _KEY, record, discriminator.state_dict())
 
 
 def load_discriminator(path: str | os.PathLike[str]) -> Discriminator:
@@ -91,10 +87,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no discriminator file {path}.")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            # Copies, as aligned as torch's own memory is: other alignment may give other roundings.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        metadata, tensors = read_safetensors(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is not a safetensors file, or is damaged: {error}.") from error
     if _KEY not in metadata:

@@ -22,9 +22,9 @@ from gas_ext.sampler import GASSampler, Solver
 from gas_ext.samples.filling import Content, SampleFolder, fill
 from gas_ext.samples.manifest import Manifest, first_noise, plain, short_hash
 from gas_ext.samples.reading import TeacherSamples
+from gas_ext.sealed_file import checksum
 from gas_ext.seeds import format_seeds
 from gas_ext.solver import GeneralizedSolver
-from gas_ext.solver_file import checksum
 
 # One entry per sample: labels (n,) or other tensors (n, ...), prompts, or nothing.
 Conditions: TypeAlias = Tensor | list[str] | None

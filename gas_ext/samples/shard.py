@@ -14,7 +14,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from gas_ext.files import remove_leftovers, write_file
-from gas_ext.solver_file import checksum
+from gas_ext.sealed_file import checksum
 
 FORMAT_VERSION = 1
 _KEY = "gas_ext_samples"

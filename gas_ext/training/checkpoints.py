@@ -11,12 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
+from safetensors import SafetensorError
 from torch import Tensor
 
-from gas_ext.files import write_file
-from gas_ext.solver_file import checksum
+from gas_ext.sealed_file import checksum, read_safetensors, write_sealed
 
 FORMAT_VERSION = 1
 KEPT = 2  # the newest ones
@@ -67,9 +65,8 @@ def save_checkpoint(folder: Path, iteration: int, state: Mapping[str, Any]) -> P
     """
     plain, tensors = _pack(state)
     record = {"format_version": FORMAT_VERSION, "iteration": iteration, "state": plain}
-    text = json.dumps({**record, "sha256": checksum(record, tensors)})
     path = folder / f"iteration-{iteration:08d}.safetensors"
-    write_file(path, serialize(tensors, {_KEY: text}))
+    write_sealed(path, _KEY, record, tensors)
     for old in checkpoint_paths(folder)[:-KEPT]:
         old.unlink()
     return path
@@ -83,10 +80,7 @@ def checkpoint_paths(folder: Path) -> list[Path]:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint; ValueError says in one sentence why it cannot be used."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            # Copies, as aligned as torch's own memory is: other alignment may give other roundings.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        metadata, tensors = read_safetensors(path)
         record = json.loads(metadata[_KEY])
         version = record["format_version"]
         intact = record["sha256"] == checksum(record, tensors)
