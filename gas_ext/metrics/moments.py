@@ -1,12 +1,17 @@
-"""How far samples are from the teacher's, one by one (L1) and as a distribution (Frechet distance)."""
+"""Means and covariances of feature vectors, and the Frechet distance of two of them."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from gas_ext.metrics.arrays import Features, check_features, pieces, read_rows
+
+# Rows that are read at a time.
+_ROWS = 4096
 
 
 class Statistics(NamedTuple):
@@ -47,20 +52,25 @@ class StreamingStatistics:
             return
         mean = batch.mean(dim=0)
         centered = batch - mean
-        scatter = centered.T @ centered
+        self._add(len(batch), mean, centered.T @ centered)
+
+    def merge(self, statistics: Statistics) -> None:
+        """Add what another stream, perhaps of another process, has seen."""
+        self._add(statistics.size, statistics.mean, statistics.covariance * (statistics.size - 1))
+
+    def _add(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        """Add vectors by their number, mean, and sum of squares about it."""
         if self.count == 0:
-            self.count, self._mean, self._scatter = len(batch), mean, scatter
+            self.count, self._mean, self._scatter = count, mean, scatter
             return
         if mean.shape != self._mean.shape:
             raise ValueError(
                 f"features have {len(mean)} columns; earlier batches had {len(self._mean)}, use one extractor"
             )
-        total = self.count + len(batch)
+        total = self.count + count
         shift = mean - self._mean
-        self._scatter = (
-            self._scatter + scatter + torch.outer(shift, shift) * (self.count * len(batch) / total)
-        )
-        self._mean = self._mean + shift * (len(batch) / total)
+        self._scatter = self._scatter + scatter + torch.outer(shift, shift) * (self.count * count / total)
+        self._mean = self._mean + shift * (count / total)
         self.count = total
 
     def result(self) -> Statistics:
@@ -76,17 +86,56 @@ class StreamingStatistics:
         return Statistics(self._mean.clone(), self._scatter / (self.count - 1), self.count)
 
 
-def feature_statistics(features: Tensor) -> Statistics:
+def feature_statistics(features: Features) -> Statistics:
     """Mean and unbiased covariance of feature vectors of shape ``(N, F)``, N >= 2, in float64.
+
+    An array mapped from disk is read in pieces.
 
     Examples
     --------
     >>> feature_statistics(torch.tensor([[1.0], [3.0]])).mean.item()
     2.0
     """
+    check_features(features)
     stream = StreamingStatistics()
-    stream.update(features)
+    for rows in pieces(0, len(features), _ROWS):
+        stream.update(read_rows(features, rows))
     return stream.result()
+
+
+def merge_statistics(parts: Iterable[Statistics]) -> Statistics:
+    """Statistics of all vectors that the parts were made of; the order matters only to rounding.
+
+    Examples
+    --------
+    >>> halves = [feature_statistics(torch.tensor([[0.0], [2.0]])), feature_statistics(torch.ones(2, 1))]
+    >>> merge_statistics(halves).covariance.item()
+    0.6666666666666666
+    """
+    stream = StreamingStatistics()
+    for part in parts:
+        stream.merge(part)
+    return stream.result()
+
+
+def remove_statistics(whole: Statistics, part: Statistics) -> Statistics:
+    """Statistics of the vectors of `whole` that are not in `part`, at least 2: a merge turned round.
+
+    Examples
+    --------
+    >>> features = torch.tensor([[0.0], [2.0], [7.0], [8.0]])
+    >>> rest = remove_statistics(feature_statistics(features), feature_statistics(features[2:]))
+    >>> rest.mean.item(), rest.covariance.item()
+    (1.0, 2.0)
+    """
+    count = whole.size - part.size
+    if count < 2:
+        raise ValueError(f"{count} feature vectors would be left: leave at least 2")
+    mean = whole.mean + (whole.mean - part.mean) * (part.size / count)
+    shift = part.mean - mean
+    scatter = whole.covariance * (whole.size - 1) - part.covariance * (part.size - 1)
+    scatter = scatter - torch.outer(shift, shift) * (count * part.size / whole.size)
+    return Statistics(mean, scatter / (count - 1), count)
 
 
 def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
@@ -141,27 +190,3 @@ def _psd_root(matrix: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
     root: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     return root
-
-
-def finite_or_none(value: float | None) -> float | None:
-    """Return the value if it is a finite number, else None: JSON has no NaN.
-
-    Examples
-    --------
-    >>> finite_or_none(0.5), finite_or_none(float("nan"))
-    (0.5, None)
-    """
-    return value if value is not None and math.isfinite(value) else None
-
-
-def l1_distance(samples: Tensor, reference: Tensor) -> float:
-    """Mean absolute difference of two batches, accumulated in float64.
-
-    Examples
-    --------
-    >>> l1_distance(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 0.5]))
-    0.25
-    """
-    if samples.shape != reference.shape:
-        raise ValueError(f"samples have shape {tuple(samples.shape)}, the reference {tuple(reference.shape)}")
-    return float((samples.double() - reference.double()).abs().mean())
