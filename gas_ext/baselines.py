@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gas_ext.catalog import SPACING_TITLES, describe
 from gas_ext.data import take
 from gas_ext.denoisers import DenoiserFunction
 from gas_ext.metrics import l1_distance
@@ -18,7 +19,6 @@ from gas_ext.solver import GeneralizedSolver
 from gas_ext.spacings import SPACINGS
 
 ORDERS = (1, 2, 3)
-_SPACING_NAMES = {"uniform": "uniform", "quadratic": "quadratic", "logsnr": "logSNR", "edm": "EDM"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Baseline:
     @property
     def description(self) -> str:
         """Human-readable name, such as "DPM-Solver++(2M), logSNR times"."""
-        return f"DPM-Solver++({self.order}M), {_SPACING_NAMES.get(self.spacing, self.spacing)} times"
+        solver = describe(f"dpm++-{self.order}")["solver"]
+        return f"{solver}, {SPACING_TITLES.get(self.spacing, self.spacing)} times"
 
 
 def classical_solver(

@@ -7,18 +7,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gas_ext.catalog import display_name
+from gas_ext.classical.gits import GITS_SIGMAS
 from gas_ext.configs import Config
 from gas_ext.configs.base import LossKind
+from gas_ext.kinds import get_kind
 from gas_ext.memory import training_bytes
-from gas_ext.multistep import GITS_SIGMAS
 from gas_ext.seeds import format_seeds, parse_seeds
 
 # Where the commands keep things unless they are told otherwise.
 TEACHERS = Path("teachers")
 SAMPLES = Path("samples")
 
-_SPACING_NAMES = {"logsnr": "logSNR", "edm": "EDM", "gits": "GITS"}
-_SOLVER_NAMES = {"unipc": "UniPC", "ipndm": "iPNDM", "dpm-solver++": "DPM-Solver++"}
 _DISCRIMINATORS = {
     "r3gan-cifar10": "R3GAN snapshot for CIFAR-10",
     "r3gan-ffhq64": "R3GAN snapshot for FFHQ 64x64",
@@ -59,13 +59,16 @@ class TrainingPlan:
         What must be on disk.
     teacher_solver : str
         In words.
+    student_kind : str
+        What of the student is learned, see `gas_ext.kinds`.
     teacher_nfe, student_nfe : int
         Network evaluations per sample.
     samples : dict
         Numbers of "training" and "validation" samples.
     evaluations : dict
-        Network evaluations (of single samples; guidance doubles the batch) for "teacher samples", "training",
-        "without gradient" (GAS's fakes for the discriminator).
+        Network evaluations of single samples (guidance doubles the batch) "for the teacher's samples", "in
+        training" (with gradient), and "without gradient, for the discriminator" (in GAS, its fakes and what
+        else it is shown).
     memory : dict or str
         Bytes, see `gas_ext.memory.training_bytes`; a sentence where they cannot be told.
     """
@@ -74,6 +77,7 @@ class TrainingPlan:
     loss: LossKind
     files: list[NeededFile]
     teacher_solver: str
+    student_kind: str
     teacher_nfe: int
     student_nfe: int
     samples: dict[str, int]
@@ -100,7 +104,8 @@ class TrainingPlan:
         parts += [
             "",
             f"teacher: {self.teacher_solver}, NFE {self.teacher_nfe}",
-            f"student: NFE {self.student_nfe}",
+            f"student: {'' if self.student_kind == 'gs' else get_kind(self.student_kind).title + ', '}"
+            f"NFE {self.student_nfe}",
             "samples: " + ", ".join(f"{count:,} for {use}" for use, count in self.samples.items()),
             "network evaluations: "
             + ", ".join(f"{count:,} {use}" for use, count in self.evaluations.items() if count),
@@ -160,21 +165,25 @@ def make_plan(
             f"The teacher of {config.name} takes {nfe} steps for a student of {steps}, but there are GITS "
             f"times for {', '.join(map(str, GITS_SIGMAS))} steps alone; choose others with --steps."
         )
-    drawn = config.training.iterations_for(loss) * config.training.batch_size * steps
+    drawn = config.training.iterations_for(loss) * config.training.batch_size
+    # Of evaluations for the discriminator's view, see TeacherView, those of the student's samples have a
+    # gradient; those of the fakes, and twice of the teacher's samples, have none.
+    shown = len(config.adversarial.noise_levels) if loss == "gas" and config.adversarial else 0
     return TrainingPlan(
         config.title,
         loss,
         _files(config, loss, steps, sum(counts.values()), teacher, samples),
         _describe(config),
+        config.student.kind,
         nfe,
         steps,
         counts,
         {
             "for the teacher's samples": sum(counts.values()) * nfe,
-            "in training": drawn,
-            "without gradient, for the discriminator": drawn if loss == "gas" else 0,
+            "in training": drawn * (steps + shown),
+            "without gradient, for the discriminator": drawn * (steps + 3 * shown) if loss == "gas" else 0,
         },
-        _memory(config, steps),
+        _memory(config, steps, shown),
     )
 
 
@@ -191,23 +200,24 @@ def samples_folder(config: Config, steps: int) -> Path:
 
 def _describe(config: Config) -> str:
     solver = config.teacher_solver
-    variant = f" {solver.variant}" if solver.kind == "unipc" else ""
     scale = f", guidance {solver.guidance_scale}" if solver.guidance_scale is not None else ""
-    times = _SPACING_NAMES.get(solver.timesteps, solver.timesteps)
-    return f"{_SOLVER_NAMES[solver.kind]}-{solver.order}{variant}, {times} times to {solver.t_eps:g}{scale}"
+    return f"{display_name(solver.name)} to {solver.t_eps:g}{scale}"
 
 
-def _memory(config: Config, steps: int) -> dict[str, int] | str:
-    """Return what one part of a batch holds at a time, as `training.accumulation` cuts it."""
+def _memory(config: Config, steps: int, shown: int) -> dict[str, int] | str:
+    """Return what one part of a batch holds at a time, as `training.accumulation` cuts it.
+
+    Its graph has the `steps` evaluations of the solve, and `shown` of the discriminator's view.
+    """
     training = config.training
     part = training.model_copy(update={"batch_size": -(-training.batch_size // training.accumulation)})
     config = config.model_copy(update={"training": part})
     try:
-        found = training_bytes(config, steps)
+        found = training_bytes(config, steps + shown)
     except (ImportError, ValueError) as error:
         return f"not known ({' '.join(str(error).split())})"
     if training.recompute:  # the activations of one evaluation at a time
-        kept = found["activations"] // steps
+        kept = found["activations"] // (steps + shown)
         found = {**found, "activations": kept, "total": found["total"] - found["activations"] + kept}
     return found
 
@@ -238,12 +248,14 @@ def _teacher_samples(config: Config, steps: int, count: int, folder: Path) -> Ne
     remedy = ""
     if (folder / MANIFEST).is_file():
         try:
-            found = len(TeacherSamples.open(folder))
+            samples = TeacherSamples.open(folder)
         except ValueError as error:
             remedy = str(error)
         else:
-            if found < count:
-                remedy = f"it holds {found} samples, but {count} are needed; name another one with --samples"
+            if len(samples) < count:
+                grows = samples.settings["solver"] is not None
+                others = "training makes the others" if grows else "name another one with --samples"
+                remedy = f"it holds {len(samples)} of {count} samples; {others}"
         return NeededFile("teacher samples", str(folder), not remedy, remedy)
     seeds = parse_seeds(config.seeds.teacher)
     if len(seeds) < count:

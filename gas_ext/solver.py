@@ -8,7 +8,7 @@ import operator
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from gas_ext.coefficients import (
     guided_weights,
     reference_s4s_weights,
 )
+from gas_ext.kinds import get_kind
 from gas_ext.schedules import NoiseSchedule
 from gas_ext.solver_file import (
     Record,
@@ -36,9 +37,13 @@ from gas_ext.spacings import (
     SPACINGS,
     check_interval,
     inverse_stick_breaking,
+    keep_inside,
     spaced_timesteps,
     stick_breaking,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 MAX_ORDER = 32  # order states and order - 1 older data predictions fit into one fused update
 
@@ -72,6 +77,9 @@ class GeneralizedSolver(nn.Module):
         Guidance scale this solver is meant for.
     compat : str, optional
         "reference-s4s": compute what the published code computes without theory guidance.
+    kind : str
+        Which of the parameters training changes, a name of `gas_ext.kinds.KINDS`; the others do not require
+        a gradient. The kinds of S4S need theory_guidance=False, those of DPM-Solver++ True.
 
     Attributes
     ----------
@@ -112,6 +120,7 @@ class GeneralizedSolver(nn.Module):
         prediction_type: str | None = None,
         guidance_scale: float | None = None,
         compat: str | None = None,
+        kind: str = "gs",
     ) -> None:
         super().__init__()
         if not isinstance(schedule, NoiseSchedule):
@@ -150,6 +159,7 @@ class GeneralizedSolver(nn.Module):
         self.state_corrections = nn.Parameter(table.clone())
         if not self.theory_guidance:
             self._start_from_theory()
+        self.set_kind(kind)
 
     def _initial_timesteps(self, timesteps: str | Sequence[float] | Tensor) -> Tensor:
         if isinstance(timesteps, str):
@@ -161,6 +171,30 @@ class GeneralizedSolver(nn.Module):
                 f"{', '.join(SPACINGS)}, but got {times.tolist()}."
             )
         return times
+
+    def set_kind(self, kind: str) -> None:
+        """Say which of the parameters training changes; see `kind` above.
+
+        Raises
+        ------
+        ValueError
+            If the kind is unknown, or needs free weights where this solver's are not, or the reverse.
+        """
+        free = get_kind(kind).free
+        if free is not None and free == self.theory_guidance:
+            raise ValueError(
+                f"A solver of kind {kind} needs theory_guidance={not free}, but this one has "
+                f"{self.theory_guidance}."
+            )
+        self.kind = kind
+        self.requires_grad_()
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Say whether what this kind of solver learns requires a gradient; the rest never does."""
+        learned = get_kind(self.kind).learned
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(requires_grad and name in learned)
+        return self
 
     @torch.no_grad()
     def _start_from_theory(self) -> None:
@@ -178,17 +212,13 @@ class GeneralizedSolver(nn.Module):
     def evaluation_timesteps(self) -> Tensor:
         """Return the times the network sees: t_n + offset_n, (N,) float64, kept in the schedule's domain.
 
-        The sum is taken as it is from t_eps up to halfway between 1 and the upper end of the domain. Beyond,
-        it bends smoothly, and stays below that end and above the middle of t_eps and the lower end. Where
-        alpha(1) = 0, the domain ends at 1 and the sum is cut there.
+        See `gas_ext.spacings.keep_inside`.
         """
         return self._evaluation_timesteps(self.timesteps())
 
     def _evaluation_timesteps(self, timesteps: Tensor) -> Tensor:
-        low, high = self.schedule.t_min, self.schedule.t_max
         times = timesteps[:-1] + self.time_offsets.to(torch.float64)
-        times = _bend(times, start=0.5 * (1.0 + high), room=0.5 * (high - 1.0))
-        return -_bend(-times, start=-self.t_eps, room=0.5 * (self.t_eps - low))
+        return keep_inside(times, self.schedule, self.t_eps)
 
     def weights(self, timesteps: Tensor | None = None) -> StepWeights:
         """Return the weights of all updates, theory and corrections folded; see `StepWeights`."""
@@ -228,8 +258,9 @@ class GeneralizedSolver(nn.Module):
 
     def extra_repr(self) -> str:
         """Return what distinguishes this solver, for `print(solver)`."""
-        kind = self.compat or ("theory guidance" if self.theory_guidance else "free weights")
-        return f"{self.schedule!r}, steps={self.steps}, order={self.order}, t_eps={self.t_eps}, {kind}"
+        weights = self.compat or ("theory guidance" if self.theory_guidance else "free weights")
+        sizes = f"steps={self.steps}, order={self.order}, t_eps={self.t_eps}"
+        return f"{self.schedule!r}, {sizes}, {weights}, kind={self.kind}"
 
     def save(
         self,
@@ -259,6 +290,7 @@ class GeneralizedSolver(nn.Module):
             "theory_guidance": self.theory_guidance,
             "theory_order": self.theory_order,
             "compat": self.compat,
+            "kind": self.kind,
             "prediction_type": self.prediction_type,
             "guidance_scale": self.guidance_scale,
             "teacher": self.teacher,
@@ -325,6 +357,7 @@ class GeneralizedSolver(nn.Module):
                 prediction_type=record["prediction_type"],
                 guidance_scale=record["guidance_scale"],
                 compat=record["compat"],
+                kind=record["kind"],
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{source} describes no valid solver: {error}") from error
@@ -448,18 +481,6 @@ def _whole_number(name: str, value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} is {value!r}, but must be an integer; pass an int.") from None
-
-
-def _bend(x: Tensor, start: float, room: float) -> Tensor:
-    """Return x up to `start`, and beyond a smooth bend towards start + room; a plain cut if room is 0.
-
-    The cut hands gradients through (straight-through): the first time stands on it, where the gradient of
-    clamp is 0, and its offset would never be learned. The value is exactly the cut one.
-    """
-    if room <= 0.0:
-        return x.clamp(max=start).detach() + (x - x.detach())
-    excess = (x - start).clamp(min=0.0)
-    return torch.where(x > start, start - room * torch.expm1(-excess / room), x)
 
 
 def _short(value: Any) -> str:

@@ -29,12 +29,15 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "theory_guidance": bool,
     "theory_order": int,
     "compat": (str, type(None)),
+    "kind": str,
     "prediction_type": (str, type(None)),
     "guidance_scale": (int, float, type(None)),
     "teacher": dict,
     "training": dict,
     "sha256": str,
 }
+# What a file means that was written before there was such a field.
+_ABSENT = {"kind": "gs"}
 
 
 def write_solver_file(path: Path, record: Record, tensors: Mapping[str, Tensor]) -> None:
@@ -56,7 +59,7 @@ def read_solver_file(path: Path) -> tuple[Record, dict[str, Tensor]]:
     record = _check_record(path, metadata[_KEY])
     if record["sha256"] != checksum(record, tensors):
         raise ValueError(f"{path} is damaged: its content does not match its SHA-256; get a fresh copy.")
-    return record, tensors
+    return {**_ABSENT, **record}, tensors
 
 
 def _check_record(path: Path, text: str) -> Record:
@@ -72,8 +75,9 @@ def _check_record(path: Path, text: str) -> Record:
             f"{path} has solver format {version!r}, but this gas_ext reads format {FORMAT_VERSION}; "
             "use the release that wrote it."
         )
+    complete = {**_ABSENT, **record}
     for name, kind in _FIELDS.items():
-        if not isinstance(record.get(name, ...), kind):
+        if not isinstance(complete.get(name, ...), kind):
             raise ValueError(f"{path} is damaged: its field {name!r} is missing or of the wrong type.")
     return record
 

@@ -1,4 +1,8 @@
-"""Where a solver's timesteps stand: classical spacings, and the stick breaking that makes times learnable."""
+"""Where a solver's timesteps stand: classical spacings, and what makes times learnable.
+
+Those of the states are learned as logits of stick breaking; those that the network sees may be moved freely,
+and are kept inside the schedule.
+"""
 
 from __future__ import annotations
 
@@ -74,6 +78,50 @@ def check_interval(schedule: NoiseSchedule, steps: int, t_eps: float) -> None:
         raise ValueError(f"steps is {steps}, but a solver needs at least one.")
     if not max(schedule.t_min, 0.0) <= t_eps < 1.0 or t_eps == schedule.t_min:
         raise ValueError(f"t_eps is {t_eps}, but {schedule!r} needs one between {schedule.t_min:g} and 1.")
+
+
+def keep_inside(timesteps: Tensor, schedule: NoiseSchedule, t_eps: float) -> Tensor:
+    """Keep times that may lie anywhere inside the domain of a schedule, smoothly.
+
+    They are left as they are from t_eps up to halfway between 1 and the upper end of the domain. Beyond, they
+    bend smoothly, and stay below that end and above the middle of t_eps and the lower end. Where
+    alpha(1) = 0, the domain ends at 1 and they are cut there.
+
+    Parameters
+    ----------
+    timesteps : Tensor
+        Any shape.
+    schedule : NoiseSchedule
+        Gives the domain.
+    t_eps : float
+        The last time.
+
+    Returns
+    -------
+    Tensor
+        Of the same shape, differentiable.
+
+    Examples
+    --------
+    >>> times = torch.tensor([1.2, 1.0, 0.5], dtype=torch.float64)
+    >>> keep_inside(times, NoiseSchedule.flow(), 1e-3).tolist()
+    [1.0, 1.0, 0.5]
+    """
+    low, high = schedule.t_min, schedule.t_max
+    times = _bend(timesteps, start=0.5 * (1.0 + high), room=0.5 * (high - 1.0))
+    return -_bend(-times, start=-t_eps, room=0.5 * (t_eps - low))
+
+
+def _bend(x: Tensor, start: float, room: float) -> Tensor:
+    """Return x up to `start`, and beyond a smooth bend towards start + room; a plain cut if room is 0.
+
+    The cut hands gradients through (straight-through): the first time stands on it, where the gradient of
+    clamp is 0, and its offset would never be learned. The value is exactly the cut one.
+    """
+    if room <= 0.0:
+        return x.clamp(max=start).detach() + (x - x.detach())
+    excess = (x - start).clamp(min=0.0)
+    return torch.where(x > start, start - room * torch.expm1(-excess / room), x)
 
 
 def stick_breaking(logits: Tensor, t_eps: float) -> Tensor:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gas_ext.classical import MultistepSolver
 from gas_ext.coefficients import StepWeights, guided_weights
 from gas_ext.data import take
 from gas_ext.denoisers import Condition, DenoiserFunction
-from gas_ext.multistep import MultistepSolver
+from gas_ext.kinds import DATA, STATE, get_kind
 from gas_ext.sampler import GASSampler
 from gas_ext.schedules import NoiseSchedule
 from gas_ext.solver import GeneralizedSolver
@@ -85,7 +86,7 @@ def from_solver(
     Parameters
     ----------
     solver : GeneralizedSolver or MultistepSolver
-        Any classical solver on any times (UniPC, iPNDM, DPM-Solver++), or a learned one.
+        Any classical multistep solver on any times (DPM-Solver++, UniPC, DEIS, iPNDM), or a learned one.
     order : int, optional
         Order of the new solver; as many states and data predictions as the old one uses if not given, and at
         least `theory_order`, at most the number of steps.
@@ -100,7 +101,7 @@ def from_solver(
 
     Examples
     --------
-    >>> from gas_ext.multistep import UniPCSolver
+    >>> from gas_ext.classical import UniPCSolver
     >>> from_solver(UniPCSolver(NoiseSchedule.vp_linear(), steps=5)).order
     4
     """
@@ -207,6 +208,7 @@ def with_steps(solver: GeneralizedSolver, steps: int, order: int | None = None) 
             timesteps=times,
             prediction_type=solver.prediction_type,
             guidance_scale=solver.guidance_scale,
+            kind=solver.kind,
         ).to(old_times.device)
         new.time_offsets.copy_(_read(old_parts[:-1], solver.time_offsets.double(), new_parts[:-1]))
     return new
@@ -235,7 +237,7 @@ def fit_corrections(
     ridge: float = 1e-4,
     batch_size: int = 32,
 ) -> None:
-    """Fit the corrections, step by step, to the trajectory of a solver with `substeps` times as many steps.
+    """Fit the weights, step by step, to the trajectory of a solver with `substeps` times as many steps.
 
     At fixed times the next state is linear in the weights. So the weights that bring the states of step n
     nearest to the fine trajectory at t_{n+1}, in the mean square over all samples, follow from a small linear
@@ -245,7 +247,7 @@ def fit_corrections(
     Parameters
     ----------
     solver : GeneralizedSolver
-        With theory guidance; changed in place.
+        Changed in place: what its kind learns of its corrections, or of its free weights.
     denoiser, condition, unconditional_condition, prediction_type, guidance_scale
         As for `GASSampler`.
     noise : Tensor
@@ -260,10 +262,15 @@ def fit_corrections(
     Raises
     ------
     ValueError
-        If the solver has free weights, or the schedule has alpha(1) = 0, where lambda is infinite.
+        If the solver's kind learns no weights, its weights are those of compat="reference-s4s", or the
+        schedule has alpha(1) = 0, where lambda is infinite.
     """
-    if not solver.theory_guidance:
-        raise ValueError("Free weights are not corrections; fit a solver with theory guidance.")
+    learned = get_kind(solver.kind).learned
+    if DATA not in learned or solver.compat is not None:
+        raise ValueError(
+            f"A solver of kind {solver.compat or solver.kind} has no weights that can be fitted; leave it as "
+            "it is."
+        )
     if solver.schedule.zero_terminal_snr:
         raise ValueError(f"{solver.schedule!r} is infinite in lambda at t = 1; train without fitting first.")
     own, fine = (
@@ -277,22 +284,34 @@ def fit_corrections(
     for n in range(solver.steps):
         kept = min(n + 1, solver.order)
         now = torch.cat([weights.state[n, :kept], weights.data[n, :kept]])
-        gram, moment = torch.zeros_like(now).expand(2 * kept, -1).clone(), torch.zeros_like(now)
+        free = slice(None) if STATE in learned else slice(kept, None)
+        moment = torch.zeros_like(now[free])
+        gram = torch.diag(moment)
         for batch, states in zip(inputs, wanted, strict=True):
             _, trajectory = own(*batch, return_trajectory=True)
             back = range(n, n - kept, -1)
             terms = [trajectory.states[j] for j in back] + [trajectory.data[j] for j in back]
             matrix = torch.stack([term.double().flatten() for term in terms], dim=1)
-            gram += matrix.T @ matrix
-            moment += matrix.T @ (states[n + 1].double().flatten() - matrix @ now)
+            left = states[n + 1].double().flatten() - matrix @ now
+            gram += matrix[:, free].T @ matrix[:, free]
+            moment += matrix[:, free].T @ left
         gram.diagonal().add_(ridge * gram.diagonal().mean())
-        change = torch.linalg.solve(gram, moment)
-        weights.state[n, :kept] += change[:kept]
-        weights.data[n, :kept] += change[kept:]
-        data, state = corrections_from_weights(
-            solver.schedule, solver.timesteps(), weights, solver.theory_order
-        )
-        solver.data_corrections.copy_(data)
+        now[free] += torch.linalg.solve(gram, moment)
+        weights.state[n, :kept], weights.data[n, :kept] = now[:kept], now[kept:]
+        _set_weights(solver, weights)
+
+
+def _set_weights(solver: GeneralizedSolver, weights: StepWeights) -> None:
+    """Give a solver these weights at its own times."""
+    times = solver.timesteps()
+    if solver.theory_guidance:
+        data, state = corrections_from_weights(solver.schedule, times, weights, solver.theory_order)
+    else:
+        ratio = solver.schedule.sigma(times[1:]) / solver.schedule.sigma(times[:-1])
+        data, state = weights.data.T, weights.state.T.clone()
+        state[0] -= ratio
+    solver.data_corrections.copy_(data)
+    if STATE in get_kind(solver.kind).learned:
         solver.state_corrections.copy_(state)
 
 

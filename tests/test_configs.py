@@ -1,11 +1,19 @@
 """The configs that ship, and what is said about one's own."""
 
+from typing import get_args
+
 import pytest
+import torch
 import yaml
 
-from gas_ext import NoiseSchedule
-from gas_ext.configs import config_names, load_config
+from gas_ext import GASSampler, NoiseSchedule
+from gas_ext.catalog import SpacingName, build_solver, canonical_name
+from gas_ext.configs import TeacherSolver, config_names, load_config
 from gas_ext.seeds import parse_seeds
+
+# Stable Diffusion's, which GITS times want.
+BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+SD = NoiseSchedule.vp_discrete(torch.cumprod(1.0 - BETAS, 0))
 
 # Settings of arXiv 2510.17699: teacher steps at student NFE 4, order, variant, times, t_eps, guidance.
 PAPER = {
@@ -35,9 +43,8 @@ def test_the_paper_s_teacher_solvers(name):
 @pytest.mark.parametrize("name", config_names())
 def test_every_config_builds_its_teacher_solver(name):
     config = load_config(name)
-    schedule = NoiseSchedule.vp_linear()
     for steps in config.student.steps:
-        solver = config.teacher_solver.build(schedule, steps)
+        solver = config.teacher_solver.build(SD, steps)
         assert solver.steps == config.teacher_solver.steps_for(steps)
         assert len(solver.coefficients("epsilon").rows) == solver.steps
 
@@ -82,6 +89,43 @@ def test_a_fault_is_told_in_one_sentence(tmp_path, change, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_config(edited(tmp_path, change))
     assert "\n" not in str(caught.value)
+
+
+def test_gits_times_with_any_multistep_solver():
+    change = "teacher_solver.kind=dpm-solver++"
+    config = load_config("coco", [change])
+    with pytest.raises(ValueError, match=r"GITS times were found for Stable Diffusion 1\.5"):
+        config.teacher_solver.build(NoiseSchedule.flow(), 4)
+
+
+@pytest.mark.parametrize("kind", ["unipc", "ipndm", "dpm-solver++"])
+@pytest.mark.parametrize("timesteps", get_args(SpacingName))
+def test_the_teacher_s_solver_is_that_of_its_name(kind, timesteps):
+    values = {"kind": kind, "steps": 6, "order": 2, "variant": "bh2", "timesteps": timesteps, "t_eps": 0.01}
+    config = TeacherSolver(**values)
+    assert config.name == {"unipc": "unipc-2-bh2", "ipndm": "ipndm-2", "dpm-solver++": "dpm++-2"}[kind] + (
+        f"@{timesteps}"
+    )
+    assert canonical_name(config.name) == config.name
+    solver, named = config.build(SD, 4), build_solver(config.name, SD, 6, 0.01)
+    x = torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found, expected = (
+        GASSampler(each, lambda x, t, c: torch.tanh(x), "sample")(x) for each in (solver, named)
+    )
+    assert (found - expected).abs().max() <= 1e-10
+
+
+def test_orders_that_a_teacher_s_solver_has():
+    assert load_config("cifar10", ["teacher_solver.order=4"]).teacher_solver.name == "unipc-4-bh1@logsnr"
+    with pytest.raises(ValueError, match=r"teacher_solver is .*: dpm-solver\+\+ has no order 4, take"):
+        load_config("demo", ["teacher_solver.order=4"])
+
+
+def test_the_kind_of_student():
+    assert load_config("demo").student.kind == "gs"
+    assert load_config("demo", ["student.kind=s4s-alt"]).student.kind == "s4s-alt"
+    with pytest.raises(ValueError, match=r"student\.kind is 'dpm': .*'ld3'"):
+        load_config("demo", ["student.kind=dpm"])
 
 
 def test_unknown_names_list_what_there_is():

@@ -71,9 +71,7 @@ def test_samples_are_present_only_when_they_are_complete_and_enough(tmp_path):
 
     assert planned() == NeededFile("teacher samples", "mine", True)
     more = config.training.model_copy(update={"validation_samples": 2})
-    assert planned(update={"training": more}).remedy == (
-        "it holds 3 samples, but 4 are needed; name another one with --samples"
-    )
+    assert planned(update={"training": more}).remedy == "it holds 3 of 4 samples; training makes the others"
     (tmp_path / "mine/shard-00001.safetensors").unlink()
     assert not planned().present
     assert "shard-00001.safetensors is missing" in planned().remedy
@@ -112,6 +110,40 @@ def test_numbers_of_the_paper():
     }
     assert gas.samples["training"] == 5000
     assert gas.evaluations["without gradient, for the discriminator"] == 10_000 * 24 * 4
+
+
+def test_what_the_discriminator_is_shown_costs_evaluations():
+    """Per level: of the student's sample with gradient; of a fake and twice of the teacher's without."""
+    config = load_config("cifar10", ["adversarial.noise_levels=[0.05, 0.3]"])
+    alone, gas = make_plan(load_config("cifar10"), "gas", 4), make_plan(config, "gas", 4)
+    drawn = 10_000 * 24
+    assert gas.evaluations["in training"] == drawn * (4 + 2)
+    assert gas.evaluations["without gradient, for the discriminator"] == drawn * (4 + 3 * 2)
+    assert gas.memory["activations"] == alone.memory["activations"] // 4 * 6
+    assert make_plan(config, "gs", 4) == make_plan(load_config("cifar10"), "gs", 4)
+    assert f"{drawn * 6:,} in training, {drawn * 10:,} without gradient" in "\n".join(gas.lines())
+
+
+def test_recomputation_keeps_one_evaluation_at_a_time():
+    options = ["training.recompute=true", "adversarial.noise_levels=[0.05, 0.3]"]
+    kept, recomputed = (make_plan(load_config("cifar10", options[n:]), "gas", 4).memory for n in (1, 0))
+    assert recomputed["activations"] == kept["activations"] // 6
+    assert recomputed["total"] == kept["total"] - kept["activations"] // 6 * 5
+
+
+def test_the_teacher_s_solver_in_words():
+    assert "teacher: UniPC-3 (bh1), logSNR times to 0.0001, NFE 20" in make_plan(load_config("ffhq")).lines()
+    text = "teacher: iPNDM-2, GITS times to 0.001, guidance 7.5, NFE 5"
+    assert text in make_plan(load_config("coco"), steps=4).lines()
+    text = "teacher: DPM-Solver++(3M), logSNR times to 0.001, NFE 20"
+    assert text in make_plan(load_config("demo")).lines()
+
+
+def test_the_student_s_kind():
+    assert "student: NFE 4" in make_plan(load_config("demo")).lines()
+    plan = make_plan(load_config("demo", ["student.kind=ld3"]), "gas")
+    assert "student: LD3, NFE 4" in plan.lines()
+    assert plan.to_dict()["student_kind"] == "ld3"
 
 
 def test_a_teacher_that_depends_on_the_student():

@@ -6,8 +6,8 @@ from mixture import SCHEDULE, mixture_denoiser
 
 from gas_ext import GASSampler, GeneralizedSolver, NoiseSchedule
 from gas_ext.baselines import classical_solver
+from gas_ext.classical import DEISSolver, DPMSolver, IPNDMSolver, UniPCSolver
 from gas_ext.coefficients import guided_weights
-from gas_ext.multistep import IPNDMSolver, UniPCSolver
 from gas_ext.spacings import spaced_timesteps
 from gas_ext.warm_start import corrections_from_weights, fit_corrections, from_solver, with_steps
 
@@ -49,6 +49,8 @@ def test_corrections_come_back(steps, order, theory_order, spacing, seed):
         UniPCSolver(SCHEDULE, 6, 2, timesteps="quadratic", variant="bh2"),
         IPNDMSolver(SCHEDULE, 5, 4, timesteps="edm"),
         IPNDMSolver(SCHEDULE, 4, 2, timesteps=[1.0, 0.6, 0.5, 0.1, 0.01]),
+        DEISSolver(SCHEDULE, 5, 3),
+        DPMSolver(SCHEDULE, 5, 3, timesteps="edm", lower_order_final=True),
         classical_solver(SCHEDULE, 4, 2, "logsnr").solver,
         GeneralizedSolver(SCHEDULE, 4, theory_guidance=False),
     ],
@@ -102,6 +104,7 @@ def test_other_numbers_of_steps_keep_the_curve():
         assert new.guidance_scale == 2.0
         if steps % 4 == 0:
             assert (times[:: steps // 4] - solver.timesteps()).abs().max() <= 1e-6
+    assert with_steps(GeneralizedSolver(SCHEDULE, 4, kind="ld3"), 6).kind == "ld3"
     with pytest.raises(ValueError, match="free weights"):
         with_steps(GeneralizedSolver(SCHEDULE, 4, theory_guidance=False), 5)
 
@@ -136,9 +139,31 @@ def test_fitting_a_single_step_is_least_squares():
     assert (terms @ (found - wanted)).abs().max() <= 1e-5 * fine.abs().max()
 
 
+@pytest.mark.parametrize("kind", ["gs", "s4s"])
+def test_free_weights_are_fitted_as_corrections_are(kind):
+    """What is fitted is the weights; where those of the states are free too, it makes no difference how."""
+    noise = gaussian(40, 3)
+    free = GeneralizedSolver(SCHEDULE, 3, theory_guidance=False, timesteps="logsnr", kind=kind)
+    guided = GeneralizedSolver(SCHEDULE, 3, timesteps="logsnr")
+    before = free.state_corrections.detach().clone()
+    for solver in (free, guided):
+        fit_corrections(solver, mixture_denoiser, noise, prediction_type="sample")
+    if kind == "gs":
+        for found, expected in zip(free.weights(), guided.weights(), strict=True):
+            assert torch.allclose(found, expected, atol=1e-8)
+    else:
+        assert torch.equal(free.state_corrections, before)
+        start = GeneralizedSolver(SCHEDULE, 3, theory_guidance=False, timesteps="logsnr", kind=kind)
+        target = solve(classical_solver(SCHEDULE, 60, 3, "logsnr").solver, noise)
+        distances = [(solve(each, noise) - target).abs().mean() for each in (free, start)]
+        assert distances[0] < 0.7 * distances[1]
+
+
 def test_what_cannot_be_fitted_says_why():
     noise = gaussian(2, 3)
-    with pytest.raises(ValueError, match="Free weights"):
-        fit_corrections(GeneralizedSolver(SCHEDULE, 2, theory_guidance=False), mixture_denoiser, noise)
+    with pytest.raises(ValueError, match="kind ld3 has no weights that can be fitted"):
+        fit_corrections(GeneralizedSolver(SCHEDULE, 2, kind="ld3"), mixture_denoiser, noise)
+    with pytest.raises(ValueError, match="kind reference-s4s has no weights"):
+        fit_corrections(GeneralizedSolver(SCHEDULE, 3, compat="reference-s4s"), mixture_denoiser, noise)
     with pytest.raises(ValueError, match="infinite in lambda"):
         fit_corrections(GeneralizedSolver(NoiseSchedule.flow(), 2), lambda x, t, c: x, noise)

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from gas_ext.catalog import SpacingName, build_solver, names
 from gas_ext.configs.base import Positive, Section, TimeEpsilon, sentence
 from gas_ext.configs.training import RATES, Adversarial, Run, Training
+from gas_ext.kinds import KindName
 from gas_ext.seeds import parse_seeds
 
 if TYPE_CHECKING:
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     from gas_ext.schedules import NoiseSchedule
 
 __all__ = ["Config", "Run", "config_names", "config_text", "load_config"]
-
-SPACINGS = Literal["uniform", "quadratic", "logsnr", "edm", "gits"]
 
 
 class TeacherSource(Section):
@@ -100,9 +100,22 @@ class TeacherSolver(Section):
     steps: Positive | Literal["student + 1"]
     order: Annotated[int, Field(ge=1, le=4)]
     variant: Literal["bh1", "bh2"] = "bh1"
-    timesteps: SPACINGS
+    timesteps: SpacingName
     t_eps: TimeEpsilon
     guidance_scale: float | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> TeacherSolver:
+        if self.name.partition("@")[0] not in names():
+            raise ValueError(f"{self.kind} has no order {self.order}, take a lower one")
+        return self
+
+    @property
+    def name(self) -> str:
+        """Name in `gas_ext.catalog`, such as "unipc-3-bh1@logsnr"."""
+        family = "dpm++" if self.kind == "dpm-solver++" else self.kind
+        variant = f"-{self.variant}" if self.kind == "unipc" else ""
+        return f"{family}-{self.order}{variant}@{self.timesteps}"
 
     def steps_for(self, student_steps: int) -> int:
         """Return the number of network evaluations of the teacher of a student of `student_steps`."""
@@ -114,25 +127,34 @@ class TeacherSolver(Section):
         Raises
         ------
         ValueError
-            If there are no GITS times for so many steps.
+            If there are no GITS times for so many steps, or for this schedule.
         """
         from gas_ext.baselines import classical_solver
-        from gas_ext.multistep import IPNDMSolver, UniPCSolver, gits_timesteps
 
         steps = self.steps_for(student_steps)
-        times: Any = gits_timesteps(schedule, steps) if self.timesteps == "gits" else self.timesteps
-        if self.kind == "unipc":
-            return UniPCSolver(schedule, steps, self.order, self.t_eps, times, variant=self.variant)
-        if self.kind == "ipndm":
-            return IPNDMSolver(schedule, steps, self.order, self.t_eps, times)
-        return classical_solver(schedule, steps, self.order, times, self.t_eps).solver
+        if self.kind == "dpm-solver++" and self.timesteps != "gits":
+            # The same as the catalog's, but in the form by which samples made so far are known.
+            return classical_solver(schedule, steps, self.order, self.timesteps, self.t_eps).solver
+        return build_solver(self.name, schedule, steps, self.t_eps)
 
 
 class Student(Section):
-    """Numbers of network evaluations that the paper reports, and the last time."""
+    """The solver that learns.
+
+    Parameters
+    ----------
+    steps : list of int
+        Numbers of network evaluations that the paper reports.
+    t_eps : float
+        Last time.
+    kind : str
+        What of the solver is learned, a name of `gas_ext.kinds.KINDS`: "gs" (everything), or one of its
+        rivals "ld3", "learned-times", "s4s", "s4s-alt".
+    """
 
     steps: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
     t_eps: TimeEpsilon
+    kind: KindName = "gs"
 
 
 class Seeds(Section):

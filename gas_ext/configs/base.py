@@ -12,6 +12,7 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[Decay, Decay], Field(strict=False)]  # YAML knows lists, not tuples
+Levels = Annotated[tuple[Rate, ...], Field(strict=False)]
 TimeEpsilon = Annotated[float, Field(ge=0, lt=1)]
 LossKind = Literal["gs", "gas"]
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gas_ext.configs.base import Betas, Count, Decay, LossKind, Positive, Rate, Section, Weight
+from gas_ext.configs.base import Betas, Count, Decay, Levels, LossKind, Positive, Rate, Section, Weight
 
 STARTS = ("published", "classical", "fitted")
 
@@ -62,8 +62,8 @@ class Training(Section):
     time_rate, offset_rate, coefficient_rate : float
         Learning rates of times, offsets and corrections.
     start : str
-        "published", "classical" (the best of DPM-Solver++), "fitted" (that, with fitted corrections), or a
-        solver's file, which may have another number of steps.
+        "published", "classical" (the best of DPM-Solver++), "fitted" (that, with fitted weights, where the
+        student learns weights), or a solver's file, which may have another number of steps.
     optimizer, betas, schedule, warmup, ema, clip, accumulation, recompute, autocast, max_rejected, seed
         As in `gas_ext.training.TrainingConfig`.
     validate_every, checkpoint_every : int
@@ -154,6 +154,9 @@ class Adversarial(Section):
         Weight of the gradient penalties.
     loss : str
         "relativistic", or "gan" for the ordinary one.
+    noise_levels : list of float
+        Noise levels (sigma / alpha) at which the discriminator is shown the teacher's corrections beside the
+        samples, see `gas_ext.discriminators.TeacherView`; none: the samples alone, as published.
     """
 
     discriminator: str
@@ -163,6 +166,7 @@ class Adversarial(Section):
     weight: Weight
     gamma: Weight
     loss: Literal["relativistic", "gan"] = "relativistic"
+    noise_levels: Levels = ()
 
 
 class Run(Section):

@@ -1,0 +1,86 @@
+"""Kinds of learned solvers: which of a `GeneralizedSolver`'s numbers are learned.
+
+The rivals of GS differ from it only in what they hold fixed, so each is a setting of the same solver, trained
+by the same command.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+TIMES, OFFSETS = "timestep_logits", "time_offsets"
+DATA, STATE = "data_corrections", "state_corrections"
+
+KindName = Literal["gs", "ld3", "learned-times", "s4s", "s4s-alt"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of learned solver.
+
+    Parameters
+    ----------
+    title : str
+        Name in tables.
+    learned : tuple of str
+        The parameters that training changes; the others stay as they start.
+    free : bool or None
+        Whether the data weights are free of the theory; None where either will do.
+    about : str
+        What it is, and its source.
+    """
+
+    title: str
+    learned: tuple[str, ...]
+    free: bool | None
+    about: str
+
+
+KINDS: dict[str, Kind] = {
+    "gs": Kind(
+        "GS",
+        (TIMES, OFFSETS, DATA, STATE),
+        None,
+        "times, offsets and corrections to DPM-Solver++ (arXiv 2510.17699); GAS with the adversarial loss",
+    ),
+    "ld3": Kind(
+        "LD3",
+        (TIMES, OFFSETS),
+        False,
+        "times, and apart from them the times that the network sees, of DPM-Solver++ (Tong et al. 2025)",
+    ),
+    "learned-times": Kind(
+        "DPM-Solver++ with learned times", (TIMES,), False, "times of DPM-Solver++, and nothing else"
+    ),
+    "s4s": Kind(
+        "S4S",
+        (DATA,),
+        True,
+        "weights of a linear multistep method on fixed times, free of theory (Frankel et al. 2025)",
+    ),
+    "s4s-alt": Kind(
+        "S4S-Alt",
+        (TIMES, OFFSETS, DATA),
+        True,
+        "the weights of S4S together with times and offsets (Frankel et al. 2025, who alternate)",
+    ),
+}
+
+
+def get_kind(name: str) -> Kind:
+    """Return a kind by its name.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+
+    Examples
+    --------
+    >>> get_kind("ld3").learned
+    ('timestep_logits', 'time_offsets')
+    """
+    if name not in KINDS:
+        raise ValueError(f"There is no kind of learned solver {name!r}; expected one of {', '.join(KINDS)}.")
+    return KINDS[name]
