@@ -27,11 +27,11 @@ CLASSICAL_COLOR = "#E69F00"  # orange
 LEARNED_COLOR = "#0072B2"  # blue
 TEACHER_COLOR = "#404040"
 _COLORS = {"teacher": TEACHER_COLOR, "classical": CLASSICAL_COLOR, "learned": LEARNED_COLOR}
-_GRID_COLOR = "#D9D9D9"
-_MUTED = "#595959"
+GRID_COLOR = "#D9D9D9"
+MUTED_COLOR = "#595959"
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure of the given size in inches, outside of pyplot's global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -41,7 +41,7 @@ def _new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
     """Write the figure as PNG, atomically."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,13 +88,15 @@ def plot_samples(strips: Sequence[Strip], path: str | Path, *, title: str = "", 
     lines = 2 * len(strips) - 1
     width = max(label + columns * cell + 0.2, 7.2)
     height = top + blocks * (lines * cell + gap)
-    figure = _new_figure(width, height)
+    figure = new_figure(width, height)
     figure.text(0.2 / width, 1 - 0.18 / height, title, fontsize=13, fontweight="bold", va="top")
     note = (
         "Each column starts from the same noise.  L1: mean absolute difference to the teacher's sample.\n"
         "Difference: blue darker, red brighter than the teacher; full color at a quarter of the range."
     )
-    figure.text(0.2 / width, 1 - 0.46 / height, note, fontsize=8, color=_MUTED, va="top", linespacing=1.35)
+    figure.text(
+        0.2 / width, 1 - 0.46 / height, note, fontsize=8, color=MUTED_COLOR, va="top", linespacing=1.35
+    )
     for block in range(blocks):
         part = slice(block * columns, (block + 1) * columns)
         bottom = height - top - block * (lines * cell + gap)
@@ -109,9 +111,9 @@ def plot_samples(strips: Sequence[Strip], path: str | Path, *, title: str = "", 
                 )
                 y = (bottom + 0.48 * cell) / height
                 figure.text(
-                    0.28 / width, y, "difference to the teacher", fontsize=8.5, color=_MUTED, va="center"
+                    0.28 / width, y, "difference to the teacher", fontsize=8.5, color=MUTED_COLOR, va="center"
                 )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_images(
@@ -154,7 +156,7 @@ def _draw_caption(figure: Figure, row: Row, bottom: float, cell: float, lines: i
             f"{row.solver.capitalize()}, {row.nfe} evaluation{plural}",
             {"fontsize": 10, "fontweight": "bold"},
         ),
-        (-0.01, row.description, {"fontsize": 7.5, "color": _MUTED}),
+        (-0.01, row.description, {"fontsize": 7.5, "color": MUTED_COLOR}),
         (-0.17, _distances(row), {"fontsize": 8.5}),
     ):
         figure.text(0.28 / width, middle + shift / height, text, va="center", **style)
@@ -207,7 +209,7 @@ def plot_solver(
     rows = -(-steps // columns)
     width, times_height, weights_height = max(2.6 * columns, 8.0), 1.75, 2.15
     height = 1.0 + times_height + 0.7 + rows * (weights_height + 0.55) + 0.15
-    figure = _new_figure(width, height)
+    figure = new_figure(width, height)
     figure.text(0.25 / width, 1 - 0.2 / height, title, fontsize=13, fontweight="bold", va="top")
     axes = figure.add_axes(
         (
@@ -229,7 +231,7 @@ def plot_solver(
         bottom = height - (0.75 + times_height + 0.9) - (n // columns + 1) * (weights_height + 0.55) + 0.55
         axes = figure.add_axes((left / width, bottom / height, (cell - 0.3) / width, weights_height / height))
         _draw_weights(axes, n, learned, classical, role, limits, first=n % columns == 0)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 @torch.no_grad()
@@ -250,7 +252,7 @@ def _draw_times(
     ]
     for height, name, places, color, marker, face in lines:
         above = name == role
-        axes.axhline(height, color=_GRID_COLOR, linewidth=1, zorder=0)
+        axes.axhline(height, color=GRID_COLOR, linewidth=1, zorder=0)
         axes.plot(places, [height] * len(places), marker, color=color, markerfacecolor=face, markersize=8)
         for n, place in enumerate(places):
             axes.annotate(
@@ -261,10 +263,10 @@ def _draw_times(
                 ha="center",
                 va="bottom" if above else "top",
                 fontsize=8,
-                color=_MUTED,
+                color=MUTED_COLOR,
             )
     for a, b in zip(lines[0][2], lines[1][2], strict=True):
-        axes.plot([a, b], [1.85, 1.15], color=_GRID_COLOR, linewidth=1, zorder=0)
+        axes.plot([a, b], [1.85, 1.15], color=GRID_COLOR, linewidth=1, zorder=0)
     axes.set_yticks([height for height, *_ in lines], [name for _, name, *_ in lines], fontsize=9)
     axes.set_ylim(-0.75, 2.5)
     axes.tick_params(axis="y", length=0)
@@ -273,7 +275,7 @@ def _draw_times(
         r"$\lambda = \log(\alpha / \sigma)$      noise  $\leftarrow$   $\rightarrow$  image", fontsize=9
     )
     axes.set_title(f"Times of the states.  {role.capitalize()}: {classical_name}", fontsize=10, loc="left")
-    _clear_frame(axes)
+    clear_frame(axes)
 
 
 @torch.no_grad()
@@ -295,18 +297,18 @@ def _draw_weights(
     ):
         heights = _step_weights(solver, n)
         axes.bar([p + shift for p in places], heights, width=0.4, color=color, label=name)
-    axes.axhline(0, color=_MUTED, linewidth=0.8)
+    axes.axhline(0, color=MUTED_COLOR, linewidth=0.8)
     axes.set_xticks(places, names, fontsize=8 if n < 4 else 6)
     axes.set_xlim(places[0] - 0.7, max(places[-1], 2.6) + 0.7)
     axes.set_ylim(*limits)
     axes.tick_params(length=0)
     axes.tick_params(axis="y", labelsize=8, labelleft=first)
-    axes.grid(axis="y", color=_GRID_COLOR, linewidth=0.6)
+    axes.grid(axis="y", color=GRID_COLOR, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_title(f"step {n}: weights of $x_{{{n + 1}}}$", fontsize=10, loc="left")
     if n == 0:
         axes.legend(fontsize=8, frameon=False, loc="upper right")
-    _clear_frame(axes)
+    clear_frame(axes)
 
 
 @torch.no_grad()
@@ -320,7 +322,8 @@ def _step_weights(solver: GeneralizedSolver, n: int) -> list[float]:
     return result
 
 
-def _clear_frame(axes: Axes) -> None:
+def clear_frame(axes: Axes) -> None:
+    """Leave only the axes' lower line."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_GRID_COLOR)
+    axes.spines["bottom"].set_color(GRID_COLOR)

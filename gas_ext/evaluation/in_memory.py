@@ -1,9 +1,7 @@
-"""Solvers judged side by side on held-out seeds: network evaluations, distances, time."""
+"""A few solvers judged side by side in memory, as the demo does; see `compare` for more than that."""
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gas_ext.data import take
 from gas_ext.denoisers import DenoiserFunction
+from gas_ext.evaluation.drawing import draw_samples
 from gas_ext.metrics import Statistics, StreamingStatistics, finite_or_none, frechet_distance, l1_distance
-from gas_ext.sampler import GASSampler, Solver
+from gas_ext.sampler import Solver
 
 
 @dataclass(frozen=True)
@@ -76,77 +74,6 @@ class References:
     features: Callable[[Tensor], Tensor]
     teacher: Statistics | tuple[Tensor, Tensor, int]
     data: Statistics | tuple[Tensor, Tensor, int]
-
-
-@dataclass(frozen=True)
-class SampleRun:
-    """Samples of one solver, the counted network evaluations per sample, and the time of each full batch."""
-
-    samples: Tensor
-    nfe: int
-    ms_per_image: float
-
-
-@torch.no_grad()
-def draw_samples(
-    solver: Solver,
-    denoiser: DenoiserFunction,
-    noise: Tensor,
-    condition: Any = None,
-    *,
-    prediction_type: str | None = None,
-    guidance_scale: float | None = None,
-    unconditional_condition: Any = None,
-    batch_size: int = 32,
-    warm_up: bool = False,
-    progress: Callable[[int], None] | None = None,
-) -> SampleRun:
-    """Sample in batches, counting network calls and taking the time.
-
-    Parameters
-    ----------
-    solver : GeneralizedSolver or MultistepSolver
-        The solver, on the noise's device.
-    denoiser : callable
-        As for `GASSampler`.
-    noise : Tensor
-        ``(samples, ...)``, at least one sample.
-    condition, prediction_type, guidance_scale, unconditional_condition
-        As for `GASSampler`.
-    batch_size : int
-        Samples per network call.
-    warm_up : bool
-        Sample the first batch once before, so that first-call costs stay out of the times.
-    progress : callable, optional
-        Called with the number of samples after each batch.
-
-    Returns
-    -------
-    SampleRun
-    """
-    if len(noise) == 0:
-        raise ValueError("there is no noise to sample from: pass at least one seed")
-    sampler = GASSampler(solver, denoiser, prediction_type, guidance_scale)
-    batches = [slice(i, min(i + batch_size, len(noise))) for i in range(0, len(noise), batch_size)]
-    if warm_up:
-        sampler(noise[batches[0]], take(condition, batches[0]), unconditional_condition)
-    sampler.evaluations = 0
-    parts, times = [], []
-    for batch in batches:
-        start = _now(noise.device)
-        parts.append(sampler(noise[batch], take(condition, batch), unconditional_condition))
-        if batch.stop - batch.start == batches[0].stop:  # full batches only
-            times.append((_now(noise.device) - start) * 1e3 / batches[0].stop)
-        if progress is not None:
-            progress(batch.stop - batch.start)
-    return SampleRun(torch.cat(parts), sampler.evaluations // len(batches), statistics.median(times))
-
-
-def _now(device: torch.device) -> float:
-    """Wall clock in seconds, once the device has finished what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def evaluate(

@@ -1,0 +1,97 @@
+"""`gas-ext compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gas_ext.catalog import names
+from gas_ext.cli import judging
+from gas_ext.cli.errors import friendly
+from gas_ext.cli.options import Device, Labels, Prompts
+
+EPILOG = (
+    "Examples:  gas-ext compare --config demo --solver dpm++-2@quadratic --solver unipc-3 --solver demo "
+    "--nfe 4,6 --samples 500 -o comparison  |  "
+    "gas-ext compare --config cifar10 --solver ipndm-3 --solver 'GS=runs/gs-{nfe}/solver.safetensors' --nfe "
+    "4,6,8 --features inception-edm --feature-weights inception-2015-12-05.pt --reference cifar10-32x32.npz "
+    "--samples 50000 --batch-size 500 --device cuda -o comparison  |  "
+    "torchrun --nproc-per-node 8 -m gas_ext compare --config ffhq --solver unipc-3 --device cuda -o ffhq"
+    f"  |  Solvers:  {', '.join(names())}, unipc-N for unipc-N-bh2; with @uniform, @quadratic, @logsnr, "
+    "@edm, @gits or @TIMES for other times than the usual."
+)
+
+
+@friendly
+def compare(
+    config: judging.ConfigName,
+    solver: Annotated[
+        list[str],
+        typer.Option(
+            "--solver",
+            "-s",
+            metavar="[LABEL=]NAME",
+            help="A name such as unipc-3, dpm++-2@quadratic or ipndm-3@1,0.5,0.1,0.001, or a learned "
+            "solver's file, where {nfe} stands for the number of evaluations, or 'demo' for the one that "
+            "ships; repeatable. All names are below.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The folder; what is in it already is not made again.")
+    ] = Path("comparison"),
+    nfe: judging.Nfe = None,
+    samples: judging.Samples = None,
+    seeds: judging.SeedList = None,
+    teacher: judging.Teacher = None,
+    labels: Labels = None,
+    prompts: Prompts = None,
+    features: judging.Features = None,
+    feature_weights: judging.FeatureWeights = None,
+    reference: judging.ReferenceFile = None,
+    perceptual: judging.Perceptual = False,
+    batch_size: judging.BatchSize = 50,
+    autocast: judging.Autocast = None,
+    threads: judging.Threads = None,
+    allow_training_seeds: judging.AllowTrainingSeeds = False,
+    override: judging.Override = None,
+    device: Device = "cpu",
+) -> None:
+    """Judge many solvers side by side, on seeds that none was learned from.
+
+    In the folder: index.html (everything on one page), results.json, .csv and .md, plots and grids.
+    Interrupted, the same command goes on; with another solver or more samples, it makes what is missing.
+    Under torchrun every process makes its share.
+    """
+    from gas_ext.report import print_table
+    from gas_ext.report.write import PAGE
+
+    comparison, tells = judging.judge(
+        judging.Request(
+            config=config,
+            solvers=solver,
+            out=out,
+            nfe=nfe,
+            samples=samples,
+            seeds=seeds,
+            teacher=teacher,
+            labels=labels,
+            prompts=prompts,
+            features=features or (),
+            feature_weights=feature_weights,
+            reference=reference,
+            perceptual=perceptual,
+            batch_size=batch_size,
+            autocast=autocast,
+            threads=threads,
+            allow_training_seeds=allow_training_seeds,
+            override=override or (),
+            device=device,
+        )
+    )
+    if tells:
+        print_table(comparison)
+        for it in comparison.left_out:
+            typer.echo(f"left out: {it.label} with {it.nfe} evaluations: {it.reason}")
+        typer.echo(f"wrote {out / PAGE}, and beside it results.json, .csv and .md, plots and grids")

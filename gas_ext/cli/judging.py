@@ -1,0 +1,210 @@
+"""What `gas-ext evaluate` and `gas-ext compare` share: their options, and the way to a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gas_ext.cli.errors import INTERRUPTED
+from gas_ext.cli.options import load_teacher_of, local_device, read_autocast, read_labels, read_prompts
+
+if TYPE_CHECKING:
+    from gas_ext.configs import Config
+    from gas_ext.denoisers import Denoiser
+    from gas_ext.evaluation import Comparison
+    from gas_ext.features import FeatureExtractor
+    from gas_ext.metrics import Reference
+
+ConfigName = Annotated[
+    str, typer.Option("--config", "-c", help="A data set (cifar10, ffhq, ..., demo) or a YAML file.")
+]
+Override = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="In place of the config's, e.g. student.t_eps=0.01."),
+]
+Samples = Annotated[
+    int | None,
+    typer.Option(min=2, help="How many of the config's evaluation seeds, from the first; 5000 if not given."),
+]
+SeedList = Annotated[str | None, typer.Option(help="Other seeds, such as 50000-50999, in their place.")]
+Nfe = Annotated[
+    str | None, typer.Option(help="Network evaluations, such as 4,6 or 4-8; the config's if not given.")
+]
+Teacher = Annotated[
+    str | None, typer.Option(help="Folder of an imported teacher, or 'demo'; teachers/NAME if not given.")
+]
+Features = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Network whose features distributions are compared in: demo, efficientnet-lite0, "
+        "inception-clean, inception-legacy, inception-edm or none; repeatable. If not given: demo for the "
+        "embedded teacher, else none."
+    ),
+]
+FeatureWeights = Annotated[Path | None, typer.Option(help="File of the Inception network's weights.")]
+ReferenceFile = Annotated[
+    Path | None,
+    typer.Option(help="Statistics of real data, .npz or .safetensors; the embedded teacher has its own."),
+]
+Perceptual = Annotated[
+    bool, typer.Option("--perceptual", help="Also a perceptual distance, in a network of --features.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Samples per network call; times depend on it.")]
+Autocast = Annotated[
+    str | None, typer.Option(help="Precision of the network: float16 or bfloat16; its own if not given.")
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads per process; torch's choice if not given.")
+]
+AllowTrainingSeeds = Annotated[
+    bool, typer.Option("--allow-training-seeds", help="Judge also on seeds that solvers were learned from.")
+]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for on the command line, read but not yet looked up."""
+
+    config: str
+    solvers: Sequence[str]
+    out: Path
+    nfe: str | None
+    samples: int | None
+    seeds: str | None
+    teacher: str | None
+    labels: str | None
+    prompts: Path | None
+    features: Sequence[str]
+    feature_weights: Path | None
+    reference: Path | None
+    perceptual: bool
+    batch_size: int
+    autocast: str | None
+    threads: int | None
+    allow_training_seeds: bool
+    override: Sequence[str]
+    device: str
+
+
+def judge(request: Request) -> tuple[Comparison, bool]:
+    """Judge solvers and write the report; return what was found, and whether this process tells of it."""
+    import torch
+
+    from gas_ext.configs import load_config
+    from gas_ext.evaluation import compare
+    from gas_ext.progress import make_reporter
+    from gas_ext.report import write_report
+    from gas_ext.seeds import parse_seeds
+    from gas_ext.training.processes import join_processes
+
+    config = load_config(request.config, request.override)
+    seeds = _seeds(request, config)
+    nfe = _evaluations(request, config)
+    autocast = read_autocast(request.autocast)
+    labels = None if request.labels is None else read_labels(request.labels)
+    prompts = None if request.prompts is None else read_prompts(request.prompts)
+    if request.threads is not None:
+        torch.set_num_threads(request.threads)
+    device = local_device(request.device)
+    denoiser = load_teacher_of(config, request.teacher, device)
+    features = _features(request, denoiser)
+    reference = _reference(request, denoiser, features)
+    processes = join_processes(device)
+    try:
+        comparison = compare(
+            denoiser,
+            request.solvers,
+            nfe,
+            request.out,
+            teacher=lambda steps: config.teacher_solver.build(denoiser.schedule, steps),
+            seeds=seeds,
+            labels=labels,
+            prompts=prompts,
+            features=features,
+            reference=reference,
+            perceptual=request.perceptual,
+            t_eps=config.student.t_eps,
+            guidance_scale=config.teacher_solver.guidance_scale,
+            autocast=autocast,
+            batch_size=request.batch_size,
+            training_seeds=None if request.allow_training_seeds else parse_seeds(config.seeds.teacher),
+            title=config.title,
+            reporter=make_reporter(),
+            processes=processes,
+        )
+        if processes.is_first:
+            write_report(comparison, request.out)
+    except KeyboardInterrupt:
+        typer.echo("interrupted: run the same again, and it goes on after the last finished chunk", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    processes.leave()
+    return comparison, processes.is_first
+
+
+def _seeds(request: Request, config: Config) -> list[int]:
+    from gas_ext.seeds import parse_seeds
+
+    if request.seeds is not None:
+        if request.samples is not None:
+            raise ValueError("Give either --samples or --seeds, not both.")
+        return parse_seeds(request.seeds)
+    seeds, wanted = parse_seeds(config.seeds.evaluation), request.samples or 5000
+    if request.samples is not None and wanted > len(seeds):
+        raise ValueError(
+            f"The config {config.name} has {len(seeds)} evaluation seeds, fewer than {wanted}; name others "
+            "with --seeds."
+        )
+    return seeds[:wanted]
+
+
+def _evaluations(request: Request, config: Config) -> list[int]:
+    from gas_ext.seeds import parse_seeds
+
+    if request.nfe is None:
+        return list(config.student.steps)
+    try:
+        found = sorted(set(parse_seeds(request.nfe)))
+    except ValueError:
+        found = [0]
+    if found[0] < 1:
+        raise ValueError(
+            f"Cannot read numbers of evaluations from {request.nfe!r}: write such as 4,6 or 4-8."
+        )
+    return found
+
+
+def _features(request: Request, denoiser: Denoiser) -> list[FeatureExtractor]:
+    from gas_ext.features import load_features
+    from gas_ext.teachers.demo import DemoTeacher
+
+    names = list(request.features) or (["demo"] if isinstance(denoiser, DemoTeacher) else ["none"])
+    if names == ["none"]:
+        if request.reference is not None:
+            raise ValueError(
+                "A reference needs the features that it was made with; name them with --features."
+            )
+        return []
+    # One network alone says for itself that it takes no file.
+    takes_weights = [name for name in names if name.startswith("inception-") or len(names) == 1]
+    return [
+        load_features(name, denoiser.device, request.feature_weights if name in takes_weights else None)
+        for name in names
+    ]
+
+
+def _reference(request: Request, denoiser: Denoiser, features: list[FeatureExtractor]) -> Reference | None:
+    """Return real data: what was asked for, or the embedded statistics where they fit."""
+    from gas_ext.metrics import Reference, Statistics
+    from gas_ext.teachers.demo import DemoTeacher, load_demo_statistics
+
+    if request.reference is not None:
+        return Reference.load(request.reference)
+    demo = [extractor for extractor in features if extractor.name == "demo"]
+    if not demo or not isinstance(denoiser, DemoTeacher):
+        return None
+    statistics = Statistics(*load_demo_statistics()["data"])
+    return Reference("Fashion-MNIST training images", statistics, extractor=demo[0].describe())

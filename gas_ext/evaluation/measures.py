@@ -1,0 +1,160 @@
+"""The numbers of a comparison: what each is called, and which direction is better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+# What is compared with what: headings of groups of columns.
+GROUPS = {
+    "sample": "to the teacher's sample of the same seed",
+    "teacher": "to all samples of the teacher",
+    "data": "to real data",
+}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One column of a comparison.
+
+    Parameters
+    ----------
+    name : str
+        What is measured, such as "frechet".
+    group : str
+        A key of `GROUPS`.
+    short : str
+        Heading of the column under that of its group.
+    explanation : str
+        What it is, for people.
+    higher_is_better : bool
+        Which direction is better.
+    digits : int
+        Decimals that tables show.
+    unit : str
+        Of the values; empty for plain numbers.
+    logarithmic : bool
+        Whether its axis in plots is.
+    features : str
+        The extractor it is measured with, if that is not the first.
+    """
+
+    name: str
+    group: str
+    short: str
+    explanation: str
+    higher_is_better: bool = False
+    digits: int = 4
+    unit: str = ""
+    logarithmic: bool = True
+    features: str = ""
+
+    @property
+    def base(self) -> str:
+        """Its key without the features: "l1", "frechet_to_data"."""
+        return measure_key(self.group, self.name)
+
+    @property
+    def key(self) -> str:
+        """Name in files: "l1", "frechet_to_data", "frechet_to_data@efficientnet-lite0"."""
+        return measure_key(self.group, self.name, self.features)
+
+    @property
+    def title(self) -> str:
+        """Heading where its group is not told."""
+        return self.short if self.group == "sample" else f"{self.short} to {self.group}"
+
+
+def measure_key(group: str, name: str = "", features: str = "") -> str:
+    """Return the name of a measure in files, or without its name that of a group of them.
+
+    Examples
+    --------
+    >>> measure_key("sample", "l1"), measure_key("data", "kid"), measure_key("data", features="mine")
+    ('l1', 'kid_to_data', 'data@mine')
+    """
+    base = group if not name else name if group == "sample" else f"{name}_to_{group}"
+    return f"{base}@{features}" if features else base
+
+
+def _of_samples() -> list[Measure]:
+    of_seed = GROUPS["sample"]
+    return [
+        Measure("l1", "sample", "L1", f"mean absolute difference {of_seed}"),
+        Measure("l2", "sample", "L2", f"mean squared difference {of_seed}", digits=5),
+        Measure(
+            "psnr",
+            "sample",
+            "PSNR",
+            f"peak signal-to-noise ratio {of_seed}, mean over the images",
+            higher_is_better=True,
+            digits=2,
+            unit="dB",
+            logarithmic=False,
+        ),
+        Measure(
+            "perceptual",
+            "sample",
+            "perceptual",
+            "distance in the feature maps of the features' network, to the same sample",
+        ),
+    ]
+
+
+def _of_distributions(group: str) -> list[Measure]:
+    theirs = "the teacher's samples" if group == "teacher" else "the real images"
+    fractions = (
+        ("precision", f"fraction of the samples that lie near {theirs}"),
+        ("recall", f"fraction of {theirs} that lie near the samples"),
+        ("density", f"how many balls around {theirs} hold a sample, over k, mean over the samples"),
+        ("coverage", f"fraction of the balls around {theirs} that hold a sample"),
+    )
+    return [
+        Measure("frechet", group, "Frechet", f"Frechet distance of the features to those of {theirs}"),
+        Measure(
+            "kid",
+            group,
+            "KID",
+            f"kernel distance of the features to those of {theirs}; unbiased, so that it may be below 0",
+            digits=5,
+            logarithmic=False,
+        ),
+        *(
+            Measure(name, group, name, explanation, higher_is_better=True, digits=3, logarithmic=False)
+            for name, explanation in fractions
+        ),
+    ]
+
+
+MEASURES = {
+    measure.key: measure
+    for measure in (*_of_samples(), *_of_distributions("teacher"), *_of_distributions("data"))
+}
+
+
+def find_measure(key: str) -> Measure:
+    """Return a measure by its key.
+
+    Examples
+    --------
+    >>> find_measure("recall_to_data@mine").features
+    'mine'
+    """
+    base, _, features = key.partition("@")
+    return replace(MEASURES[base], features=features)
+
+
+def in_order(keys: Sequence[str]) -> list[Measure]:
+    """Return measures in the order of tables: by group, then by features, then as in `MEASURES`.
+
+    Examples
+    --------
+    >>> [measure.key for measure in in_order(["l1", "kid_to_data", "kid_to_data@b", "frechet_to_data"])]
+    ['l1', 'frechet_to_data', 'kid_to_data', 'kid_to_data@b']
+    """
+    measures = [find_measure(key) for key in dict.fromkeys(keys)]
+    features = list(dict.fromkeys(["", *(measure.features for measure in measures)]))
+    groups, names = list(GROUPS), list(MEASURES)
+    return sorted(
+        measures, key=lambda m: (groups.index(m.group), features.index(m.features), names.index(m.base))
+    )

@@ -1,0 +1,261 @@
+"""A whole comparison: many solvers, several numbers of evaluations, one set of seeds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch import Tensor
+
+from gas_ext.denoisers import Denoiser
+from gas_ext.evaluation.chunks import CellFolder
+from gas_ext.evaluation.entries import (
+    Entry,
+    SolverLike,
+    TeacherLike,
+    build_entries,
+    check_seeds,
+    named_solvers,
+    solver_identity,
+)
+from gas_ext.evaluation.judging import GROUPS, Judge
+from gas_ext.evaluation.results import Cell, Comparison, mark_cells
+from gas_ext.evaluation.sampling import ChunkSampler
+from gas_ext.evaluation.setup import Setup, cell_identity, check_setup
+from gas_ext.features import FeatureExtractor, load_features
+from gas_ext.files import check_output_folder
+from gas_ext.metrics import Reference
+from gas_ext.progress import Reporter, SilentReporter
+from gas_ext.samples import spread_conditions
+from gas_ext.seeds import format_seeds
+
+if TYPE_CHECKING:
+    from gas_ext.training.processes import Processes
+
+CELLS = "cells"
+
+Features: TypeAlias = str | FeatureExtractor  # a name of `gas_ext.features`, or an extractor itself
+
+
+def compare(
+    denoiser: Denoiser,
+    solvers: Sequence[SolverLike] | Mapping[str, SolverLike],
+    nfe: Sequence[int],
+    folder: str | os.PathLike[str],
+    *,
+    teacher: TeacherLike,
+    seeds: Sequence[int],
+    labels: Sequence[int] | Tensor | None = None,
+    prompts: Sequence[str] | None = None,
+    conditions: Tensor | None = None,
+    features: Features | Sequence[Features] = (),
+    reference: Reference | None = None,
+    perceptual: bool = False,
+    t_eps: float | None = None,
+    guidance_scale: float | None = None,
+    autocast: torch.dtype | None = None,
+    batch_size: int = 50,
+    groups: int = GROUPS,
+    training_seeds: Sequence[int] | None = (),
+    title: str = "",
+    reporter: Reporter | None = None,
+    processes: Processes | None = None,
+) -> Comparison:
+    """Judge solvers on the same seeds; goes on where an earlier call in the same folder was stopped.
+
+    Every solver is sampled chunk by chunk, and what is kept of a chunk is one file in the folder. Another
+    solver, number of evaluations, more seeds or another reference make only what is not there yet. Under
+    torchrun every process samples its share of the chunks; all return the same.
+
+    Parameters
+    ----------
+    denoiser : Denoiser
+        The network, on the device to compute on.
+    solvers : sequence or mapping
+        Names of `gas_ext.catalog`, files of learned solvers (``{nfe}`` in a path stands for the number of
+        evaluations), or solvers; "LABEL=NAME", or a mapping, says what they are called in tables.
+    nfe : sequence of int
+        Numbers of network evaluations.
+    folder : path
+        Where the chunks are kept.
+    teacher : Solver or callable
+        The teacher's solver, or a function that makes the one for a number of evaluations.
+    seeds : sequence of int
+        Which noise; not what any solver was learned from.
+    labels, prompts, conditions
+        As for `generate_samples`.
+    features : str or FeatureExtractor, or a sequence of them
+        With what networks distances of distributions are measured; without, there are none. Numbers of the
+        second and further ones have keys such as "frechet_to_teacher@efficientnet-lite0".
+    reference : Reference, optional
+        Real data, compared in the features that it was made with; without, distances of distributions are to
+        the teacher's samples only.
+    perceptual : bool
+        Also measure the distance in feature maps: those of the first of the networks that has some.
+    t_eps : float, optional
+        Where solvers named in the catalog end; the denoiser's if not given.
+    guidance_scale : float, optional
+        As for `GASSampler`; the same for all.
+    autocast : torch.dtype, optional
+        Precision of the network.
+    batch_size : int
+        Samples per network call.
+    groups : int
+        Groups of consecutive seeds for the confidence intervals; 0 for none.
+    training_seeds : sequence of int, optional
+        Seeds that learned solvers whose files do not tell are known to be learned from; None allows any.
+    title : str
+        Heading of the report.
+    reporter : Reporter, optional
+        Told about progress.
+    processes : Processes, optional
+        Those that share the work; those that torchrun started if not given.
+
+    Returns
+    -------
+    Comparison
+        See `gas_ext.report.write_report` for tables, plots and the page.
+
+    Raises
+    ------
+    TypeError
+        If the denoiser or a solver is none.
+    ValueError
+        If a solver is unknown or another network's, was learned from one of the seeds, or settings do not
+        fit each other.
+    OSError
+        If the disk is full.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from gas_ext.catalog import build_solver
+    >>> from gas_ext.teachers.demo import load_demo_teacher
+    >>> denoiser = load_demo_teacher()
+    >>> teacher = build_solver("dpm++-3@logsnr", denoiser.schedule, 3)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     comparison = compare(denoiser, ["ddim"], [1, 2], folder, teacher=teacher, seeds=range(4))
+    >>> [(cell.label, cell.nfe) for cell in comparison.cells]
+    [('teacher', 3), ('ddim', 1), ('ddim', 2)]
+    """
+    from gas_ext.training.processes import join_processes  # training draws pictures of what is judged
+
+    if not isinstance(denoiser, Denoiser):
+        raise TypeError(
+            f"The denoiser is a {type(denoiser).__name__}, but must be a Denoiser; wrap a function with "
+            "Denoiser.from_callable."
+        )
+    place = _checked_folder(Path(folder))
+    spread = spread_conditions(denoiser, list(seeds), labels, prompts, conditions)
+    extractors = _loaded(features, denoiser)
+    setup = Setup(denoiser, list(seeds), spread, guidance_scale, autocast, batch_size, extractors, perceptual)
+    check_setup(setup)
+    judge = Judge(setup, reference, groups)
+    entries, left_out = build_entries(
+        named_solvers(solvers), nfe, denoiser, teacher, t_eps=t_eps, guidance_scale=guidance_scale
+    )
+    if training_seeds is not None:
+        check_seeds(entries, setup.seeds, training_seeds)
+    processes = processes or join_processes(denoiser.device)
+    work = _Work(setup, entries, place / CELLS, processes, reporter or SilentReporter())
+    work.sample()
+    cells = work.judge(judge)
+    found = None
+    if reference is not None:
+        found = {"name": reference.name, "sha256": reference.sha256, "count": reference.count}
+    return Comparison(
+        title,
+        setup.described,
+        format_seeds(setup.seeds),
+        len(setup.seeds),
+        cells,
+        found,
+        left_out,
+        judge.groups,
+    )
+
+
+def _loaded(features: Features | Sequence[Features], denoiser: Denoiser) -> tuple[FeatureExtractor, ...]:
+    several = [features] if isinstance(features, str | FeatureExtractor) else features
+    return tuple(load_features(it, denoiser.device) if isinstance(it, str) else it for it in several)
+
+
+def _checked_folder(folder: Path) -> Path:
+    """Return the folder if it can be written, and no report of anything else would be replaced."""
+    place = check_output_folder(folder)
+    foreign = [name for name in ("index.html", "results.json") if (place / name).exists()]
+    if foreign and not (place / CELLS).is_dir():
+        raise ValueError(
+            f"{folder / foreign[0]} exists, but {folder} is not the folder of a comparison; choose "
+            "another one with -o."
+        )
+    return place
+
+
+class _Work:
+    """Entries and the folders of their cells."""
+
+    def __init__(
+        self, setup: Setup, entries: Sequence[Entry], root: Path, processes: Processes, reporter: Reporter
+    ) -> None:
+        self.setup, self.entries, self.processes = setup, list(entries), processes
+        self.reporter = reporter if processes.is_first else SilentReporter()
+        self.folders: list[CellFolder] = []
+        self.teachers: dict[str, CellFolder] = {}
+        for entry in entries:
+            solver = solver_identity(entry.solver, setup.denoiser, setup.guidance_scale)
+            cell = CellFolder(root / cell_identity(setup, solver, entry.teacher))
+            self.folders.append(cell)
+            if entry.kind == "teacher":
+                self.teachers[solver] = cell
+
+    def sample(self) -> None:
+        """Make this process's chunks of every cell, and return when all processes have made theirs."""
+        # Chunks are dealt out the same way for every solver: the teacher's samples that a process needs are
+        # then its own.
+        chunks = self.setup.chunks()[self.processes.rank :: self.processes.count]
+        for entry, cell in zip(self.entries, self.folders, strict=True):
+            if self.processes.is_first:
+                cell.describe({"solver": entry.label, "description": entry.description, "steps": entry.steps})
+            missing = [chunk for chunk in chunks if not cell.has(chunk)]
+            if not missing:
+                continue
+            sampler = ChunkSampler(self.setup, entry)
+            name = f"{entry.label}, {entry.steps} evaluations"
+            with self.reporter.task(name, sum(len(chunk.rows) for chunk in missing)) as advance:
+                for chunk in missing:
+                    teacher = None
+                    if entry.kind != "teacher":
+                        teacher = self.teachers[entry.teacher].tensor("samples", chunk)
+                    cell.write(chunk, sampler.run(chunk, teacher, advance))
+        self.processes.wait()
+
+    def judge(self, judge: Judge) -> list[Cell]:
+        """Return the cells with their numbers; the first process measures, the others read what it found."""
+        if not self.processes.is_first:
+            self.processes.wait()
+        cells = []
+        first = judge.chunks[0]
+        with self.reporter.task("Measuring", len(self.entries)) as advance:
+            for entry, cell in zip(self.entries, self.folders, strict=True):
+                if self.processes.is_first:
+                    cell.clear_leftovers()
+                teacher = self.teachers.get(entry.teacher)
+                cells.append(
+                    Cell(
+                        entry.label,
+                        entry.kind,
+                        entry.description,
+                        judge.numbers(cell, teacher),
+                        cell.tensor("shown", first),
+                        f"{CELLS}/{cell.path.name}",
+                        "" if teacher is None else f"{CELLS}/{teacher.path.name}",
+                    )
+                )
+                advance(1)
+        if self.processes.is_first:
+            self.processes.wait()
+        return mark_cells(cells)

@@ -1,0 +1,50 @@
+import pytest
+from comparison_tools import SCHEDULE, make_denoiser
+
+from gas_ext import GeneralizedSolver
+from gas_ext.catalog import build_solver
+from gas_ext.evaluation.entries import build_entries, named_solvers, solver_identity
+
+
+def test_labels():
+    names = [
+        "unipc-3",
+        "A b=runs/x/solver.safetensors",
+        "deis-2@1,0.5,0.001",
+        "runs/gas_{nfe}/last.safetensors",
+    ]
+    assert list(named_solvers(names)) == ["unipc-3", "A b", "deis-2@1,0.5,0.001", "gas"]
+    assert list(named_solvers(["teacher", "ddim", "best-4.safetensors"])) == ["ddim", "best-4"]
+
+
+def test_label_of_the_teacher_is_its_own():
+    with pytest.raises(ValueError, match="'teacher' is the teacher's own"):
+        named_solvers({"teacher": "ddim"})
+
+
+def test_file_for_every_number_of_evaluations(tmp_path):
+    for steps in (2, 4):
+        GeneralizedSolver(SCHEDULE, steps, prediction_type="sample").save(
+            tmp_path / f"gs-{steps}.safetensors"
+        )
+    denoiser, teacher = make_denoiser(), build_solver("ddim", SCHEDULE, 10)
+    solvers = {"gs": f"{tmp_path}/gs-{{nfe}}.safetensors", "two": f"{tmp_path}/gs-2.safetensors"}
+    entries, left_out = build_entries(solvers, [2, 4], denoiser, teacher)
+    assert [(entry.label, entry.steps) for entry in entries] == [
+        ("teacher", 10),
+        ("gs", 2),
+        ("gs", 4),
+        ("two", 2),
+    ]
+    assert left_out == []
+
+
+def test_identity_is_that_of_the_numbers(tmp_path):
+    denoiser = make_denoiser()
+    solver = GeneralizedSolver(SCHEDULE, 3, timesteps="logsnr", prediction_type="sample")
+    solver.save(tmp_path / "s.safetensors")
+    same = GeneralizedSolver.load(tmp_path / "s.safetensors")
+    assert solver_identity(same, denoiser, None) == solver_identity(solver, denoiser, None)
+    assert solver_identity(solver, denoiser, 2.0) != solver_identity(solver, denoiser, None)
+    same.time_offsets.data[1] += 1e-6
+    assert solver_identity(same, denoiser, None) != solver_identity(solver, denoiser, None)
