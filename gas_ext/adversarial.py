@@ -193,6 +193,10 @@ class Adversary:
         Weight of the gradient penalties.
     loss : str or AdversarialLoss
         "relativistic" or "gan".
+    view : callable, optional
+        view(samples, condition) -> what the discriminator is shown, such as
+        `gas_ext.discriminators.TeacherView`; the samples themselves if not given. The penalties are on
+        gradients in what is shown.
 
     Raises
     ------
@@ -219,14 +223,20 @@ class Adversary:
         weight: float = 1.0,
         gamma: float = 0.2,
         loss: str | AdversarialLoss = "relativistic",
+        view: Callable[[Tensor, Any], Tensor] | None = None,
     ) -> None:
         for name, value in (("rate", rate), ("weight", weight), ("gamma", gamma)):
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} is {value}; expected a finite number of at least 0.")
         self.discriminator = discriminator
+        self.view = view
         self.weight, self.gamma, self.loss = weight, gamma, get_adversarial_loss(loss)
         self.optimizer = torch.optim.Adam(discriminator.parameters(), lr=rate, betas=betas)
         self.rejected = 0  # updates left out because a gradient was not finite
+
+    def show(self, samples: Tensor, condition: Any = None) -> Tensor:
+        """Return what the discriminator is shown of samples with these conditions."""
+        return samples if self.view is None else self.view(samples, condition)
 
     def update(self, real: Tensor, fake: Tensor, labels: Tensor | None = None) -> DiscriminatorLoss:
         """Make one step of the discriminator on samples that get no gradient; return the loss before it.
@@ -237,7 +247,7 @@ class Adversary:
         Parameters
         ----------
         real, fake : Tensor
-            (B, ...): the teacher's samples and the student's.
+            (B, ...): what is shown of the teacher's samples and of the student's.
         labels : Tensor, optional
             int64 (B,), for a conditional discriminator.
         """
@@ -265,7 +275,7 @@ class Adversary:
         Parameters
         ----------
         fake, real : Tensor
-            (B, ...): the student's samples and the teacher's from the same noise.
+            (B, ...): what is shown of the student's samples, and of the teacher's from the same noise.
         labels : Tensor, optional
             int64 (B,), for a conditional discriminator.
         """
@@ -367,12 +377,13 @@ def gas_iteration(
     tensor(True)
     """
     with torch.no_grad():
-        fake = sampler(fresh_noise, condition, unconditional_condition)
+        fake = adversary.show(sampler(fresh_noise, condition, unconditional_condition), condition)
+        real = adversary.show(target, condition)
     # Before the student's solve, whose graph is the larger: the two never stand in memory together.
-    discriminator = adversary.update(target, fake, labels)
+    discriminator = adversary.update(real, fake, labels)
     samples = sampler(noise, condition, unconditional_condition)
     distilled = distance(samples, target)
-    adversarial = adversary.student_loss(samples, target, labels)
+    adversarial = adversary.student_loss(adversary.show(samples, condition), real, labels)
     total = distilled + adversary.weight * adversarial.mean()
     return GASLoss(total, distilled.detach(), adversarial.detach(), discriminator, samples.detach())
 

@@ -10,12 +10,14 @@ from gas_ext.discriminators.convolution import ConvolutionDiscriminator
 from gas_ext.discriminators.files import load_discriminator, save_discriminator
 from gas_ext.discriminators.r3gan import R3GANConfig, R3GANDiscriminator
 from gas_ext.discriminators.snapshots import load_r3gan_snapshot
+from gas_ext.discriminators.view import TeacherView
 
 __all__ = [
     "ConvolutionDiscriminator",
     "Discriminator",
     "R3GANConfig",
     "R3GANDiscriminator",
+    "TeacherView",
     "build_discriminator",
     "discriminator_names",
     "load_discriminator",

@@ -10,6 +10,7 @@ from gas_ext.configs.training import Adversarial
 from gas_ext.denoisers import Denoiser
 from gas_ext.discriminators import (
     Discriminator,
+    TeacherView,
     build_discriminator,
     load_discriminator,
     load_r3gan_snapshot,
@@ -34,11 +35,15 @@ def make_adversary(config: Config, denoiser: Denoiser) -> Adversary:
             "adversarial.discriminator=convolution --set adversarial.rate=1e-5 --set adversarial.weight=1 "
             "--set adversarial.gamma=0.2, or use --loss gs."
         )
-    discriminator = _discriminator(section, denoiser, config.training.seed)
-    if discriminator.sample_shape != denoiser.sample_shape:
+    levels = section.noise_levels
+    view = TeacherView(denoiser, levels, recompute=config.training.recompute) if levels else None
+    shape = denoiser.sample_shape if view is None else view.sample_shape
+    discriminator = _discriminator(section, shape, config.training.seed)
+    if discriminator.sample_shape != shape:
         raise ValueError(
             f"The discriminator {section.discriminator} is for samples of shape "
-            f"{discriminator.sample_shape}, but {denoiser.name} makes {denoiser.sample_shape}; name another."
+            f"{discriminator.sample_shape}, but {denoiser.name} with adversarial.noise_levels={list(levels)} "
+            f"shows it {shape}; name another, or set the noise levels that it was made for."
         )
     return Adversary(
         discriminator.to(denoiser.device),
@@ -47,6 +52,7 @@ def make_adversary(config: Config, denoiser: Denoiser) -> Adversary:
         weight=section.weight,
         gamma=section.gamma,
         loss=section.loss,
+        view=view,
     )
 
 
@@ -55,14 +61,14 @@ def takes_labels(discriminator: Discriminator, denoiser: Denoiser) -> bool:
     return bool(discriminator.num_classes) and discriminator.num_classes == denoiser.num_classes
 
 
-def _discriminator(section: Adversarial, denoiser: Denoiser, seed: int) -> Discriminator:
+def _discriminator(section: Adversarial, shape: tuple[int, ...], seed: int) -> Discriminator:
     name = section.discriminator
     if name in _SNAPSHOTS:
         return _snapshot(name)
     if name.endswith(".safetensors"):
         return load_discriminator(name)
     registered = "r3gan" if name == "r3gan-random" else name
-    return build_discriminator(registered, denoiser.sample_shape, seed=seed, **section.settings)
+    return build_discriminator(registered, shape, seed=seed, **section.settings)
 
 
 def _snapshot(name: str) -> Discriminator:

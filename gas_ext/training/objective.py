@@ -99,10 +99,11 @@ class Objective:
         for part in parts:
             assert part.fresh_noise is not None
             with torch.no_grad():
-                fake = self.sample(part.fresh_noise, part.condition)
+                fake = self._shown(self.sample(part.fresh_noise, part.condition), part)
+                real = self._shown(part.target, part)
             found = discriminator_loss(
                 adversary.discriminator,
-                part.target,
+                real,
                 fake,
                 part.labels,
                 gamma=adversary.gamma,
@@ -156,7 +157,15 @@ class Objective:
         """Return the mean adversarial loss of the student, or None in GS."""
         if self.adversary is None:
             return None
-        return self.adversary.student_loss(samples, part.target, part.labels).mean()
+        with torch.no_grad():
+            real = self._shown(part.target, part)
+        return self.adversary.student_loss(self._shown(samples, part), real, part.labels).mean()
+
+    def _shown(self, samples: Tensor, part: Batch) -> Tensor:
+        """Return what the discriminator is shown of samples, with the network in its precision."""
+        assert self.adversary is not None
+        with torch.autocast(samples.device.type, self._autocast, enabled=self._autocast is not None):
+            return self.adversary.show(samples, part.condition)
 
     def _scale(self, samples: Tensor) -> float:
         """Return what the loss is multiplied by before it is differentiated.
