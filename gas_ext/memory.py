@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from gas_ext.configs import Config
 from gas_ext.teachers.optional import require
 
-__all__ = ["activation_bytes", "build_network", "training_bytes"]
+__all__ = ["activation_bytes", "meta_network", "training_bytes"]
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -83,7 +83,7 @@ def activation_bytes(evaluate: Callable[[], Any], network: nn.Module) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def build_network(config: Config) -> nn.Module:
+def meta_network(config: Config) -> nn.Module:
     """Build the teacher's network of a config on the "meta" device, frozen.
 
     Raises
@@ -115,7 +115,7 @@ def build_network(config: Config) -> nn.Module:
 
 
 def _evaluate(config: Config, network: nn.Module) -> None:
-    """Evaluate the network of `build_network` once, on a batch of training."""
+    """Evaluate the network of `meta_network` once, on a batch of training."""
     guided = config.teacher_solver.guidance_scale is not None
     batch = config.training.batch_size * (2 if guided else 1)
     x = torch.empty(batch, *config.space.shape, device="meta", requires_grad=True)
@@ -151,9 +151,9 @@ def training_bytes(config: Config, steps: int) -> dict[str, int]:
     Raises
     ------
     ValueError, ImportError
-        As for `build_network`.
+        As for `meta_network`.
     """
-    network = build_network(config)
+    network = meta_network(config)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
     activations = steps * activation_bytes(lambda: _evaluate(config, network), network)
     state = 4 * config.training.batch_size * math.prod(config.space.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -42,7 +43,10 @@ class SilentReporter:
 
 
 class LogReporter:
-    """One line at the start and end of a task, and every 15 seconds between, on standard error."""
+    """One line at the start and end of a task, and every 15 seconds between, on standard error.
+
+    The lines between say how long it has taken and, if it goes on like this, will take.
+    """
 
     def __init__(self, write: Callable[[str], object] | None = None) -> None:
         self._write = write or (lambda line: print(line, file=sys.stderr, flush=True))
@@ -56,9 +60,12 @@ class LogReporter:
         def advance(amount: int = 1, note: str = "") -> None:
             nonlocal last, done, latest
             done, latest = done + amount, note
-            if done < total and time.monotonic() - last > _LOG_EVERY:
+            if 0 < done < total and time.monotonic() - last > _LOG_EVERY:
                 last = time.monotonic()
-                self._write(f"{name}: {done}/{total} {note}".rstrip())
+                taken = last - start
+                left = taken / done * (total - done)
+                times = f"{_duration(taken)} so far, {_duration(left)} left"
+                self._write(f"{name}: {done}/{total} {note}".rstrip() + f", {times}")
 
         self._write(f"{name} ...")
         yield advance
@@ -67,6 +74,18 @@ class LogReporter:
     def message(self, text: str) -> None:
         """Write one line."""
         self._write(text)
+
+
+def _duration(seconds: float) -> str:
+    """Return a time as people say it.
+
+    >>> _duration(8.4), _duration(95), _duration(5000)
+    ('8 s', '2 min', '1 h 23 min')
+    """
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 class BarReporter:
@@ -113,5 +132,6 @@ class BarReporter:
 
 
 def make_reporter() -> Reporter:
-    """Return bars if standard error is a terminal, log lines otherwise."""
-    return BarReporter() if sys.stderr.isatty() else LogReporter()
+    """Return bars if standard error is a terminal of this process alone, log lines otherwise."""
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    return BarReporter() if alone and sys.stderr.isatty() else LogReporter()

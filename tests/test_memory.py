@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gas_ext.configs import config_names, load_config
-from gas_ext.memory import activation_bytes, build_network, training_bytes
+from gas_ext.memory import activation_bytes, meta_network, training_bytes
 from gas_ext.teachers.demo import load_demo_teacher
 
 
@@ -18,7 +18,7 @@ def evaluate(network, device):
 
 def test_meta_tensors_are_kept_as_real_ones_are():
     real = load_demo_teacher().network
-    meta = build_network(load_config("demo"))
+    meta = meta_network(load_config("demo"))
     counted = activation_bytes(lambda: evaluate(meta, "meta"), meta)
     assert counted == activation_bytes(lambda: evaluate(real, "cpu"), real)
     assert counted > 0

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from gas_ext.cli import demo, import_teacher, info, sample, teach, train
+from gas_ext.cli import compare, demo, evaluate, import_teacher, info, sample, teach, train
 
 app = typer.Typer(
     help="Learned few-step samplers for diffusion and flow models.",
@@ -47,4 +47,6 @@ app.command("import", epilog=import_teacher.EPILOG)(import_teacher.import_teache
 app.command("teach", epilog=teach.EPILOG)(teach.teach)
 app.command("train", epilog=train.EPILOG)(train.train)
 app.command("sample", epilog=sample.EPILOG)(sample.sample)
+app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.evaluate)
+app.command("compare", epilog=compare.EPILOG)(compare.compare)
 app.command("info", epilog=info.EPILOG)(info.info)

@@ -1,12 +1,18 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what they mean."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    import torch
+
+    from gas_ext.configs import Config
+    from gas_ext.denoisers import Denoiser
 
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda or cuda:N.")]
 Labels = Annotated[
@@ -43,6 +49,63 @@ def check_device(device: str) -> str:
                 f"device {device!r} is not there, torch sees {count} CUDA devices: use --device {instead}"
             )
     return device
+
+
+def local_device(device: str) -> str:
+    """Return the device of this process: under torchrun, cuda means the GPU of its LOCAL_RANK."""
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    return check_device(device)
+
+
+def load_teacher_of(config: Config, teacher: str | None, device: str) -> Denoiser:
+    """Load the teacher of a config and make sure that it fits.
+
+    Raises
+    ------
+    ValueError
+        If it has not been imported, or makes samples of another shape or with other conditions.
+    """
+    from gas_ext.plan import teacher_folder
+    from gas_ext.teachers.folder import CARD, load_teacher
+    from gas_ext.teachers.sources import import_command
+
+    source, teacher = config.teacher, teacher or teacher_folder(config)
+    if teacher != "demo" and not (Path(teacher) / CARD).is_file():
+        needs = f", which needs {source.file} ({source.megabytes} MB) from {source.address}"
+        raise ValueError(
+            f"There is no imported teacher in {teacher}: run {import_command(config, teacher)}"
+            f"{needs if source.file else ''}."
+        )
+    denoiser = load_teacher(teacher, device)
+    for name, has, wants in (
+        ("samples of shape", denoiser.sample_shape, config.space.shape),
+        ("conditions of kind", denoiser.condition_kind, config.conditions.kind),
+        ("a number of classes of", denoiser.num_classes, config.conditions.num_classes),
+    ):
+        if has != wants:
+            raise ValueError(
+                f"The teacher {denoiser.name} has {name} {has}, but the config {config.name} describes "
+                f"{wants}; give the teacher that belongs to it."
+            )
+    return denoiser
+
+
+def read_autocast(name: str | None) -> torch.dtype | None:
+    """Return the precision that --autocast names; None if it is not given.
+
+    Examples
+    --------
+    >>> read_autocast("bfloat16")
+    torch.bfloat16
+    """
+    from gas_ext.training.settings import AUTOCAST
+
+    if name is None:
+        return None
+    if name not in AUTOCAST:
+        raise ValueError(f"autocast is {name!r}; expected float16 or bfloat16.")
+    return AUTOCAST[name]
 
 
 def read_labels(text: str) -> list[int]:

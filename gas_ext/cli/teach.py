@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from gas_ext.cli.errors import INTERRUPTED, friendly
-from gas_ext.cli.options import Device, Labels, Prompts, check_device, read_labels, read_prompts
-
-if TYPE_CHECKING:
-    from gas_ext.configs import Config
-    from gas_ext.denoisers import Denoiser
-    from gas_ext.progress import Reporter
+from gas_ext.cli.options import (
+    Device,
+    Labels,
+    Prompts,
+    load_teacher_of,
+    local_device,
+    read_autocast,
+    read_labels,
+    read_prompts,
+)
 
 EPILOG = (
     "Examples:  gas-ext teach --config demo --seeds 0-255 -o samples/demo  |  "
@@ -35,7 +38,7 @@ def teach(
         typer.Option("--config", "-c", help="A data set (cifar10, coco, demo, ...) or a YAML file."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The folder; an unfinished one is gone on with.")
+        Path | None, typer.Option("--out", "-o", help="The folder; one that is there is gone on with.")
     ] = None,
     seeds: Annotated[
         str | None, typer.Option(help="Seeds such as 0-1399,5000; the config's teacher seeds if not given.")
@@ -82,23 +85,20 @@ def teach(
 ) -> None:
     """Make the teacher samples that a solver is learned from, and keep them in a folder.
 
-    Run again after an interruption it goes on where it stopped. Under torchrun every process makes its share.
+    Run again after an interruption it goes on where it stopped; given more seeds, the folder grows. Under
+    torchrun every process makes its share.
     """
-    import torch
-
     from gas_ext.configs import load_config
-    from gas_ext.samples import generate_samples
+    from gas_ext.progress import make_reporter
     from gas_ext.seeds import parse_seeds
-    from gas_ext.training.teacher_samples import compares_images
+    from gas_ext.training.teacher_samples import compares_images, make_samples
 
     if verify is not None:
         _verify(verify)
         return
     if config is None or out is None:
         raise typer.BadParameter("give --config and --out, or --verify FOLDER.")
-    precisions = {None: None, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if autocast not in precisions:
-        raise ValueError(f"autocast is {autocast!r}; expected float16 or bfloat16.")
+    precision = read_autocast(autocast)
     settings = load_config(config)
     if images and not settings.space.latent:
         raise ValueError(f"The samples of {settings.name} are images already; leave --images out.")
@@ -108,24 +108,23 @@ def teach(
     chosen_labels = None if labels is None else read_labels(labels)
     chosen_prompts = None if prompts is None else read_prompts(prompts)
     denoiser = load_teacher_of(settings, teacher, local_device(device))
-    solver = settings.teacher_solver.build(denoiser.schedule, student_steps or settings.student.steps[0])
     with _resumable():
-        samples = generate_samples(
+        samples = make_samples(
+            settings,
             denoiser,
-            solver.to(denoiser.device) if isinstance(solver, torch.nn.Module) else solver,
             chosen_seeds,
             out,
+            student_steps=student_steps or settings.student.steps[0],
             labels=chosen_labels,
             prompts=chosen_prompts,
             batch_size=batch_size,
             shard_size=shard_size,
             images=images,
-            guidance_scale=settings.teacher_solver.guidance_scale,
-            autocast=precisions[autocast],
+            autocast=precision,
             threads=threads,
             repair=repair,
             command=shlex.join(["gas-ext", *sys.argv[1:]]),
-            reporter=_reporter(),
+            reporter=make_reporter(),
         )
     if samples.complete:
         typer.echo(f"{out} is complete: {len(samples)} samples, {samples.nfe} network evaluations each")
@@ -144,57 +143,11 @@ def _resumable() -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def load_teacher_of(config: Config, teacher: str | None, device: str) -> Denoiser:
-    """Load the teacher of a config and make sure that it fits.
-
-    Raises
-    ------
-    ValueError
-        If it has not been imported, or makes samples of another shape or with other conditions.
-    """
-    from gas_ext.plan import teacher_folder
-    from gas_ext.teachers.folder import CARD, load_teacher
-    from gas_ext.teachers.sources import import_command
-
-    source, teacher = config.teacher, teacher or teacher_folder(config)
-    if teacher != "demo" and not (Path(teacher) / CARD).is_file():
-        needs = f", which needs {source.file} ({source.megabytes} MB) from {source.address}"
-        raise ValueError(
-            f"There is no imported teacher in {teacher}: run {import_command(config, teacher)}"
-            f"{needs if source.file else ''}."
-        )
-    denoiser = load_teacher(teacher, device)
-    for name, has, wants in (
-        ("samples of shape", denoiser.sample_shape, config.space.shape),
-        ("conditions of kind", denoiser.condition_kind, config.conditions.kind),
-        ("a number of classes of", denoiser.num_classes, config.conditions.num_classes),
-    ):
-        if has != wants:
-            raise ValueError(
-                f"The teacher {denoiser.name} has {name} {has}, but the config {config.name} describes "
-                f"{wants}; give the teacher that belongs to it."
-            )
-    return denoiser
-
-
-def local_device(device: str) -> str:
-    """Return the device of this process: under torchrun, cuda means the GPU of its LOCAL_RANK."""
-    if device == "cuda" and "LOCAL_RANK" in os.environ:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    return check_device(device)
-
-
-def _reporter() -> Reporter:
-    """Return bars on a terminal, and log lines where several processes share it."""
-    from gas_ext.progress import LogReporter, make_reporter
-
-    return LogReporter() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else make_reporter()
-
-
 def _verify(folder: Path) -> None:
+    from gas_ext.progress import make_reporter
     from gas_ext.samples import verify_samples
 
-    damaged = verify_samples(folder, reporter=_reporter())
+    damaged = verify_samples(folder, reporter=make_reporter())
     for name, damage in damaged.items():
         typer.echo(f"{folder / name} {damage}", err=True)
     if damaged:

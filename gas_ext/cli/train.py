@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gas_ext.cli.errors import INTERRUPTED, friendly
-from gas_ext.cli.options import Device, Prompts, read_prompts
+from gas_ext.cli.options import Device, Prompts, load_teacher_of, local_device, read_prompts
 
 if TYPE_CHECKING:
-    from gas_ext.configs import Config
-    from gas_ext.progress import Reporter
+    from gas_ext.configs import Config, Run
     from gas_ext.training import TrainingResult
 
 EPILOG = (
     "Examples:  gas-ext train --config demo --steps 4 -o runs/demo  |  "
     "gas-ext train --config ffhq --loss gas --steps 6 --device cuda --dry-run  |  "
+    "gas-ext train --config demo --solver ld3 -o runs/ld3  |  "
     "gas-ext train --config cifar10 --set training.batch_size=8 --set student.t_eps=0.01 -o runs/cifar10  |  "
     "torchrun --nproc-per-node 8 -m gas_ext train --config imagenet --loss gas --device cuda -o runs/imagenet"
 )
@@ -30,6 +30,16 @@ class LossKind(str, Enum):
 
     gs = "gs"
     gas = "gas"
+
+
+class SolverKind(str, Enum):
+    """What of a solver is learned; see `gas_ext.kinds`."""
+
+    gs = "gs"
+    ld3 = "ld3"
+    learned_times = "learned-times"
+    s4s = "s4s"
+    s4s_alt = "s4s-alt"
 
 
 @friendly
@@ -45,7 +55,9 @@ def train(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="The run's folder; runs/NAME-STEPS-LOSS if not given. A stopped run goes on."
+            "--out",
+            "-o",
+            help="The run's folder; runs/NAME-STEPS-LOSS[-SOLVER] if not given. A stopped run goes on.",
         ),
     ] = None,
     steps: Annotated[
@@ -53,6 +65,12 @@ def train(
     ] = None,
     loss: Annotated[
         LossKind | None, typer.Option(help="gs: distillation (the default); gas: with the adversarial term.")
+    ] = None,
+    solver: Annotated[
+        SolverKind | None,
+        typer.Option(
+            help="Short for --set student.kind=...: what is learned, all of it (gs) or as one of the rivals."
+        ),
     ] = None,
     override: Annotated[
         list[str] | None,
@@ -64,7 +82,7 @@ def train(
         str | None, typer.Option(help="Folder of an imported teacher, or 'demo'; teachers/NAME if not given.")
     ] = None,
     samples: Annotated[
-        Path | None, typer.Option(help="Its samples, made if missing; samples/NAME if not given.")
+        Path | None, typer.Option(help="Its samples, made as needed; samples/NAME if not given.")
     ] = None,
     prompts: Prompts = None,
     iterations: Annotated[
@@ -106,6 +124,8 @@ def train(
 
     short = {"iterations": iterations, "seed": seed, "recompute": recompute, "autocast": autocast}
     overrides = [f"training.{name}={value}" for name, value in short.items() if value is not None]
+    if solver is not None:
+        overrides.append(f"student.kind={solver.value}")
     settings, run = resolve(
         load_config(config, [*(override or ()), *overrides]),
         steps,
@@ -117,17 +137,22 @@ def train(
         plan = make_plan(settings, run.loss, run.steps, teacher=run.teacher, samples=run.samples)
         typer.echo(json.dumps(plan.to_dict(), indent=2) if as_json else "\n".join(plan.lines()))
         return
-    folder = out or Path("runs") / f"{settings.name}-{run.steps}-{run.loss}"
+    folder = out or Path("runs") / _folder_name(settings, run)
     if folder.suffix == ".safetensors":
         raise ValueError(f"{folder} is the name of a file; name a folder for the run with -o")
     _learn(settings, folder, None if prompts is None else read_prompts(prompts), device, resume, wandb)
+
+
+def _folder_name(config: Config, run: Run) -> str:
+    kind = config.student.kind
+    return f"{config.name}-{run.steps}-{run.loss}" + ("" if kind == "gs" else f"-{kind}")
 
 
 def _learn(
     config: Config, folder: Path, prompts: list[str] | None, device: str, resume: bool, wandb: str | None
 ) -> None:
     """Load the teacher, learn, and say what came out."""
-    from gas_ext.cli.teach import load_teacher_of, local_device
+    from gas_ext.progress import make_reporter
     from gas_ext.training import train as run_training
     from gas_ext.training.folder import RunFolder
     from gas_ext.training.processes import join_processes
@@ -139,7 +164,7 @@ def _learn(
     try:
         denoiser = load_teacher_of(config, config.run.teacher, place)
         result = run_training(
-            config, denoiser, folder, prompts=prompts, resume=resume, wandb=wandb, reporter=_reporter()
+            config, denoiser, folder, prompts=prompts, resume=resume, wandb=wandb, reporter=make_reporter()
         )
     except KeyboardInterrupt:
         typer.echo("interrupted: run the same again, and it goes on with what is there", err=True)
@@ -166,12 +191,3 @@ def _report(result: TrainingResult, iterations: int) -> None:
         f"to the teacher on held-out seeds {best.l1:.4f} after {best.iteration} of {iterations} iterations "
         f"(before training, {result.started_from}: {result.first.l1:.4f})"
     )
-
-
-def _reporter() -> Reporter:
-    """Return bars on a terminal, and log lines where several processes share it."""
-    import os
-
-    from gas_ext.progress import LogReporter, make_reporter
-
-    return LogReporter() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else make_reporter()

@@ -33,18 +33,25 @@ def build_info() -> dict[str, Any]:
     -------
     dict
         Versions (package, compiler, CMake, torch headers, CUDA toolkit), CUDA architectures, and the CPU
-        instruction sets compiled, supported by this processor and in use.
+        instruction sets compiled, supported by this processor and in use; None if none can be used.
     """
-    try:
-        module = importlib.import_module("gas_ext._build_info")
-    except ImportError:
+    module = _compiled_info()
+    if module is None:
         return {}
     info: dict[str, Any] = dict(module.build_info())
     try:
         info["cpu_isa_in_use"] = module.cpu_isa_in_use()
-    except RuntimeError as error:  # GAS_EXT_CPU_ISA names none of them, or this processor is too old
-        info["cpu_isa_in_use"] = f"none: {error}"
+    except RuntimeError:
+        info["cpu_isa_in_use"] = None
     return info
+
+
+def _compiled_info() -> Any:
+    """Return the compiled module that knows how it was built, or None."""
+    try:
+        return importlib.import_module("gas_ext._build_info")
+    except ImportError:
+        return None
 
 
 def _load(name: str) -> LoadStatus:
@@ -60,9 +67,12 @@ def _load(name: str) -> LoadStatus:
 
 def _load_cpu() -> LoadStatus:
     status = _load("_ops_cpu.so")
-    in_use = build_info().get("cpu_isa_in_use", "")
-    if status.loaded and in_use.startswith("none: "):
-        status = LoadStatus(False, in_use.removeprefix("none: "))
+    module = _compiled_info()
+    if status.loaded and module is not None:
+        try:
+            module.cpu_isa_in_use()
+        except RuntimeError as error:  # GAS_EXT_CPU_ISA names none of them, or this processor is too old
+            status = LoadStatus(False, str(error))
     if not status.loaded:
         warnings.warn(
             f"gas_ext runs on its slower pure-torch reference: {status.reason}", RuntimeWarning, stacklevel=2

@@ -9,7 +9,7 @@ Samples of one's own model:
 
 >>> import tempfile
 >>> from gas_ext import Denoiser, NoiseSchedule
->>> from gas_ext.multistep import UniPCSolver
+>>> from gas_ext.classical import UniPCSolver
 >>> denoiser = Denoiser.from_callable(
 ...     lambda x, t, condition: 0.5 * x, schedule=NoiseSchedule.vp_linear(), prediction_type="sample",
 ...     sample_shape=(1, 64))

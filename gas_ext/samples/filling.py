@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -19,6 +20,7 @@ from gas_ext.samples.shard import Shard, seal, write_shard
 from gas_ext.seeds import parse_seeds
 
 _FOREIGN = "belongs to samples made with other settings"
+_LEFT_OVER = "is left of an attempt to make other samples"
 REMEDY = "run what made the samples again, with repair (gas-ext teach ... --repair)"
 
 
@@ -67,18 +69,19 @@ class SampleFolder:
         return parse_seeds(self.manifest.settings["seeds"])
 
     @property
-    def shard_size(self) -> int:
-        """Samples per shard; the last may have fewer."""
-        return int(self.manifest.settings["shard_size"])
-
-    @property
     def shards(self) -> int:
         """Number of shards."""
-        return -(-len(self.seeds) // self.shard_size)
+        return len(self.manifest.plan)
 
     def rows(self, number: int) -> range:
         """Return the places of a shard's samples among all."""
-        return range(number * self.shard_size, min((number + 1) * self.shard_size, len(self.seeds)))
+        return self.manifest.plan[number].rows
+
+    def find(self, place: int) -> tuple[int, int]:
+        """Return the number of the shard that holds the sample at a place, and its row there."""
+        plan = self.manifest.plan
+        number = bisect.bisect_right(plan, place, key=lambda shard: shard.rows.start) - 1
+        return number, place - plan[number].rows.start
 
     def shard_path(self, number: int) -> Path:
         """Return the file of a shard."""
@@ -104,8 +107,9 @@ class SampleFolder:
         listed = (self.manifest.shards or {}).get(path.name)
         if contents and not shard.is_intact():
             return "does not match its SHA-256"
-        if shard.record["run"] != self.manifest.run or shard.record["number"] != number:
-            return _FOREIGN
+        if shard.record["run"] != self.manifest.plan[number].run or shard.record["number"] != number:
+            # Nothing else can be beyond the shards of a folder that has been complete.
+            return _FOREIGN if listed is not None or not self.manifest.grown_from else _LEFT_OVER
         if listed is not None and shard.record["sha256"] != listed["sha256"]:
             return "is not the one that the manifest lists"
         return None
@@ -118,10 +122,15 @@ class SampleFolder:
         return Shard(self.shard_path(number))
 
     def join(self) -> bool:
-        """Take over the manifest that is there, and say whether one is; ValueError if its settings differ."""
+        """Take over the manifest that is there, and say whether one is; ValueError if its settings differ.
+
+        That of a folder which is to grow stays until it has.
+        """
         there = read_manifest(self.path)
         if there is None:
             return False
+        if there.stages == self.manifest.grown_from:
+            return True
         self.manifest.require_same(there, self.path)
         self.manifest = there
         return True
@@ -134,7 +143,7 @@ class SampleFolder:
         seeds = torch.tensor(self.seeds[rows.start : rows.stop], dtype=torch.int64)
         tensors = {"seeds": seeds, **content.tensors}
         details = {"number": number, "nfe": content.nfe, "prompts": content.prompts}
-        record = seal({"run": self.manifest.run, **details}, tensors)
+        record = seal({"run": self.manifest.plan[number].run, **details}, tensors)
         path = self.shard_path(number)
         listed = (self.manifest.shards or {}).get(path.name)
         if listed is not None and listed["sha256"] != record["sha256"]:
@@ -153,7 +162,7 @@ class SampleFolder:
     def finish(self) -> None:
         """Complete the manifest if all shards are there, whoever made them."""
         self.join()
-        if self.manifest.shards is not None:
+        if self.manifest.complete:
             return
         shards: dict[str, dict[str, Any]] = {}
         nfe = None
@@ -212,6 +221,10 @@ def fill(
     reporter = reporter or SilentReporter()
     folder.join()
     mine = range(rank, folder.shards, world_size)
+    manifest = folder.manifest
+    if manifest.grown_from and not manifest.complete:
+        before = manifest.grown_from[-1]["samples"]
+        reporter.message(f"{folder.path} grows from {before} to {len(folder.seeds)} samples.")
     wanted = []
     for number in mine:
         damage = folder.damage(number, contents=repair)
@@ -287,6 +300,6 @@ def verify_samples(
             if damage is not None:
                 found[opened.shard_path(number).name] = damage
             advance()
-    if opened.manifest.shards is None and not found:
+    if not opened.manifest.complete and not found:
         found[MANIFEST] = "does not list its shards yet: run what made the samples once more"
     return found

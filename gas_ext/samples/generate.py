@@ -20,10 +20,10 @@ from gas_ext.denoisers import Denoiser
 from gas_ext.progress import Advance, Reporter
 from gas_ext.sampler import GASSampler, Solver
 from gas_ext.samples.filling import Content, SampleFolder, fill
-from gas_ext.samples.manifest import Manifest, first_noise, plain, short_hash
+from gas_ext.samples.manifest import Manifest, first_noise, plain, read_manifest, short_hash
 from gas_ext.samples.reading import TeacherSamples
 from gas_ext.sealed_file import checksum
-from gas_ext.seeds import format_seeds
+from gas_ext.seeds import format_seeds, parse_seeds
 from gas_ext.solver import GeneralizedSolver
 
 # One entry per sample: labels (n,) or other tensors (n, ...), prompts, or nothing.
@@ -58,6 +58,9 @@ def generate_samples(
 ) -> TeacherSamples:
     """Make the samples of a list of seeds and keep them in a folder; goes on where an earlier run stopped.
 
+    A folder that holds the first of these seeds, made with the same settings, grows: what is there stays as
+    it is, and can be read meanwhile.
+
     Under ``torchrun`` (or with `rank` and `world_size`) several processes fill one folder, on one machine or
     on several that share it, without talking to each other. At the same batch size the files are the same,
     byte for byte, whatever the number of processes; other batch sizes agree up to the network's rounding.
@@ -82,7 +85,8 @@ def generate_samples(
     batch_size : int
         Samples per network call.
     shard_size : int, optional
-        Samples per file, and so what a killed process loses at most; see `default_shard_size`.
+        Samples per file, and so what a killed process loses at most. If not given, as in the folder, or
+        `default_shard_size`.
     images : bool
         Also keep what `denoiser.decode` makes of the samples.
     guidance_scale : float, optional
@@ -104,7 +108,7 @@ def generate_samples(
     Returns
     -------
     TeacherSamples
-        The folder; not `complete` while other processes are still at work.
+        The folder; not `complete` while other processes are still at work. It may have grown further.
 
     Raises
     ------
@@ -129,33 +133,50 @@ def generate_samples(
     sampler = GASSampler(solver, denoiser, guidance_scale=guidance_scale)
     teacher = _Teacher(sampler, denoiser, images, autocast, threads)
     image_shape = teacher.image_shape()
+    there = read_manifest(Path(folder))
     if shard_size is None:
         numbers = denoiser.sample_size + math.prod(image_shape or (0,))
-        shard_size = default_shard_size(len(seeds), batch_size, 4 * numbers)
-    settings = {
-        "teacher": _describe_denoiser(denoiser),
-        "solver": _describe_solver(sampler),
-        "guidance_scale": sampler.guidance_scale,
-        "seeds": format_seeds(seeds),
-        "samples": len(seeds),
-        "conditions": _describe_conditions(spread),
-        "sample_shape": denoiser.sample_shape,
-        "image_shape": image_shape,
-        "batch_size": batch_size,
-        "shard_size": shard_size,
-        "autocast": None if autocast is None else str(autocast).removeprefix("torch."),
-        "threads": threads,
-    }
-    manifest = Manifest(
-        plain(settings), first_noise(seeds, denoiser.sample_shape), _made_with(denoiser.device, command)
-    )
-    filling = SampleFolder(Path(folder), manifest)
+        usual = default_shard_size(len(seeds), batch_size, 4 * numbers)
+        shard_size = usual if there is None else there.settings["shard_size"]
+
+    def wanted(count: int) -> Manifest:
+        settings = {
+            "teacher": _describe_denoiser(denoiser),
+            "solver": _describe_solver(sampler),
+            "guidance_scale": sampler.guidance_scale,
+            "seeds": format_seeds(seeds[:count]),
+            "samples": count,
+            "conditions": None if spread is None else _describe_conditions(spread[:count]),
+            "sample_shape": denoiser.sample_shape,
+            "image_shape": image_shape,
+            "batch_size": batch_size,
+            "shard_size": shard_size,
+            "autocast": None if autocast is None else str(autocast).removeprefix("torch."),
+            "threads": threads,
+        }
+        made_with = _made_with(denoiser.device, command)
+        return Manifest(plain(settings), first_noise(seeds, denoiser.sample_shape), made_with)
 
     def make(rows: range, advance: Advance) -> Content:
         return teacher.shard(seeds, spread, rows, batch_size, advance)
 
-    fill(filling, make, repair=repair, reporter=reporter, rank=rank, world_size=world_size)
+    def filled(manifest: Manifest) -> SampleFolder:
+        filling = SampleFolder(Path(folder), manifest)
+        fill(filling, make, repair=repair, reporter=reporter, rank=rank, world_size=world_size)
+        return filling
+
+    filling = filled(wanted(_begun(there, seeds) or len(seeds)))
+    if filling.manifest.complete and len(filling.seeds) < len(seeds):
+        filling = filled(filling.manifest.grown(wanted(len(seeds))))
     return TeacherSamples(filling)
+
+
+def _begun(there: Manifest | None, seeds: list[int]) -> int:
+    """Return how many samples a folder holds, or is to hold, if they are the first of these seeds; else 0."""
+    if there is None:
+        return 0
+    begun = parse_seeds(there.settings["seeds"])
+    return len(begun) if begun == seeds[: len(begun)] else 0
 
 
 @dataclass(frozen=True)
@@ -330,9 +351,7 @@ def _existing_labels(denoiser: Denoiser, labels: Tensor) -> Tensor:
     return encoded
 
 
-def _describe_conditions(conditions: Conditions) -> dict[str, Any] | None:
-    if conditions is None:
-        return None
+def _describe_conditions(conditions: Tensor | list[str]) -> dict[str, Any]:
     if isinstance(conditions, Tensor):
         return {"shape": conditions.shape[1:], "sha256": checksum({}, {"conditions": conditions})}
     return {"first": conditions[0], "sha256": short_hash(conditions)}

@@ -2,7 +2,8 @@
 
 Several processes write one folder and never talk to each other. All of them derive the same settings; the
 first that finishes a shard writes the manifest, the others compare theirs before each shard of their own, and
-whoever finds all shards in place adds their checksums.
+whoever finds all shards in place adds their checksums. A complete folder can grow: its manifest stays as it
+is until the further shards are in place too, and is then replaced by one that lists them all.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from gas_ext.data import stacked_noise
 from gas_ext.files import write_file
@@ -22,6 +24,13 @@ FORMAT_VERSION = 1
 _DIGITS = 7  # of numbers in the settings: the last bits of a logarithm differ between processors
 
 Settings: TypeAlias = dict[str, Any]
+
+
+class ShardPlan(NamedTuple):
+    """What one shard holds: the places of its samples, and the hash of the settings they are made with."""
+
+    rows: range
+    run: str
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,9 @@ class Manifest:
         shard's record and tensors.
     nfe : int, optional
         Network evaluations per sample, counted while sampling; known when all shards are there.
+    grown_from : list of dict
+        Settings that the folder was complete with before it grew, from the first; each has the seeds of the
+        one before, and more.
     """
 
     settings: Settings
@@ -49,15 +61,39 @@ class Manifest:
     made_with: dict[str, Any] = field(default_factory=dict)
     shards: dict[str, dict[str, Any]] | None = None
     nfe: int | None = None
+    grown_from: list[Settings] = field(default_factory=list)
 
     @property
-    def run(self) -> str:
-        """Hash of the settings, which every shard repeats."""
-        return _hash(self.settings)
+    def stages(self) -> list[Settings]:
+        """Settings of all that the folder has been or is to be complete with."""
+        return [*self.grown_from, self.settings]
+
+    @cached_property
+    def plan(self) -> list[ShardPlan]:
+        """What each shard holds. Each stage begins with a shard of its own."""
+        plan: list[ShardPlan] = []
+        start = 0
+        for settings in self.stages:
+            end, size, run = settings["samples"], settings["shard_size"], _hash(settings)
+            plan += [ShardPlan(range(row, min(row + size, end)), run) for row in range(start, end, size)]
+            start = end
+        return plan
+
+    @property
+    def complete(self) -> bool:
+        """Whether all shards are listed."""
+        return self.shards is not None and len(self.shards) == len(self.plan)
+
+    def grown(self, longer: Manifest) -> Manifest:
+        """Return the manifest of a folder with this one's samples, and then the others of a longer one."""
+        return replace(self, settings=longer.settings, nfe=None, grown_from=self.stages)
 
     def require_same(self, other: Manifest, folder: Path) -> None:
-        """Raise ValueError, naming what differs, unless `other`, found in the folder, has these settings."""
-        differences = _differences(self.settings, other.settings)
+        """Raise ValueError, naming what differs, unless `other`, found in the folder, has these settings.
+
+        It may also have grown from them.
+        """
+        differences = [] if self.settings in other.stages else _differences(self.settings, other.settings)
         if differences:
             more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
             raise ValueError(

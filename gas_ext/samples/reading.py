@@ -26,7 +26,7 @@ Indices: TypeAlias = Sequence[int] | Tensor
 class SampleBatch(NamedTuple):
     """Some teacher samples.
 
-    Parameters
+    Attributes
     ----------
     noise : Tensor
         (B, *sample_shape) float32, what the samples were made from.
@@ -165,7 +165,12 @@ class TeacherSamples:
     @property
     def complete(self) -> bool:
         """Whether all shards are there and listed in the manifest."""
-        return self._folder.manifest.shards is not None
+        return self._folder.manifest.complete
+
+    def settings_of(self, count: int) -> dict[str, Any]:
+        """Return the settings of the folder when it first held so many samples, however far it has grown."""
+        stages = self._folder.manifest.stages
+        return next((stage for stage in stages if stage["samples"] >= count), stages[-1])
 
     def missing(self) -> list[str]:
         """Return the names of shards that are yet to be made: not there, cut off, or of other settings."""
@@ -228,7 +233,7 @@ class TeacherSamples:
         parts: dict[str, list[Tensor]] = defaultdict(list)
         prompts: list[str] = []
         for place in places:
-            number, row = divmod(place, self._folder.shard_size)
+            number, row = self._folder.find(place)
             shard = self._shard(number)
             for name in shard.names - left_out:
                 parts[name].append(shard.row(name, row))

@@ -64,8 +64,8 @@ class RunData:
         if len(source) < wanted:
             raise ValueError(
                 f"{where} holds {len(source)} samples, but training ({train_samples}) and validation "
-                f"({validation_samples}) need {wanted}: give another folder with --samples, which is filled "
-                "if it does not exist, or ask for fewer (--set training.train_samples=...)."
+                f"({validation_samples}) need {wanted}: give other samples (--samples), or ask for fewer "
+                "(--set training.train_samples=...)."
             )
         if images and getattr(source, "image_shape", None) is None:
             raise ValueError(
@@ -120,11 +120,11 @@ class RunData:
 
     @torch.no_grad()
     def _load(self, indices: Any) -> Batch:
-        loaded: SampleBatch = self._source.batch(indices).to(self._denoiser.device)
+        loaded: SampleBatch = self._source.batch(indices, images=self._images).to(self._denoiser.device)
         return Batch(
             noise=loaded.noise,
             target=loaded.samples,
             condition=self._denoiser.encode_condition(loaded.condition),
-            images=loaded.images if self._images else None,
+            images=loaded.images,
             labels=loaded.condition if self._labels and isinstance(loaded.condition, Tensor) else None,
         )

@@ -46,6 +46,9 @@ _OF_THE_OTHER_LOSS = {
     "gas": ("training.iterations.gs", "training.train_samples.gs"),
 }
 
+# Settings that there were not always, and what runs did before they could be set.
+_LATER = {"student.kind": "gs", "adversarial.noise_levels": []}
+
 
 def described(config: Config, loss: LossKind) -> dict[str, Any]:
     """Return what a run with this loss depends on, as plain values by dotted names.
@@ -131,6 +134,7 @@ class RunFolder:
         return isinstance(values, dict) and isinstance(values.get("run"), dict)
 
     def _require_same(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+        there = {**{name: value for name, value in _LATER.items() if name in here}, **there}
         names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
         if not names:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Sequence
 from datetime import timedelta
@@ -56,6 +57,10 @@ class _JoinedProcesses(Processes):
         self.rank = self._state.process_index
         self.count = self._state.num_processes
         self._device = device
+        if device.type == "cpu":
+            # The threads of gloo must not outlive the interpreter. Those of NCCL end by themselves, and here
+            # might wait for processes that have failed.
+            atexit.register(self.leave)
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         from accelerate.utils import reduce

@@ -22,6 +22,7 @@ from gas_ext.sampler import GASSampler
 from gas_ext.samples import TeacherSamples
 from gas_ext.samples.manifest import short_hash
 from gas_ext.samples.reading import SampleSource
+from gas_ext.seeds import format_seeds
 from gas_ext.solver import GeneralizedSolver
 from gas_ext.training.adversary import make_adversary, takes_labels
 from gas_ext.training.checkpoints import Checkpoint
@@ -100,7 +101,7 @@ def train(
     loss : str, optional
         "gs" (distillation) or "gas" (with the adversarial term); what `run` says, or "gs", if not given.
     samples : SampleSource or path, optional
-        Teacher samples, or their folder, which is made if it does not exist; samples/NAME if not given.
+        Teacher samples, or their folder, which is made or grows as needed; samples/NAME if not given.
     prompts : sequence of str, optional
         For samples that have to be made, of a teacher with prompts.
     resume : bool
@@ -143,13 +144,13 @@ def train(
         denoiser,
         samples if samples is not None else run.samples or samples_folder(config, run.steps),
         steps=run.steps,
-        count=parts.train_samples + parts.validation_samples,
+        count=parts.samples,
         prompts=prompts,
         processes=processes,
         reporter=reporter,
     )
     data = parts.data(source)
-    settings = {**described(config, run.loss), **_identity(denoiser, source)}
+    settings = {**described(config, run.loss), **_identity(denoiser, source, parts.samples)}
     checkpoint = place.find(settings, reporter.message) if resume else None
     processes.wait()  # none may write before all have looked
     if processes.is_first:
@@ -161,7 +162,12 @@ def train(
             data,
             place.path,
             settings=settings,
-            summary={"data": config.name, "objective": run.loss, "start": name},
+            summary={
+                "data": config.name,
+                "objective": run.loss,
+                "start": name,
+                **_seeds(source, parts.samples),
+            },
             validate_every=config.training.validate_every,
             checkpoint_every=config.training.checkpoint_every,
             pictures=parts.pictures(place, data, start, name) if processes.is_first else None,
@@ -258,6 +264,11 @@ class _Parts:
         """Number of samples that are judged on."""
         return self.config.training.validation_samples
 
+    @property
+    def samples(self) -> int:
+        """Number of samples that are needed."""
+        return self.train_samples + self.validation_samples
+
     def _check_shares(self) -> None:
         """Raise ValueError unless each process gets an equal part of every batch, of enough samples."""
         count, parts = self.processes.count, self.settings.accumulation
@@ -330,10 +341,16 @@ def _readable(path: Path) -> bool:
         return False
 
 
-def _identity(denoiser: Denoiser, source: SampleSource) -> dict[str, Any]:
-    """Return what tells the teacher and its samples from others, wherever they lie."""
-    samples = short_hash(source.settings) if isinstance(source, TeacherSamples) else None
+def _identity(denoiser: Denoiser, source: SampleSource, count: int) -> dict[str, Any]:
+    """Return what tells the teacher and its first samples from others, wherever they lie."""
+    samples = short_hash(source.settings_of(count)) if isinstance(source, TeacherSamples) else None
     return {"teacher": f"{denoiser.name} {denoiser.weights_hash}".strip(), "samples": samples}
+
+
+def _seeds(source: SampleSource, count: int) -> dict[str, str]:
+    """Return the seeds that are learned from and judged on, where known: comparisons are to take others."""
+    seeds = getattr(source, "seeds", None)
+    return {} if seeds is None else {"seeds": format_seeds(seeds[:count])}
 
 
 @contextmanager

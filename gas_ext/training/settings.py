@@ -124,12 +124,28 @@ class TrainingConfig:
         return 0.5 * (1.0 + math.cos(math.pi * done))
 
     def make_optimizer(self, solver: GeneralizedSolver) -> torch.optim.Optimizer:
-        """Return the optimizer of a solver's parameters; each group's own rate is its ``base_lr``."""
-        groups = [
-            {"params": [solver.timestep_logits], "lr": self.time_rate},
-            {"params": [solver.time_offsets], "lr": self.offset_rate},
-            {"params": [solver.data_corrections, solver.state_corrections], "lr": self.coefficient_rate},
-        ]
+        """Return the optimizer of what a solver learns; each group's own rate is its ``base_lr``.
+
+        Raises
+        ------
+        ValueError
+            If there is nothing to learn, as no parameter requires a gradient or those that do are empty.
+        """
+        rates = (
+            (self.time_rate, [solver.timestep_logits]),
+            (self.offset_rate, [solver.time_offsets]),
+            (self.coefficient_rate, [solver.data_corrections, solver.state_corrections]),
+        )
+        groups: list[dict[str, Any]] = []
+        for rate, parameters in rates:
+            learned = [parameter for parameter in parameters if parameter.requires_grad]
+            if learned:
+                groups.append({"params": learned, "lr": rate})
+        if not any(parameter.numel() for group in groups for parameter in group["params"]):
+            raise ValueError(
+                f"A solver of kind {solver.kind} with {solver.steps} step(s) has nothing to learn; take more "
+                "steps or another kind."
+            )
         if self.optimizer == "adam":
             optimizer: torch.optim.Optimizer = torch.optim.Adam(groups, betas=self.betas)
         else:

@@ -6,6 +6,7 @@ from gas_ext.baselines import Baseline, classical_solver, classical_solvers, sel
 from gas_ext.configs import Config
 from gas_ext.configs.training import STARTS
 from gas_ext.denoisers import Denoiser
+from gas_ext.kinds import DATA, get_kind
 from gas_ext.progress import Reporter
 from gas_ext.solver import MAX_ORDER, GeneralizedSolver
 from gas_ext.training.batches import Batch
@@ -19,6 +20,9 @@ def make_start(
     config: Config, denoiser: Denoiser, data: RunData, steps: int, reporter: Reporter
 ) -> tuple[GeneralizedSolver, str]:
     """Make the solver that training starts from, as ``config.training.start`` says.
+
+    It is of the kind ``config.student.kind``. Where that learns no weights, "fitted" is the same as
+    "classical": the weights stay those of the theory.
 
     Parameters
     ----------
@@ -51,6 +55,7 @@ def make_start(
             return solver, start
         # Other steps need other corrections, which are fitted as for any other start.
         solver = with_steps(solver, steps, min(steps, MAX_ORDER)).to(denoiser.device)
+        solver.set_kind(config.student.kind)
         return solver, _fit(solver, f"{start}, laid along {steps} steps", config, denoiser, batch, reporter)
     if start == "published":
         baseline = classical_solver(denoiser.schedule, steps, 3, "uniform", config.student.t_eps)
@@ -65,7 +70,9 @@ def make_start(
 def _fit(
     solver: GeneralizedSolver, name: str, config: Config, denoiser: Denoiser, batch: Batch, reporter: Reporter
 ) -> str:
-    """Fit the corrections to fine trajectories, where that can be done; return what the solver is then."""
+    """Fit the weights to fine trajectories, where that can be done; return what the solver is then."""
+    if DATA not in get_kind(solver.kind).learned:
+        return name
     if solver.schedule.zero_terminal_snr:
         reporter.message(f"Training starts unfitted, as {solver.schedule!r} is infinite in lambda at t = 1.")
         return name
@@ -101,15 +108,18 @@ def _best_baseline(
 
 
 def _learnable(baseline: Baseline, config: Config, denoiser: Denoiser) -> GeneralizedSolver:
-    """Return a classical solver with all the numbers that can be learned."""
+    """Return a classical solver as one that learns, its weights written out if they are to be free."""
+    kind = config.student.kind
     return GeneralizedSolver(
         denoiser.schedule,
         baseline.solver.steps,
         t_eps=config.student.t_eps,
+        theory_guidance=not get_kind(kind).free,
         theory_order=baseline.order,
         timesteps=baseline.spacing,
         prediction_type=denoiser.prediction_type,
         guidance_scale=config.teacher_solver.guidance_scale,
+        kind=kind,
     ).to(denoiser.device)
 
 
@@ -122,6 +132,14 @@ def _from_file(config: Config, denoiser: Denoiser) -> GeneralizedSolver:
             f"{path} ends at t_eps {solver.t_eps:g}, not {t_eps:g}: start from another solver, or set "
             f"student.t_eps={solver.t_eps:g}."
         )
+    kind = config.student.kind
+    more = set(get_kind(solver.kind).learned) - set(get_kind(kind).learned)
+    if more or get_kind(kind).free == solver.theory_guidance:
+        raise ValueError(
+            f"{path} is a solver of kind {solver.kind}, which cannot go on as one of kind {kind}: start from "
+            f"another one, or set student.kind={solver.kind}."
+        )
+    solver.set_kind(kind)
     solver.prediction_type = denoiser.prediction_type
     solver.guidance_scale = config.teacher_solver.guidance_scale
     solver.teacher, solver.training_summary = {}, {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from gas_ext.samples.manifest import read_manifest
 from gas_ext.samples.reading import SampleSource
 from gas_ext.seeds import parse_seeds
 from gas_ext.training.processes import Processes
+from gas_ext.training.settings import AUTOCAST
 
 PIXEL_LOSSES = ("lpips", "perceptual")
 
@@ -23,6 +25,35 @@ PIXEL_LOSSES = ("lpips", "perceptual")
 def compares_images(config: Config) -> bool:
     """Whether the loss of a config compares decoded images, while the samples are latents."""
     return config.space.latent and config.training.loss in PIXEL_LOSSES
+
+
+def make_samples(
+    config: Config,
+    denoiser: Denoiser,
+    seeds: Sequence[int],
+    folder: str | os.PathLike[str],
+    *,
+    student_steps: int,
+    **options: Any,
+) -> TeacherSamples:
+    """Make samples with the solver and the guidance that a config describes.
+
+    Parameters
+    ----------
+    config : Config
+        Its teacher_solver.
+    denoiser : Denoiser
+        The teacher's network.
+    seeds, folder, options
+        As for `generate_samples`.
+    student_steps : int
+        Network evaluations of the student, on which the teacher's may depend.
+    """
+    solver = config.teacher_solver.build(denoiser.schedule, student_steps)
+    if isinstance(solver, torch.nn.Module):
+        solver = solver.to(denoiser.device)
+    scale = config.teacher_solver.guidance_scale
+    return generate_samples(denoiser, solver, seeds, folder, guidance_scale=scale, **options)
 
 
 def open_samples(
@@ -36,7 +67,7 @@ def open_samples(
     processes: Processes,
     reporter: Reporter,
 ) -> SampleSource:
-    """Open teacher samples; those of a folder that does not exist, or is not complete, are made first.
+    """Open teacher samples; those that a folder lacks are made first.
 
     Parameters
     ----------
@@ -45,11 +76,12 @@ def open_samples(
     denoiser : Denoiser
         The teacher's network.
     place : SampleSource or path
-        The samples, or their folder.
+        The samples, or their folder. It need not exist; one that is not complete, or holds too few, is gone
+        on with.
     steps : int
         Network evaluations of the student, on which the teacher's may depend.
     count : int
-        Samples to make.
+        Samples that are needed.
     prompts : sequence of str, optional
         For a teacher with prompts.
     processes : Processes
@@ -65,19 +97,24 @@ def open_samples(
     if not isinstance(place, str | os.PathLike):
         return place
     folder = Path(place)
-    manifest = read_manifest(folder)
-    if manifest is None or manifest.shards is None:
+    # A folder that was left unfinished with fewer samples is completed first, and then grows.
+    while processes.any(_lacks_samples(folder, count)):
         _make(config, denoiser, folder, steps, count, prompts, reporter)
-    processes.wait()
+        processes.wait()  # for the shares of the others
     samples = TeacherSamples.open(folder)
     samples.check_teacher(denoiser)
-    made_with, wanted = samples.settings["guidance_scale"], config.teacher_solver.guidance_scale
-    if made_with != wanted:
-        raise ValueError(
-            f"{folder} was made with guidance scale {made_with}, but the config {config.name} says {wanted}; "
-            "give another folder with --samples."
-        )
+    _check_guidance(config, samples, reporter)
     return samples
+
+
+def _lacks_samples(folder: Path, count: int) -> bool:
+    """Whether samples are yet to be made."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return True
+    if manifest.settings["solver"] is None:  # a converted data set, which is as it is
+        return False
+    return not manifest.complete or manifest.settings["samples"] < count
 
 
 def _make(
@@ -96,14 +133,37 @@ def _make(
             f"seeds.teacher has {len(seeds)} seeds, but training and validation need {count} samples; give "
             "more, or ask for fewer samples."
         )
-    solver = config.teacher_solver.build(denoiser.schedule, steps)
-    generate_samples(
+    options: dict[str, Any] = {"images": compares_images(config)}
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        begun = manifest.settings
+        count = max(count, begun["samples"])
+        options["images"] |= begun["image_shape"] is not None
+        options["autocast"] = AUTOCAST[begun["autocast"]] if begun["autocast"] else None
+        options |= {name: begun[name] for name in ("batch_size", "threads")}
+    make_samples(
+        config,
         denoiser,
-        solver.to(denoiser.device) if isinstance(solver, torch.nn.Module) else solver,
         seeds[:count],
         folder,
+        student_steps=steps,
         prompts=prompts,
-        images=compares_images(config),
-        guidance_scale=config.teacher_solver.guidance_scale,
         reporter=reporter,
+        **options,
     )
+
+
+def _check_guidance(config: Config, samples: TeacherSamples, reporter: Reporter) -> None:
+    """Raise ValueError if samples were made with another scale of guidance than the config's."""
+    made_with, wanted = samples.settings["guidance_scale"], config.teacher_solver.guidance_scale
+    if samples.settings["solver"] is None:
+        if wanted is not None:
+            reporter.message(
+                f"{samples.path} does not say how its samples were made; they are taken for samples with "
+                f"guidance scale {wanted}, as the config {config.name} says."
+            )
+    elif made_with != wanted:
+        raise ValueError(
+            f"{samples.path} was made with guidance scale {made_with}, but the config {config.name} says "
+            f"{wanted}; give another folder with --samples."
+        )

@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 from gas_ext import Denoiser, GASSampler, NoiseSchedule
 from gas_ext.baselines import classical_solver
 from gas_ext.cli import app
-from gas_ext.cli.options import read_labels, read_prompts
-from gas_ext.cli.teach import local_device
+from gas_ext.cli.options import local_device, read_labels, read_prompts
 from gas_ext.configs import load_config
 from gas_ext.data import seed_labels, stacked_noise
 from gas_ext.samples import TeacherSamples
@@ -201,7 +200,7 @@ def test_seeds_of_the_config_are_the_default(imported_teachers, monkeypatch):
         seen.update(options, seeds=seeds)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gas_ext.samples.generate_samples", generate)
+    monkeypatch.setattr("gas_ext.training.teacher_samples.generate_samples", generate)
     outcome = run("-c", "cifar10", "-o", "out")
     assert outcome.exit_code == 130
     assert "goes on after the last finished shard" in outcome.stderr

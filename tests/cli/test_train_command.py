@@ -5,11 +5,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from gas_ext import GeneralizedSolver
 from gas_ext.cli import app
+from gas_ext.cli.train import SolverKind
 from gas_ext.configs import load_config
+from gas_ext.kinds import KINDS
 from gas_ext.training import read_log
 
 FEW = ("training.train_samples=4", "training.validation_samples=2", "training.batch_size=2")
@@ -70,6 +73,31 @@ def test_gas_goes_on_and_repeats_from_its_own_config():
     outcome = run(*options, "--iterations", "1", "--no-resume", "-o", "runs/again")
     assert outcome.exit_code == 0, outcome.output
     assert {line["iteration"] for line in read_log("runs/again")} == {0, 1}
+
+
+def test_the_rivals_of_gs(tmp_path):
+    options = [*TINY, "--set", "training.shown_images=0", "--iterations", "2"]
+    outcome = run(*options, "--solver", "ld3")
+    assert outcome.exit_code == 0, outcome.output
+    assert "wrote runs/demo-2-gs-ld3/solver.safetensors" in outcome.stdout
+    solver = GeneralizedSolver.load("runs/demo-2-gs-ld3/last.safetensors")
+    assert solver.kind == "ld3"
+    assert solver.data_corrections.abs().max() == solver.state_corrections.abs().max() == 0
+    assert load_config("runs/demo-2-gs-ld3/config.yaml").student.kind == "ld3"
+    outcome = run(*options, "--solver", "s4s", "--loss", "gas", "-o", "runs/demo-2-gs-ld3")
+    assert outcome.exit_code == 1
+    assert "student.kind 'ld3', not 's4s'" in outcome.stderr
+    outcome = run(*options, "--solver", "s4s", "--loss", "gas")
+    assert outcome.exit_code == 0, outcome.output
+    start, last = (
+        GeneralizedSolver.load(f"runs/demo-2-gas-s4s/{name}.safetensors") for name in ("start", "last")
+    )
+    assert torch.equal(start.timesteps(), last.timesteps())
+    assert not torch.equal(start.data_corrections, last.data_corrections)
+
+
+def test_every_kind_of_solver_can_be_asked_for():
+    assert [kind.value for kind in SolverKind] == list(KINDS)
 
 
 @pytest.mark.parametrize(

@@ -13,57 +13,20 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from update_inputs import (
+    DTYPE_PAIRS,
+    STATE_DTYPES,
+    assert_as_good_as_torch,
+    atol_of,
+    gradients,
+    make_inputs,
+    to_float64,
+)
 
 from gas_ext.ops import fused_update, fused_update_reference, library
 from gas_ext.ops.fused_update import MAX_TERMS
-from gas_ext.ops.reference import FIRST_WEIGHT, fused_update_backward_reference
 
-STATE_DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
-DTYPE_PAIRS = [
-    (torch.float64, torch.float64),
-    (torch.float32, torch.float32),
-    (torch.float32, torch.float16),
-    (torch.float32, torch.bfloat16),
-    (torch.float16, torch.float16),
-    (torch.bfloat16, torch.bfloat16),
-]
 SHAPES = [(), (0, 3), (1,), (2, 3), (17,), (3, 5, 7), (2, 4, 31, 33), (2, 2, 3, 4, 5)]
-
-
-def make_inputs(
-    shape: tuple[int, ...],
-    terms: int = 3,
-    guided: bool = False,
-    dtype: torch.dtype = torch.float32,
-    output_dtype: torch.dtype | None = None,
-    *,
-    device: torch.device,
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    """History, output and coefficients of moderate size, from a seed."""
-    generator = torch.Generator().manual_seed(0)
-    history = [torch.randn(shape, generator=generator).to(dtype) for _ in range(terms)]
-    output_shape = (2 * shape[0], *shape[1:]) if guided else shape
-    output = torch.randn(output_shape, generator=generator).to(output_dtype or dtype)
-    coefficients = torch.randn(FIRST_WEIGHT + terms, generator=generator, dtype=torch.float64)
-    return [t.to(device) for t in history], output.to(device), coefficients.to(device)
-
-
-def to_float64(
-    history: list[Tensor], output: Tensor, coefficients: Tensor
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    return [t.double() for t in history], output.double(), coefficients.double()
-
-
-def assert_as_good_as_torch(actual: Tensor, same_dtype: Tensor, exact: Tensor, atol: float) -> None:
-    """Error to the float64 reference at most twice that of torch's own formula in the same dtype."""
-    error = (actual.double() - exact).abs().max().item() if exact.numel() else 0.0
-    allowed = (same_dtype.double() - exact).abs().max().item() if exact.numel() else 0.0
-    assert error <= 2 * allowed + atol, f"error {error}, torch's own {allowed}"
-
-
-def atol_of(dtype: torch.dtype) -> float:
-    """Two units in the last place at magnitude 8, the size of the values here."""
-    return 16 * torch.finfo(dtype).eps
 
 
 def test_kernels_are_loaded(device: torch.device) -> None:
@@ -87,42 +50,6 @@ def test_forward_matches_reference(
         assert value.dtype == (output_dtype if name == "next_input" else dtype)
         assert value.shape == torch.Size(shape)
         assert_as_good_as_torch(value, reference, truth, atol_of(value.dtype))
-
-
-def gradients(
-    function: Callable[..., tuple[Tensor, ...]],
-    inputs: tuple[list[Tensor], Tensor, Tensor],
-    **options: object,
-) -> list[Tensor]:
-    """Gradients of a fixed weighted sum of all outputs with respect to every input."""
-    history, output, coefficients = inputs
-    leaves = [t.detach().clone().requires_grad_() for t in (*history, output, coefficients)]
-    results = function(leaves[:-2], leaves[-2], leaves[-1], **options)
-    total = torch.zeros((), dtype=torch.float64, device=output.device)
-    for i, value in enumerate(results):
-        weights = torch.cos(torch.arange(value.numel(), dtype=torch.float64) + i).reshape(value.shape)
-        total = total + (weights.to(value) * value).double().sum()
-    return list(torch.autograd.grad(total, leaves))
-
-
-@pytest.mark.parametrize("guided", [False, True])
-@pytest.mark.parametrize(("dtype", "output_dtype"), DTYPE_PAIRS)
-@pytest.mark.parametrize("shape", [(0, 3), (2, 3), (17,), (3, 5, 7), (2, 4, 31, 33)])
-def test_gradients_match_reference(
-    device: torch.device, shape: tuple[int, ...], dtype: torch.dtype, output_dtype: torch.dtype, guided: bool
-) -> None:
-    inputs = make_inputs(shape, guided=guided, dtype=dtype, output_dtype=output_dtype, device=device)
-    options = {"guided": guided, "next_input_dtype": output_dtype}
-    actual = gradients(fused_update, inputs, **options)
-    same_dtype = gradients(fused_update_reference, inputs, **options)
-    exact = gradients(
-        fused_update_reference, to_float64(*inputs), guided=guided, next_input_dtype=torch.float64
-    )
-    for i, (value, reference, truth) in enumerate(zip(actual, same_dtype, exact, strict=True)):
-        assert value.dtype == reference.dtype
-        # Coefficient gradients are sums over all elements: their tolerance grows with the root of the size.
-        scale = max(1.0, torch.Size(shape).numel() ** 0.5) if i == len(actual) - 1 else 1.0
-        assert_as_good_as_torch(value, reference, truth, scale * 2 * atol_of(dtype) + atol_of(output_dtype))
 
 
 @pytest.mark.parametrize("terms", [1, 2, 8, 9, 20, MAX_TERMS])
@@ -218,18 +145,6 @@ def test_guided_halves_are_views(device: torch.device) -> None:
     assert leaf.grad.shape == output.shape
 
 
-def test_gradcheck_twice(device: torch.device) -> None:
-    for guided in (False, True):
-        history, output, coefficients = make_inputs((2, 3), 2, guided, torch.float64, device=device)
-        leaves = [t.requires_grad_() for t in (output, coefficients, *history)]
-
-        def update(output: Tensor, row: Tensor, *past: Tensor, guided: bool = guided) -> tuple[Tensor, ...]:
-            return tuple(fused_update(past, output, row, guided=guided, next_input_dtype=torch.float64))  # type: ignore[return-value]
-
-        assert torch.autograd.gradcheck(update, leaves)
-        assert torch.autograd.gradgradcheck(update, leaves)
-
-
 def test_float32_coefficients(device: torch.device) -> None:
     history, output, coefficients = make_inputs((5, 7), device=device)
     inputs = (history, output, coefficients.float())
@@ -238,49 +153,6 @@ def test_float32_coefficients(device: torch.device) -> None:
     ):
         assert actual.dtype == torch.float32
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_only_wanted_gradients_are_computed(device: torch.device) -> None:
-    history, output, coefficients = make_inputs((5, 7), terms=3, device=device)
-    history[1].requires_grad_()
-    fused_update(history, output, coefficients).state.sum().backward()
-    assert history[1].grad is not None
-    torch.testing.assert_close(
-        history[1].grad, torch.full_like(history[1], float(coefficients[FIRST_WEIGHT + 1]))
-    )
-    assert history[0].grad is None
-    assert output.grad is None
-    grads = torch.ops.gas_ext.fused_update_backward(
-        None, output, None, history, output, None, coefficients, False, [1], False, False
-    )
-    assert [g.shape for g in grads[0]] == [output.shape]
-    assert grads[1].numel() == grads[2].numel() == 0
-
-
-def test_no_graph_without_gradients(device: torch.device) -> None:
-    history, output, coefficients = make_inputs((2, 3), device=device)
-    history[0].requires_grad_()
-    with torch.no_grad():
-        result = fused_update(history, output, coefficients)
-    assert result.state.grad_fn is None
-    assert fused_update([t.detach() for t in history], output, coefficients).state.grad_fn is None
-
-
-def test_backward_reference_is_the_derivative(device: torch.device) -> None:
-    """The equations of the backward pass against autograd of the forward equations."""
-    history, output, coefficients = make_inputs((4, 3), 3, True, torch.float64, device=device)
-    leaves = [t.requires_grad_() for t in (*history, output, coefficients)]
-    data, state, y = fused_update_reference(
-        history, output, coefficients, guided=True, next_input_dtype=torch.float64
-    )
-    assert y is not None
-    grads = [torch.cos(t.detach()) for t in (data, state, y)]
-    expected = torch.autograd.grad((data, state, y), leaves, grads)
-    grad_history, grad_output, grad_row = fused_update_backward_reference(
-        *grads, history, output, state, coefficients, True, [0, 1, 2], True, True
-    )
-    for actual, truth in zip([*grad_history, grad_output, grad_row], expected, strict=True):
-        torch.testing.assert_close(actual, truth, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", STATE_DTYPES)
@@ -474,56 +346,6 @@ def test_same_bits_for_any_thread_count_and_instruction_set() -> None:
     assert fingerprint(5, supported[-1]) == expected
     for isa in supported[:-1]:
         assert fingerprint(2, isa) == expected, f"{isa} differs from {supported[-1]}"
-
-
-def test_unknown_instruction_set_is_named_and_the_reference_runs() -> None:
-    code = (
-        "import torch; from gas_ext.ops import fused_update; x = torch.ones(2); "
-        "print(fused_update([x], x, torch.ones(6, dtype=torch.float64)).state.tolist())"
-    )
-    environment = {**os.environ, "GAS_EXT_CPU_ISA": "z80"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "[3.0, 3.0]"
-    assert "'z80'" in done.stderr
-    assert "this processor and binary offer" in done.stderr
-
-
-@pytest.mark.parametrize("guided", [False, True])
-@pytest.mark.parametrize("needs", [(0,), (1,), (2,), (3,), (0, 3), (1, 2), (0, 1, 2, 3)])
-def test_second_derivatives_of_any_subset(device: torch.device, guided: bool, needs: tuple[int, ...]) -> None:
-    """Gradients of gradients where only some of (x_n, an older state, output, coefficients) are learned."""
-    history, output, coefficients = make_inputs((2, 3), 2, guided, torch.float64, device=device)
-
-    def second(update: Callable[..., tuple[Tensor, ...]]) -> list[Tensor]:
-        leaves = [t.detach().clone() for t in (*history, output, coefficients)]
-        wanted = [leaves[i].requires_grad_() for i in needs]
-        data, state, _ = update(leaves[:2], leaves[2], leaves[3], guided=guided)
-        loss = (state**3).sum() + (data**2).sum()
-        first = torch.autograd.grad(loss, wanted, create_graph=True)
-        return list(torch.autograd.grad(sum(g.square().sum() for g in first), wanted))
-
-    for actual, expected in zip(second(fused_update), second(fused_update_reference), strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
-
-
-def test_third_derivatives_are_refused(device: torch.device) -> None:
-    history, output, coefficients = make_inputs((2, 3), 1, False, torch.float64, device=device)
-    row = coefficients.requires_grad_()
-    state = fused_update(history, output, row).state
-    (first,) = torch.autograd.grad(state.sum(), row, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiable twice"):
-        torch.autograd.grad(first.square().sum(), row, create_graph=True)
-
-
-def test_overwritten_tensors_are_noticed(device: torch.device) -> None:
-    history, output, coefficients = make_inputs((2, 3), device=device)
-    weight, buffer = torch.ones_like(output, requires_grad=True), torch.ones_like(output)
-    loss = (weight * buffer).sum()
-    with torch.no_grad():
-        fused_update(history, output, coefficients, out=(buffer, torch.empty_like(buffer)))
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
 
 
 @pytest.mark.parametrize("terms", [1, 2, 3, 4])

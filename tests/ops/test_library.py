@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -41,10 +43,17 @@ def test_cuda_operators_are_registered_when_loaded() -> None:
     assert registered == library.CUDA_STATUS.loaded
 
 
-def run_beside(package: Path, code: str) -> subprocess.CompletedProcess[str]:
+def run_beside(
+    package: Path, code: str, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh process that imports the copy of the package in `package`."""
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=package.parent, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        cwd=package.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
     )
 
 
@@ -81,6 +90,20 @@ def test_a_damaged_library_is_named_and_the_reference_runs(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     _, cpu, _ = json.loads(done.stdout)
     assert cpu.startswith("not loaded: _ops_cpu.so could not be loaded beside torch")
+
+
+def test_without_a_usable_instruction_set_the_reference_runs() -> None:
+    code = UPDATE + "print(json.dumps(ops.info()['build']['cpu_isa_in_use']))"
+    environment = {**os.environ, "GAS_EXT_CPU_ISA": "vax"}
+    done = run_beside(PACKAGE, code, environment)
+    assert done.returncode == 0, done.stderr
+    update, in_use = map(json.loads, done.stdout.splitlines())
+    assert update[0] == [[4.0] * 3] * 2
+    assert update[1].startswith("not loaded: ")
+    assert "vax" in update[1]
+    assert in_use is None
+    assert done.stderr.count("pure-torch reference") == 1
+    assert "this processor and binary offer" in done.stderr
 
 
 def test_cpu_operators_work_without_the_cuda_library(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
-"""What the tests of samples share: cheap teachers, and folders as bytes."""
+"""What the tests of samples share: cheap teachers, folders as bytes, and processes that are killed."""
 
 import json
+import os
+import signal
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
 from gas_ext import Denoiser, NoiseSchedule
-from gas_ext.multistep import UniPCSolver
+from gas_ext.classical import UniPCSolver
 from gas_ext.samples import generate_samples
 
 
@@ -17,6 +20,10 @@ def make_denoiser(shape=(2, 3), function=None, **options):
         sample_shape=shape,
         **options,
     )
+
+
+def tanh_denoiser(**options):
+    return make_denoiser(function=lambda x, t, condition: torch.tanh(x), **options)
 
 
 def make_samples(folder, seeds=range(11), denoiser=None, *, steps=3, **options):
@@ -41,3 +48,35 @@ def flip_bit(path, place=-5):
     content = bytearray(path.read_bytes())
     content[place] ^= 1
     path.write_bytes(content)
+
+
+def processes(function, arguments):
+    """Run a function in processes of its own and return their exit codes."""
+    context = get_context("fork")
+    running = [context.Process(target=function, args=each) for each in arguments]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join()
+    return [process.exitcode for process in running]
+
+
+def make_until_killed(folder, seeds, end):
+    """Make samples up to an evaluation, given by its number, or until a file, given by its name, is done."""
+    replace, denoiser = os.replace, tanh_denoiser()
+
+    def die_if(reached):
+        if reached:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def network(x, t, condition):
+        die_if(denoiser.evaluations == end)
+        return torch.tanh(x)
+
+    def replace_or_die(source, target):
+        die_if(Path(target).name == end)
+        replace(source, target)
+
+    denoiser.function, os.replace = network, replace_or_die
+    torch.set_num_threads(1)
+    make_samples(folder, seeds, denoiser)

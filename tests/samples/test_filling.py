@@ -6,48 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from sample_tools import flip_bit, listing, make_denoiser, make_samples, manifest, shard_bytes
+from sample_tools import (
+    flip_bit,
+    listing,
+    make_denoiser,
+    make_samples,
+    make_until_killed,
+    manifest,
+    processes,
+    shard_bytes,
+    tanh_denoiser,
+)
 
 import gas_ext.samples.filling as filling
-from gas_ext.multistep import UniPCSolver
+from gas_ext.classical import UniPCSolver
 from gas_ext.progress import LogReporter
 from gas_ext.samples import TeacherSamples, verify_samples
-
-
-def tanh_denoiser(**options):
-    return make_denoiser(function=lambda x, t, condition: torch.tanh(x), **options)
-
-
-def processes(function, arguments):
-    """Run a function in processes of its own and return their exit codes."""
-    context = get_context("fork")
-    running = [context.Process(target=function, args=each) for each in arguments]
-    for process in running:
-        process.start()
-    for process in running:
-        process.join()
-    return [process.exitcode for process in running]
-
-
-def _make_until_killed(folder, end):
-    """Make samples up to an evaluation, given by its number, or until a file, given by its name, is done."""
-    replace, denoiser = os.replace, tanh_denoiser()
-
-    def die_if(reached):
-        if reached:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def network(x, t, condition):
-        die_if(denoiser.evaluations == end)
-        return torch.tanh(x)
-
-    def replace_or_die(source, target):
-        die_if(Path(target).name == end)
-        replace(source, target)
-
-    denoiser.function, os.replace = network, replace_or_die
-    torch.set_num_threads(1)
-    make_samples(folder, range(12), denoiser)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +41,7 @@ def test_killed_anywhere_it_goes_on_after_the_last_shard(tmp_path, end, left, ev
     expected = make_samples(tmp_path / "expected", range(12), tanh_denoiser())
     folder = tmp_path / "killed"
     folder.mkdir()
-    assert processes(_make_until_killed, [(folder, end)]) == [-signal.SIGKILL]
+    assert processes(make_until_killed, [(folder, range(12), end)]) == [-signal.SIGKILL]
     assert len(listing(folder)) == len(left)
     assert all(name.startswith(start) for name, start in zip(listing(folder), left, strict=True))
     before = {path: path.stat().st_mtime_ns for path in folder.glob("shard*")}
@@ -123,7 +97,8 @@ def test_nothing_is_made_twice(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"seeds": range(12)}, r'seeds is "0-10" there and "0-11" here'),
+        ({"seeds": range(10)}, r'seeds is "0-10" there and "0-9" here'),
+        ({"seeds": range(12), "batch_size": 3}, r"settings \(batch_size is 2 there and 3 here\)"),
         ({"seeds": [*range(1, 11), 0]}, "seeds is"),
         ({"steps": 4}, r"solver\.steps is 3 there and 4 here"),
         ({"batch_size": 3}, "batch_size is 2 there and 3 here"),

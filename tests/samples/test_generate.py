@@ -9,8 +9,8 @@ from sample_tools import listing, make_denoiser, make_samples, manifest, shard_b
 
 from gas_ext import GASSampler, GeneralizedSolver, NoiseSchedule
 from gas_ext.baselines import classical_solver
+from gas_ext.classical import UniPCSolver
 from gas_ext.data import stacked_noise
-from gas_ext.multistep import UniPCSolver
 from gas_ext.samples import TeacherSamples, generate_samples
 from gas_ext.samples.generate import default_shard_size
 

@@ -54,9 +54,10 @@ class Stopped(BaseException):
     pass
 
 
-@pytest.mark.parametrize("loss", ["gs", "gas"])
-def test_stopped_at_every_file_that_is_put_in_place(folder, loss, monkeypatch):
-    run(folder, loss, {"iterations": 6}, "whole")
+@pytest.mark.parametrize(("loss", "noise_levels"), [("gs", []), ("gas", []), ("gas", [0.2, 1.0])])
+def test_stopped_at_every_file_that_is_put_in_place(folder, loss, noise_levels, monkeypatch):
+    adversarial = {"noise_levels": noise_levels}
+    run(folder, loss, {"iterations": 6}, "whole", adversarial)
     replace = os.replace
     left, attempts = 0, 0
 
@@ -72,7 +73,7 @@ def test_stopped_at_every_file_that_is_put_in_place(folder, loss, monkeypatch):
         attempts += 1
         left = attempts
         try:
-            run(folder, loss, {"iterations": 6}, "stopped")
+            run(folder, loss, {"iterations": 6}, "stopped", adversarial)
             break
         except Stopped:
             continue

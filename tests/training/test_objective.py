@@ -9,7 +9,8 @@ from mixture import SCHEDULE, mixture_denoiser
 
 from gas_ext import GASSampler, GeneralizedSolver
 from gas_ext.adversarial import Adversary, gas_iteration
-from gas_ext.discriminators import build_discriminator
+from gas_ext.denoisers import Denoiser
+from gas_ext.discriminators import TeacherView, build_discriminator
 from gas_ext.losses import l1_loss
 from gas_ext.training.batches import Batch
 from gas_ext.training.objective import Objective
@@ -35,9 +36,21 @@ def make_objective(adversary=None, network=mixture_denoiser, **options):
     return Objective(GASSampler(solver, network), l1_loss, adversary=adversary, **options)
 
 
-def make_adversary(dtype=torch.float64, **options):
-    discriminator = build_discriminator("convolution", (2, 8), seed=0, width=4, **options).to(dtype)
-    return Adversary(discriminator, rate=1e-2, weight=0.3, gamma=0.2)
+def make_adversary(dtype=torch.float64, view=None, **options):
+    shape = (2, 8) if view is None else view.sample_shape
+    discriminator = build_discriminator("convolution", shape, seed=0, width=4, **options).to(dtype)
+    return Adversary(discriminator, rate=1e-2, weight=0.3, gamma=0.2, view=view)
+
+
+def make_view():
+    teacher = Denoiser.from_callable(
+        mixture_denoiser,
+        schedule=SCHEDULE,
+        prediction_type="sample",
+        sample_shape=(2, 8),
+        condition_kind="tensor",
+    )
+    return TeacherView(teacher, [0.2])
 
 
 def gradients(objective, parts):
@@ -58,10 +71,11 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(parts):
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
-@pytest.mark.parametrize("num_classes", [0, 3])
-def test_gas_is_gas_iteration(parts, num_classes):
+@pytest.mark.parametrize(("num_classes", "view"), [(0, None), (3, None), (0, make_view())])
+def test_gas_is_gas_iteration(parts, num_classes, view):
     batch = make_batch(labels=torch.arange(6) % 3 if num_classes else None)
-    adversary, own = make_adversary(num_classes=num_classes), make_adversary(num_classes=num_classes)
+    options = {"num_classes": num_classes, "view": view}
+    adversary, own = make_adversary(**options), make_adversary(**options)
     objective, reference = make_objective(own), make_objective()
     expected = gas_iteration(
         reference.sampler,

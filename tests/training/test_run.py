@@ -65,6 +65,7 @@ def test_the_best_solver_is_the_one_of_the_best_validation(folder):
         assert solver.training_summary["validation"]["iteration"] == found.iteration
         assert solver.teacher == {"name": "toy", "weights_hash": ""}
         assert solver.training_summary["start"] == result.started_from
+        assert solver.training_summary["seeds"] == f"0-{TRAIN + VALIDATION - 1}"
 
 
 def test_a_finished_run_is_left_as_it_is(folder):
@@ -183,7 +184,8 @@ def test_samples_of_one_s_own(tmp_path):
         def __len__(self):
             return 20
 
-        def batch(self, indices):
+        def batch(self, indices, images):
+            assert not images
             rows = [torch.randn(2, 8, generator=torch.Generator().manual_seed(int(i))) for i in indices]
             noise = torch.stack(rows)
             return SampleBatch(noise, noise.sign(), torch.tensor([int(i) % 3 for i in indices]), None, None)
@@ -262,8 +264,50 @@ def test_a_discriminator_s_file(folder):
     config = toy_config({"iterations": 1}, {"discriminator": str(path), "settings": {}})
     train(config, toy_denoiser(), folder / "run", loss="gas", samples=folder / "samples")
     save_discriminator(build_discriminator("convolution", (1, 8), seed=5, width=4), path)
-    with pytest.raises(ValueError, match=r"is for samples of shape \(1, 8\), but toy makes \(2, 8\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"shape \(1, 8\), but toy with adversarial\.noise_levels=\[\] shows it \(2, 8\); name",
+    ):
         train(config, toy_denoiser(), folder / "run", loss="gas", samples=folder / "samples")
+
+
+def test_a_discriminator_that_is_shown_the_teacher_s_corrections(folder, monkeypatch):
+    from gas_ext.discriminators import ConvolutionDiscriminator, TeacherView
+
+    seen = set()
+    forward = ConvolutionDiscriminator.forward
+    monkeypatch.setattr(
+        ConvolutionDiscriminator,
+        "forward",
+        lambda self, samples, labels=None: seen.add(samples.shape) or forward(self, samples, labels),
+    )
+    conditions = []
+    call = TeacherView.__call__
+    monkeypatch.setattr(
+        TeacherView,
+        "__call__",
+        lambda self, samples, condition: conditions.append(condition) or call(self, samples, condition),
+    )
+    levels = {"noise_levels": [0.2, 1.0]}
+    shown = run(folder, "gas", adversarial=levels)
+    assert seen == {(4, 6, 8)}
+    # Fakes and real ones for the discriminator; then the same real ones and the student's.
+    assert len(conditions) == 4 * 20
+    assert all(len(labels) == 4 for labels in conditions)
+    assert shown.best.loss < shown.first.loss
+    alone = run(folder, "gas", name="alone")
+    assert not torch.equal(alone.solver.data_corrections, shown.solver.data_corrections)
+    with pytest.raises(ValueError, match=r"adversarial\.noise_levels \[0\.2, 1\.0\], not \[\]"):
+        run(folder, "gas")
+
+
+def test_recomputing_what_the_discriminator_is_shown_changes_no_bit(folder):
+    kept, recomputed = (
+        run(folder, "gas", {"recompute": recompute}, str(recompute), {"noise_levels": [0.2]})
+        for recompute in (False, True)
+    )
+    for a, b in zip(kept.solver.parameters(), recomputed.solver.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def images_config(**training) -> Config:
@@ -333,7 +377,7 @@ def test_latents_are_decoded_for_a_loss_on_images(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_autocast_runs(folder, precision):
-    result = run(folder, "gas", {"iterations": 2, "autocast": precision})
+    result = run(folder, "gas", {"iterations": 2, "autocast": precision}, adversarial={"noise_levels": [0.2]})
     assert math.isfinite(result.last.loss)
 
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from toy_run import toy_denoiser
+from toy_run import toy_config, toy_denoiser
 
 from gas_ext import GASSampler, GeneralizedSolver
 from gas_ext.losses import l1_loss
-from gas_ext.samples import TeacherSamples
+from gas_ext.samples import TeacherSamples, generate_samples
 from gas_ext.training import TrainingConfig
 from gas_ext.training.data import RunData
 from gas_ext.training.objective import Objective
@@ -87,6 +87,19 @@ def test_images_that_were_not_kept(source):
         ValueError, match=r"latents without their images, .* gas-ext teach --images, or use l1"
     ):
         make_data(source, images=True)
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_images_are_read_only_where_they_are_compared(tmp_path, images):
+    denoiser = toy_denoiser(decode=lambda x: x.flatten(1))
+    solver = toy_config().teacher_solver.build(denoiser.schedule, 3)
+    source = generate_samples(denoiser, solver, range(18), tmp_path, images=True)
+    read, batch = [], source.batch
+    source.batch = lambda indices, *, images: read.append(images) or batch(indices, images=images)
+    data = make_data(source, images=images)
+    assert (data.training_batch(0).images is not None) == images
+    assert all((part.images is not None) == images for part in data.validation_batches())
+    assert set(read) == {images}
 
 
 def test_validation_is_a_mean_over_all_samples(source):

@@ -44,6 +44,18 @@ def test_what_differs_is_named(tmp_path, other, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("loss", ["gs", "gas"])
+def test_a_run_from_before_there_was_a_setting_goes_on_with_its_default(tmp_path, loss):
+    folder = begun(tmp_path / "run", loss)
+    later = ("student.kind", "adversarial.noise_levels")
+    there = {name: value for name, value in settings(loss).items() if name not in later}
+    assert len(there) == len(settings(loss)) - (2 if loss == "gas" else 1)
+    save_checkpoint(folder.path / "checkpoints", 4, {"settings": there})
+    assert folder.find(settings(loss)).iteration == 4
+    with pytest.raises(ValueError, match=r"has student\.kind 'gs', not 'ld3': "):
+        folder.find({**settings(loss), "student.kind": "ld3"})
+
+
 def test_what_does_not_change_the_solver_may_differ():
     other = settings(accumulation=2, recompute=True, checkpoint_every=7, shown_images=3)
     assert other == settings()

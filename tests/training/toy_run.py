@@ -85,10 +85,15 @@ def make_toy_samples(folder, count=TRAIN + VALIDATION, denoiser=None):
     return generate_samples(denoiser, solver, range(count), folder, rank=0, world_size=1)
 
 
-def run(folder: Path, loss: str, training=None, name="run", **options):
+def run(folder: Path, loss: str, training=None, name="run", adversarial=None, **options):
     torch.set_num_threads(1)
     return train(
-        toy_config(training), toy_denoiser(), folder / name, loss=loss, samples=folder / "samples", **options
+        toy_config(training, adversarial),
+        toy_denoiser(),
+        folder / name,
+        loss=loss,
+        samples=folder / "samples",
+        **options,
     )
 
 

@@ -103,18 +103,28 @@ def autoencoder(latent_channels=4, **options):
     )
 
 
-def unet_2d(**options):
+def unet(network, down, up, **options):
+    """A U-Net of two levels, given the kinds of its blocks from the input to the output."""
     torch.manual_seed(2)
-    settings = {
-        "sample_size": 8,
-        "block_out_channels": (8, 16),
-        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
-        "attention_head_dim": 8,
-    }
-    return UNet2DModel(**{**settings, **options})
+    sizes = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
+    return network(down_block_types=down, up_block_types=up, **{**sizes, **options})
+
+
+def unet_2d(**options):
+    down, up = ("DownBlock2D", "AttnDownBlock2D"), ("AttnUpBlock2D", "UpBlock2D")
+    return unet(UNet2DModel, down, up, attention_head_dim=8, **options)
+
+
+def conditional_unet(cross_attention_dim=WIDTH, **options):
+    down, up = ("DownBlock2D", "CrossAttnDownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
+    return unet(
+        UNet2DConditionModel,
+        down,
+        up,
+        attention_head_dim=2,
+        cross_attention_dim=cross_attention_dim,
+        **options,
+    )
 
 
 def unet_1d():
@@ -135,21 +145,6 @@ def unet_1d():
         act_fn="swish",
         layers_per_block=1,
     )
-
-
-def conditional_unet(**options):
-    torch.manual_seed(2)
-    settings = {
-        "sample_size": 8,
-        "block_out_channels": (8, 16),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
-        "attention_head_dim": 2,
-        "cross_attention_dim": WIDTH,
-    }
-    return UNet2DConditionModel(**{**settings, **options})
 
 
 def ddpm():
@@ -216,7 +211,7 @@ def stable_diffusion_2():
 
 
 def sdxl(**options):
-    unet = conditional_unet(
+    network = conditional_unet(
         cross_attention_dim=2 * WIDTH,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
@@ -228,7 +223,7 @@ def sdxl(**options):
         text_encoder_2=clip_encoder(projection=True, seed=4),
         tokenizer=clip_tokenizer(),
         tokenizer_2=clip_tokenizer(),
-        unet=unet,
+        unet=network,
         scheduler=ddim(),
         **options,
     )
@@ -286,18 +281,9 @@ def flux(guidance_embeds=True):
 
 
 def text_to_video():
-    torch.manual_seed(2)
-    unet = UNet3DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
-        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=4,
-        cross_attention_dim=WIDTH,
-    )
-    return TextToVideoSDPipeline(autoencoder(), clip_encoder(), clip_tokenizer(), unet, ddim())
+    down, up = ("CrossAttnDownBlock3D", "DownBlock3D"), ("UpBlock3D", "CrossAttnUpBlock3D")
+    network = unet(UNet3DConditionModel, down, up, attention_head_dim=4, cross_attention_dim=WIDTH)
+    return TextToVideoSDPipeline(autoencoder(), clip_encoder(), clip_tokenizer(), network, ddim())
 
 
 PROMPTS = ["a cat", "dog"]
