@@ -27,10 +27,11 @@ from gas_ext.evaluation import Contestant, References, Row, draw_samples, evalua
 from gas_ext.files import check_output_folder
 from gas_ext.metrics import finite_or_none
 from gas_ext.plots import Strip, plot_samples, plot_solver
-from gas_ext.progress import Advance, Reporter, SilentReporter
+from gas_ext.progress import Reporter, SilentReporter
 from gas_ext.solver import GeneralizedSolver
 from gas_ext.teachers.demo import DemoTeacher, load_demo_features, load_demo_statistics, load_demo_teacher
 from gas_ext.training import TrainingConfig, TrainingSummary, train_solver
+from gas_ext.warm_start import FIRST_LEVELS, fit_start
 
 _HELD_OUT = 50_000  # first held-out seed
 _REFERENCE = 100_000  # first seed of the samples behind the reference statistics
@@ -216,8 +217,8 @@ def run_demo(config: DemoConfig | None = None, reporter: Reporter | None = None)
     with clock.phase("classical solvers"):
         classical, candidates = _choose_classical(config, reporter, teacher, noise, target, labels)
     reporter.message(f"Best classical solver on training seeds: {classical.description}")
-    with clock.phase("training"), reporter.task("Learning a solver", config.iterations) as advance:
-        solver, training = _learn(config, advance, teacher, classical, noise, target, labels)
+    with clock.phase("training"):
+        solver, training = _learn(config, reporter, teacher, classical, noise, target, labels)
     with clock.phase("evaluation"):
         rows, samples = _judge(config, reporter, teacher, references, guide, classical, solver)
     return DemoResult(
@@ -257,14 +258,14 @@ def _choose_classical(
 
 def _learn(
     config: DemoConfig,
-    advance: Advance,
+    reporter: Reporter,
     teacher: DemoTeacher,
     classical: Baseline,
     noise: Tensor,
     target: Tensor,
     labels: Tensor,
 ) -> tuple[GeneralizedSolver, TrainingSummary]:
-    """Start from the best classical solver and learn all of its numbers."""
+    """Start from the best classical solver, its weights fitted, and learn all of its numbers."""
     solver = GeneralizedSolver(
         teacher.schedule,
         config.steps,
@@ -273,15 +274,27 @@ def _learn(
         timesteps=classical.spacing,
         prediction_type=teacher.prediction_type,
     ).to(config.device)
-    summary = train_solver(
-        solver,
-        teacher,
-        noise,
-        target,
-        labels,
-        config=TrainingConfig(iterations=config.iterations, seed=config.seed),
-        progress=lambda iteration, loss: advance(1, note=f"L1 {loss:.4f}"),
-    )
+    part = slice(0, config.selection_samples)
+    with reporter.task("Fitting the start", len(FIRST_LEVELS)) as advance:
+        fit_start(
+            solver,
+            teacher,
+            noise[part],
+            target[part],
+            labels[part],
+            batch_size=_BATCH,
+            progress=lambda level, distance: advance(1, note=f"L1 {distance:.4f}"),
+        )
+    with reporter.task("Learning a solver", config.iterations) as advance:
+        summary = train_solver(
+            solver,
+            teacher,
+            noise,
+            target,
+            labels,
+            config=TrainingConfig(iterations=config.iterations, seed=config.seed),
+            progress=lambda iteration, loss: advance(1, note=f"L1 {loss:.4f}"),
+        )
     return solver, summary
 
 

@@ -21,7 +21,11 @@ class FullMatrixAdam(Optimizer):
         - rate * (C + damping I)^(-1/2) (m / d):
 
     Adam's own step m / d, decorrelated. C has a few dozen rows, so its eigenvectors cost nothing beside one
-    network evaluation. Full-matrix preconditioning is due to AdaGrad (Duchi, Hazan and Singer, 2011).
+    network evaluation. In directions in which the gradients hardly vary, the floor of the valley, the step is
+    lengthened up to damping^(-1/2) times: quick, but it can leave a narrow basin that a good start lies in.
+    With `shrink` C is shrunk towards I by k / (k + n) after n gradients in k dimensions, so that the step is
+    at most ((k + n) / k)^(1/2) times longer. Full-matrix preconditioning is due to AdaGrad
+    (Duchi, Hazan and Singer, 2011), shrinkage of correlations to Ledoit and Wolf (2004).
 
     Parameters
     ----------
@@ -35,6 +39,8 @@ class FullMatrixAdam(Optimizer):
         Added to the eigenvalues of the correlation, greater than 0; far above 1 it leaves Adam's direction.
     eps : float
         Added to d against division by zero.
+    shrink : bool
+        Whether trust in C grows with the number of gradients.
 
     Examples
     --------
@@ -55,6 +61,7 @@ class FullMatrixAdam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.98),
         damping: float = 1e-3,
         eps: float = 1e-12,
+        shrink: bool = False,
     ) -> None:
         if not lr >= 0:
             raise ValueError(f"lr is {lr}; expected a number of at least 0")
@@ -62,7 +69,8 @@ class FullMatrixAdam(Optimizer):
             raise ValueError(f"betas are {betas}; expected two numbers in [0, 1)")
         if not damping > 0:
             raise ValueError(f"damping is {damping}; expected a number greater than 0")
-        super().__init__(params, {"lr": lr, "betas": betas, "damping": damping, "eps": eps})
+        settings = {"lr": lr, "betas": betas, "damping": damping, "eps": eps, "shrink": shrink}
+        super().__init__(params, settings)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -74,6 +82,7 @@ class FullMatrixAdam(Optimizer):
         members = [(group, p) for group in self.param_groups for p in group["params"]]
         gradient = torch.cat([_flat_gradient(p) for _, p in members])
         group, first = members[0]
+        self.state[first].setdefault("shrink", group["shrink"])  # a resumed run has no other to tell
         update = self._direction(self.state[first], gradient, group["betas"], group["damping"], group["eps"])
         offset = 0
         for group, p in members:
@@ -87,7 +96,7 @@ class FullMatrixAdam(Optimizer):
         state: dict[str, Any], gradient: Tensor, betas: tuple[float, float], damping: float, eps: float
     ) -> Tensor:
         """Update the averages kept in `state` and return the decorrelated step."""
-        if not state:
+        if "step" not in state:
             state["step"] = 0
             state["mean"] = torch.zeros_like(gradient)
             state["second"] = gradient.new_zeros(gradient.numel(), gradient.numel())
@@ -97,7 +106,11 @@ class FullMatrixAdam(Optimizer):
         mean = state["mean"] / (1 - betas[0] ** state["step"])
         second = state["second"] / (1 - betas[1] ** state["step"])
         scale = second.diagonal().sqrt() + eps
-        values, vectors = torch.linalg.eigh(second / scale / scale[:, None])
+        correlation = second / scale / scale[:, None]
+        if state["shrink"]:
+            unknown = len(gradient) / (len(gradient) + state["step"])
+            correlation = (1 - unknown) * correlation + unknown * torch.eye(len(gradient)).to(correlation)
+        values, vectors = torch.linalg.eigh(correlation)
         root = (values.clamp_min(0) + damping).rsqrt()
         direction: Tensor = vectors @ (root * (vectors.T @ (mean / scale)))
         return direction

@@ -7,6 +7,9 @@ step by step, by least squares.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -14,12 +17,16 @@ from gas_ext.classical import MultistepSolver
 from gas_ext.coefficients import StepWeights, guided_weights
 from gas_ext.data import take
 from gas_ext.denoisers import Condition, DenoiserFunction
-from gas_ext.kinds import DATA, STATE, get_kind
+from gas_ext.kinds import DATA, OFFSETS, STATE, get_kind
+from gas_ext.metrics import l1_distance
 from gas_ext.sampler import GASSampler
 from gas_ext.schedules import NoiseSchedule
 from gas_ext.solver import GeneralizedSolver
 
-__all__ = ["corrections_from_weights", "fit_corrections", "from_solver", "with_steps"]
+__all__ = ["corrections_from_weights", "fit_corrections", "fit_start", "from_solver", "with_steps"]
+
+# Noise levels sigma / alpha that the first evaluation may be told, in parts of the level at t = 1.
+FIRST_LEVELS = (1.0, 1 / 4, 1 / 8)
 
 
 def corrections_from_weights(
@@ -313,6 +320,75 @@ def _set_weights(solver: GeneralizedSolver, weights: StepWeights) -> None:
     solver.data_corrections.copy_(data)
     if STATE in get_kind(solver.kind).learned:
         solver.state_corrections.copy_(state)
+
+
+@torch.no_grad()
+def fit_start(
+    solver: GeneralizedSolver,
+    denoiser: DenoiserFunction,
+    noise: Tensor,
+    target: Tensor,
+    condition: Condition = None,
+    unconditional_condition: Condition = None,
+    *,
+    prediction_type: str | None = None,
+    guidance_scale: float | None = None,
+    batch_size: int = 32,
+    progress: Callable[[float, float], None] | None = None,
+) -> float:
+    """Fit the corrections for several offsets of the first evaluation, and keep the nearest to the teacher.
+
+    At t = 1 the network sees noise alone and can but answer with the mean of all data. Told that there is
+    less noise, it takes the noise for a sample's and answers with something like that sample. With four
+    steps that can be worth more than the true time, and training from an offset of 0 hardly finds it, for
+    without weights that are fitted to it every step towards it is worse.
+
+    Parameters
+    ----------
+    solver : GeneralizedSolver
+        One whose weights are learned; changed in place. If its offsets are not learned, they stay.
+    target : Tensor
+        (samples, ...): the teacher's samples from this noise.
+    denoiser, noise, condition, unconditional_condition, prediction_type, guidance_scale, batch_size
+        As for `fit_corrections`.
+    progress : callable, optional
+        Called with each candidate's part of the noise level at t = 1 and its distance.
+
+    Returns
+    -------
+    float
+        The part of the noise level at t = 1 (sigma / alpha) that the first evaluation is told.
+    """
+    schedule = solver.schedule
+    parts = FIRST_LEVELS if OFFSETS in get_kind(solver.kind).learned else (1.0,)
+    start = {name: value.clone() for name, value in solver.state_dict().items()}
+    sampler = GASSampler(solver, denoiser, prediction_type, guidance_scale)
+    slices = [slice(first, first + batch_size) for first in range(0, len(noise), batch_size)]
+    found: list[tuple[float, float, dict[str, Tensor]]] = []
+    for part in parts:
+        solver.load_state_dict(start)
+        if part != 1.0:
+            end = torch.ones((), dtype=torch.float64)
+            level = schedule.lambda_(end) - math.log(part)
+            solver.time_offsets[0] = schedule.inverse_lambda(level) - 1.0
+        fit_corrections(
+            solver,
+            denoiser,
+            noise,
+            condition,
+            unconditional_condition,
+            prediction_type=prediction_type,
+            guidance_scale=guidance_scale,
+            batch_size=batch_size,
+        )
+        samples = [sampler(noise[i], take(condition, i), unconditional_condition) for i in slices]
+        distance = l1_distance(torch.cat(samples), target)
+        found.append((distance, part, {name: value.clone() for name, value in solver.state_dict().items()}))
+        if progress is not None:
+            progress(part, distance)
+    _, part, best = min(found, key=lambda candidate: (math.isnan(candidate[0]), candidate[0]))
+    solver.load_state_dict(best)
+    return part
 
 
 def _fine_solver(solver: GeneralizedSolver, substeps: int) -> GeneralizedSolver:

@@ -11,6 +11,7 @@ from gas_ext.baselines import classical_solver
 from gas_ext.data import seed_labels, stacked_noise
 from gas_ext.demo import DemoConfig, _learn, check_output_folder, run_demo, write_demo
 from gas_ext.metrics import feature_statistics, frechet_distance
+from gas_ext.progress import SilentReporter
 from gas_ext.teachers.demo import load_demo_features, load_demo_statistics, load_demo_teacher
 from gas_ext.training import train_solver
 
@@ -88,10 +89,13 @@ def test_training_sees_the_training_seeds_only(run):
 @pytest.mark.parametrize(("order", "spacing"), [(1, "edm"), (2, "quadratic"), (3, "logsnr")])
 def test_learning_starts_from_the_classical_solver(monkeypatch, order, spacing):
     started = []
+    monkeypatch.setattr("gas_ext.demo.fit_start", lambda solver, *args, **kwargs: started.append(solver))
     monkeypatch.setattr("gas_ext.demo.train_solver", lambda solver, *args, **kwargs: started.append(solver))
     teacher = load_demo_teacher()
     classical = classical_solver(teacher.schedule, 3, order, spacing, teacher.t_eps)
-    _learn(DemoConfig(steps=3), None, teacher, classical, None, None, None)
+    nothing = torch.empty(0)
+    _learn(DemoConfig(steps=3), SilentReporter(), teacher, classical, nothing, nothing, nothing)
+    assert started[0] is started[1]
     expected = classical.solver.coefficients(teacher.prediction_type)
     found = started[0].coefficients()
     assert torch.equal(found.timesteps, expected.timesteps)

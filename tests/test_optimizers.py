@@ -39,9 +39,10 @@ def test_first_step_without_correlation_is_adams():
     torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
 
 
-def test_step_is_the_inverse_root_of_the_gradient_correlation():
+@pytest.mark.parametrize("shrink", [False, True])
+def test_step_is_the_inverse_root_of_the_gradient_correlation(shrink):
     x = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
-    optimizer = FullMatrixAdam([x], lr=1.0, betas=(0.0, 0.5), damping=1e-2)
+    optimizer = FullMatrixAdam([x], lr=1.0, betas=(0.0, 0.5), damping=1e-2, shrink=shrink)
     gradients = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for gradient in gradients:
         before = x.detach().clone()
@@ -50,9 +51,50 @@ def test_step_is_the_inverse_root_of_the_gradient_correlation():
     weights = 0.5 ** torch.arange(6, 0, -1, dtype=torch.float64)
     second = (gradients.T * (weights / weights.sum())) @ gradients
     scale = second.diagonal().sqrt()
-    values, vectors = torch.linalg.eigh(second / torch.outer(scale, scale) + 1e-2 * torch.eye(3))
+    unknown = 3 / (3 + 6) if shrink else 0.0  # k / (k + n)
+    identity = torch.eye(3, dtype=torch.float64)
+    correlation = (1 - unknown) * second / torch.outer(scale, scale) + (unknown + 1e-2) * identity
+    values, vectors = torch.linalg.eigh(correlation)
     expected = -vectors @ torch.diag(values**-0.5) @ vectors.T @ (gradients[-1] / scale)
     torch.testing.assert_close(x.detach() - before, expected, rtol=1e-9, atol=1e-12)
+
+
+def across(shrink, seen, size=20):
+    """How much farther than Adam's the last step goes where the gradients hardly vary."""
+    ours, adam = (torch.nn.Parameter(torch.zeros(size, dtype=torch.float64)) for _ in range(2))
+    pair = (
+        (ours, FullMatrixAdam([ours], lr=1.0, shrink=shrink)),
+        (adam, torch.optim.Adam([adam], lr=1.0, betas=(0.9, 0.98))),
+    )
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(seen):
+        shared = torch.randn((), generator=generator, dtype=torch.float64)
+        gradient = shared + 1e-3 * torch.randn(size, generator=generator, dtype=torch.float64)
+        moved = []
+        for parameter, optimizer in pair:
+            before = parameter.detach().clone()
+            parameter.grad = gradient.clone()
+            optimizer.step()
+            step = parameter.detach() - before
+            moved.append((step - step.mean()).norm().item())
+    return moved[0] / moved[1]
+
+
+def test_with_shrinkage_flat_directions_are_followed_farther_as_more_gradients_are_seen():
+    assert 1 < across(True, seen=4) <= (24 / 20) ** 0.5 + 1e-6
+    assert 2 < across(True, seen=80) <= (100 / 20) ** 0.5 + 1e-6
+    assert across(False, seen=4) > 10
+
+
+def test_shrinkage_stays_with_the_state():
+    x = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    shrinking, other = FullMatrixAdam([x], shrink=True), FullMatrixAdam([x])
+    x.grad = torch.ones_like(x)
+    shrinking.step()
+    state = {0: dict(shrinking.state_dict()["state"][0])}
+    other.load_state_dict({**other.state_dict(), "state": state})
+    other.step()
+    assert other.state[x]["shrink"] is True
 
 
 def test_groups_have_their_own_rate_and_share_one_matrix():

@@ -9,7 +9,14 @@ from gas_ext.baselines import classical_solver
 from gas_ext.classical import DEISSolver, DPMSolver, IPNDMSolver, UniPCSolver
 from gas_ext.coefficients import guided_weights
 from gas_ext.spacings import spaced_timesteps
-from gas_ext.warm_start import corrections_from_weights, fit_corrections, from_solver, with_steps
+from gas_ext.warm_start import (
+    FIRST_LEVELS,
+    corrections_from_weights,
+    fit_corrections,
+    fit_start,
+    from_solver,
+    with_steps,
+)
 
 
 def solve(solver, noise):
@@ -120,6 +127,39 @@ def test_fitting_brings_a_solver_nearer_to_the_fine_solution(spacing, theory_ord
     after = (solve(solver, held_out) - target).square().mean()
     assert after < 0.7 * before
     assert torch.equal(solver.timesteps().detach(), times)
+    assert (solver.time_offsets == 0).all()
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_the_best_of_several_first_levels_is_kept(steps):
+    noise = gaussian(48, 8, seed=1)
+    target = solve(classical_solver(SCHEDULE, 60, 3, "logsnr").solver, noise)
+    solver = GeneralizedSolver(SCHEDULE, steps, theory_order=1, timesteps="logsnr").double()
+    seen = []
+    part = fit_start(
+        solver,
+        mixture_denoiser,
+        noise,
+        target,
+        prediction_type="sample",
+        batch_size=20,
+        progress=lambda part, distance: seen.append((distance, part)),
+    )
+    assert [tried for _, tried in seen] == list(FIRST_LEVELS)
+    assert part == min(seen)[1]
+    assert (solve(solver, noise) - target).abs().mean().item() == pytest.approx(min(seen)[0], rel=1e-9)
+    told = torch.exp(-SCHEDULE.lambda_(1.0 + solver.time_offsets[0].detach()))
+    assert told.item() == pytest.approx(part * torch.exp(-SCHEDULE.lambda_(torch.ones(()).double())).item())
+    assert (solver.time_offsets[1:] == 0).all()
+    plain = GeneralizedSolver(SCHEDULE, steps, theory_order=1, timesteps="logsnr").double()
+    fit_corrections(plain, mixture_denoiser, noise, prediction_type="sample", batch_size=20)
+    assert (solve(plain, noise) - target).abs().mean().item() == pytest.approx(seen[0][0], rel=1e-9)
+
+
+def test_offsets_that_are_not_learned_stay():
+    noise = gaussian(16, 8)
+    solver = GeneralizedSolver(SCHEDULE, 3, kind="s4s", theory_guidance=False).double()
+    assert fit_start(solver, mixture_denoiser, noise, noise.tanh(), prediction_type="sample") == 1.0
     assert (solver.time_offsets == 0).all()
 
 

@@ -149,7 +149,10 @@ class TrainingConfig:
         if self.optimizer == "adam":
             optimizer: torch.optim.Optimizer = torch.optim.Adam(groups, betas=self.betas)
         else:
-            optimizer = FullMatrixAdam(groups, betas=self.betas)
+            # A first evaluation that is told less noise than there is (`warm_start.fit_start`) is worth much,
+            # and lies in a narrow basin, which long steps leave for good.
+            narrow = bool(solver.time_offsets.detach()[0] < 0)
+            optimizer = FullMatrixAdam(groups, betas=self.betas, shrink=narrow)
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]
         return optimizer

@@ -11,7 +11,7 @@ from gas_ext.progress import Reporter
 from gas_ext.solver import MAX_ORDER, GeneralizedSolver
 from gas_ext.training.batches import Batch
 from gas_ext.training.data import RunData
-from gas_ext.warm_start import fit_corrections, with_steps
+from gas_ext.warm_start import FIRST_LEVELS, fit_corrections, fit_start, with_steps
 
 _SAMPLES = 64  # training samples on which the start is chosen and fitted
 
@@ -56,7 +56,14 @@ def make_start(
         # Other steps need other corrections, which are fitted as for any other start.
         solver = with_steps(solver, steps, min(steps, MAX_ORDER)).to(denoiser.device)
         solver.set_kind(config.student.kind)
-        return solver, _fit(solver, f"{start}, laid along {steps} steps", config, denoiser, batch, reporter)
+        name = f"{start}, laid along {steps} steps"
+        if not _can_be_fitted(solver, reporter):
+            return solver, name
+        with reporter.task("Fitting the start", 1) as advance:
+            size = config.training.batch_size
+            fit_corrections(solver, denoiser, batch.noise, batch.condition, batch_size=size)
+            advance()
+        return solver, f"{name}, fitted"
     if start == "published":
         baseline = classical_solver(denoiser.schedule, steps, 3, "uniform", config.student.t_eps)
         return _learnable(baseline, config, denoiser), baseline.description
@@ -64,28 +71,31 @@ def make_start(
     solver = _learnable(baseline, config, denoiser)
     if start == "classical":
         return solver, baseline.description
-    return solver, _fit(solver, baseline.description, config, denoiser, batch, reporter)
-
-
-def _fit(
-    solver: GeneralizedSolver, name: str, config: Config, denoiser: Denoiser, batch: Batch, reporter: Reporter
-) -> str:
-    """Fit the weights to fine trajectories, where that can be done; return what the solver is then."""
-    if DATA not in get_kind(solver.kind).learned:
-        return name
-    if solver.schedule.zero_terminal_snr:
-        reporter.message(f"Training starts unfitted, as {solver.schedule!r} is infinite in lambda at t = 1.")
-        return name
-    with reporter.task("Fitting the start", 1) as advance:
-        fit_corrections(
+    name = baseline.description
+    if not _can_be_fitted(solver, reporter):
+        return solver, name
+    with reporter.task("Fitting the start", len(FIRST_LEVELS)) as advance:
+        part = fit_start(
             solver,
             denoiser,
             batch.noise,
+            batch.target,
             batch.condition,
             batch_size=config.training.batch_size,
+            progress=lambda part, distance: advance(1, note=f"L1 {distance:.4f}"),
         )
-        advance()
-    return f"{name}, fitted"
+    told = "" if part == 1.0 else f", first evaluation told 1/{1 / part:.0f} of the noise"
+    return solver, f"{name}, fitted{told}"
+
+
+def _can_be_fitted(solver: GeneralizedSolver, reporter: Reporter) -> bool:
+    """Whether the weights can be fitted to fine trajectories; tell where only the schedule forbids it."""
+    if DATA not in get_kind(solver.kind).learned:
+        return False
+    if solver.schedule.zero_terminal_snr:
+        reporter.message(f"Training starts unfitted, as {solver.schedule!r} is infinite in lambda at t = 1.")
+        return False
+    return True
 
 
 def _best_baseline(

@@ -49,7 +49,7 @@ def test_each_start_is_nearer_than_the_one_before(data):
 
 
 def test_the_default_is_fitted_and_with_a_rate_published(data):
-    assert start(data)[1].endswith(", fitted")
+    assert ", fitted" in start(data)[1]
     assert start(data, rate=1e-3)[1] == "DPM-Solver++(3M), uniform times"
 
 
@@ -71,7 +71,7 @@ def test_free_weights_start_as_the_theory_s_and_are_fitted(data, kind):
     for found, expected in zip(classical.weights(), guided.weights(), strict=True):
         assert torch.allclose(found, expected, atol=1e-14, rtol=0)
     fitted, fitted_name = start(data, kind=kind)
-    assert fitted_name == f"{name}, fitted"
+    assert fitted_name.startswith(f"{name}, fitted")
     assert fitted.state_corrections.abs().max() == 0
     assert torch.equal(fitted.timesteps(), classical.timesteps())
     assert distance(fitted, data) < distance(classical, data)
