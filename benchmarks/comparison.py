@@ -88,7 +88,7 @@ def main() -> None:
         options.out,
         teacher=config.teacher_solver.build(denoiser.schedule, options.nfe[0]),
         seeds=parse_seeds(config.seeds.evaluation)[: options.samples],
-        features="demo",
+        features=["demo", "efficientnet-lite0"],
         title=config.title,
         reporter=make_reporter(),
     )
