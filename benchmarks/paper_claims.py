@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from training_recipes import finished, make_samples
 
-from gas_ext import GASSampler, GeneralizedSolver
+from gas_ext import GeneralizedSolver
 from gas_ext.configs import load_config
 from gas_ext.data import seed_labels, stacked_noise
 from gas_ext.denoisers import Denoiser
+from gas_ext.evaluation import draw_samples
 from gas_ext.features import FeatureExtractor, load_features
 from gas_ext.files import write_file
 from gas_ext.metrics import Reference, l1_distance, measure
@@ -79,7 +80,7 @@ class Judge:
         if path.exists():
             return load_file(path)["samples"].to(noise.device)
         with make_reporter().task("Held-out samples", len(noise)) as advance:
-            samples = _draw(GASSampler(solver, self._denoiser), noise, labels, advance)
+            samples = self._draw(solver, noise, labels, advance)
         write_file(path, save({"samples": samples.cpu()}))
         return samples
 
@@ -87,7 +88,7 @@ class Judge:
         """Return all numbers of a solver; of the teacher's own samples if it is None."""
         samples = self._target
         if solver is not None:
-            samples = _draw(GASSampler(solver, self._denoiser), self._noise, self._labels)
+            samples = self._draw(solver, self._noise, self._labels)
         found = {"L1": l1_distance(samples, self._target)}
         for extractor, reference in zip(self._extractors, self._references, strict=True):
             measured = measure(_features(extractor, samples), reference, extractor=extractor)
@@ -95,15 +96,8 @@ class Judge:
                 found[f"{extractor.name} {name}"] = float(getattr(measured, name))
         return found
 
-
-@torch.no_grad()
-def _draw(sampler: GASSampler, noise: Tensor, labels: Tensor, advance: Any = None) -> Tensor:
-    parts = []
-    for part in torch.arange(len(noise)).split(50):
-        parts.append(sampler(noise[part], labels[part]))
-        if advance is not None:
-            advance(len(part))
-    return torch.cat(parts)
+    def _draw(self, solver: Any, noise: Tensor, labels: Tensor, advance: Any = None) -> Tensor:
+        return draw_samples(solver, self._denoiser, noise, labels, batch_size=50, progress=advance).samples
 
 
 def _features(extractor: FeatureExtractor, samples: Tensor) -> Any:

@@ -14,9 +14,9 @@ from pathlib import Path
 from gas_ext.configs import Config, load_config
 from gas_ext.denoisers import Denoiser
 from gas_ext.progress import make_reporter
-from gas_ext.samples import TeacherSamples, generate_samples
+from gas_ext.samples import TeacherSamples
 from gas_ext.teachers.folder import load_teacher
-from gas_ext.training import TrainingResult, read_log, train
+from gas_ext.training import TrainingResult, read_log, teacher_samples, train
 
 # Settings of the demo's config, in place of its own: the same data for every recipe (as many samples as the
 # paper trains GS on), so that the same samples are held out.
@@ -43,9 +43,11 @@ def make_samples(
 ) -> TeacherSamples:
     """Draw the teacher samples of a seed, or open them; the demo's teacher if there is no other config."""
     config = config or load_config("demo")
-    solver = config.teacher_solver.build(denoiser.schedule, config.student.steps[0])
     seeds = range(10_000 * seed, 10_000 * seed + count)
-    return generate_samples(denoiser, solver, seeds, folder, reporter=make_reporter())
+    steps = config.student.steps[0]
+    return teacher_samples.make_samples(
+        config, denoiser, seeds, folder, student_steps=steps, reporter=make_reporter()
+    )
 
 
 def finished(result: TrainingResult) -> TrainingResult:

@@ -27,6 +27,7 @@ __all__ = ["corrections_from_weights", "fit_corrections", "fit_start", "from_sol
 
 # Noise levels sigma / alpha that the first evaluation may be told, in parts of the level at t = 1.
 FIRST_LEVELS = (1.0, 1 / 4, 1 / 8)
+_SUBSTEPS, _RIDGE = 6, 1e-4  # see `fit_corrections`
 
 
 def corrections_from_weights(
@@ -240,8 +241,8 @@ def fit_corrections(
     *,
     prediction_type: str | None = None,
     guidance_scale: float | None = None,
-    substeps: int = 6,
-    ridge: float = 1e-4,
+    substeps: int = _SUBSTEPS,
+    ridge: float = _RIDGE,
     batch_size: int = 32,
 ) -> None:
     """Fit the weights, step by step, to the trajectory of a solver with `substeps` times as many steps.
@@ -272,21 +273,42 @@ def fit_corrections(
         If the solver's kind learns no weights, its weights are those of compat="reference-s4s", or the
         schedule has alpha(1) = 0, where lambda is infinite.
     """
-    learned = get_kind(solver.kind).learned
-    if DATA not in learned or solver.compat is not None:
+    sampler = GASSampler(solver, denoiser, prediction_type, guidance_scale)
+    inputs = _batches(noise, condition, unconditional_condition, batch_size)
+    _fit_weights(sampler, inputs, _fine_states(sampler, inputs, substeps), ridge)
+
+
+Inputs = list[tuple[Tensor, Condition, Condition]]  # noise and conditions, batch by batch
+
+
+def _batches(noise: Tensor, condition: Condition, unconditional: Condition, size: int) -> Inputs:
+    """Cut noise and conditions into batches."""
+    slices = [slice(start, start + size) for start in range(0, len(noise), size)]
+    return [(noise[part], take(condition, part), unconditional) for part in slices]
+
+
+def _fine_states(sampler: GASSampler, inputs: Inputs, substeps: int) -> list[tuple[Tensor, ...]]:
+    """Return, batch by batch, what states a finer solver has at the times of the sampler's."""
+    solver = sampler.solver
+    assert isinstance(solver, GeneralizedSolver)
+    if DATA not in get_kind(solver.kind).learned or solver.compat is not None:
         raise ValueError(
             f"A solver of kind {solver.compat or solver.kind} has no weights that can be fitted; leave it as "
             "it is."
         )
     if solver.schedule.zero_terminal_snr:
         raise ValueError(f"{solver.schedule!r} is infinite in lambda at t = 1; train without fitting first.")
-    own, fine = (
-        GASSampler(each, denoiser, prediction_type, guidance_scale)
-        for each in (solver, _fine_solver(solver, substeps))
+    fine = GASSampler(
+        _fine_solver(solver, substeps), sampler.denoiser, sampler.prediction_type, sampler.guidance_scale
     )
-    batches = [slice(start, start + batch_size) for start in range(0, len(noise), batch_size)]
-    inputs = [(noise[part], take(condition, part), unconditional_condition) for part in batches]
-    wanted = [fine(*batch, return_trajectory=True)[1].states[::substeps] for batch in inputs]
+    return [fine(*batch, return_trajectory=True)[1].states[::substeps] for batch in inputs]
+
+
+def _fit_weights(sampler: GASSampler, inputs: Inputs, wanted: list[tuple[Tensor, ...]], ridge: float) -> None:
+    """Fit the weights of the sampler's solver, step by step, to these states; see `fit_corrections`."""
+    solver = sampler.solver
+    assert isinstance(solver, GeneralizedSolver)
+    learned = get_kind(solver.kind).learned
     weights = StepWeights(*(table.clone() for table in solver.weights()))
     for n in range(solver.steps):
         kept = min(n + 1, solver.order)
@@ -295,7 +317,7 @@ def fit_corrections(
         moment = torch.zeros_like(now[free])
         gram = torch.diag(moment)
         for batch, states in zip(inputs, wanted, strict=True):
-            _, trajectory = own(*batch, return_trajectory=True)
+            _, trajectory = sampler(*batch, return_trajectory=True)
             back = range(n, n - kept, -1)
             terms = [trajectory.states[j] for j in back] + [trajectory.data[j] for j in back]
             matrix = torch.stack([term.double().flatten() for term in terms], dim=1)
@@ -363,7 +385,8 @@ def fit_start(
     parts = FIRST_LEVELS if OFFSETS in get_kind(solver.kind).learned else (1.0,)
     start = {name: value.clone() for name, value in solver.state_dict().items()}
     sampler = GASSampler(solver, denoiser, prediction_type, guidance_scale)
-    slices = [slice(first, first + batch_size) for first in range(0, len(noise), batch_size)]
+    inputs = _batches(noise, condition, unconditional_condition, batch_size)
+    wanted = _fine_states(sampler, inputs, _SUBSTEPS)  # the same for all offsets
     found: list[tuple[float, float, dict[str, Tensor]]] = []
     for part in parts:
         solver.load_state_dict(start)
@@ -371,18 +394,8 @@ def fit_start(
             end = torch.ones((), dtype=torch.float64)
             level = schedule.lambda_(end) - math.log(part)
             solver.time_offsets[0] = schedule.inverse_lambda(level) - 1.0
-        fit_corrections(
-            solver,
-            denoiser,
-            noise,
-            condition,
-            unconditional_condition,
-            prediction_type=prediction_type,
-            guidance_scale=guidance_scale,
-            batch_size=batch_size,
-        )
-        samples = [sampler(noise[i], take(condition, i), unconditional_condition) for i in slices]
-        distance = l1_distance(torch.cat(samples), target)
+        _fit_weights(sampler, inputs, wanted, _RIDGE)
+        distance = l1_distance(torch.cat([sampler(*batch) for batch in inputs]), target)
         found.append((distance, part, {name: value.clone() for name, value in solver.state_dict().items()}))
         if progress is not None:
             progress(part, distance)
