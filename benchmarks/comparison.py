@@ -1,42 +1,48 @@
 """All solvers on the embedded teacher: the numbers of docs/comparison.md.
 
     python benchmarks/comparison.py --nfe 4 5 6 8 10 --samples 5000 -o comparison
-    python benchmarks/comparison.py --nfe 15 20 --teacher-steps 80 --kinds gs -o comparison-high
+    python benchmarks/comparison.py --nfe 15 20 --teacher-steps 80 --kinds gs --samples 500 -o high
 
-Learns one solver of every kind and number of evaluations, judges them beside the training-free ones on
-held-out seeds, and writes tables, plots and the page. Stopped at any moment it goes on where it was.
+Learns one solver of every kind and number of evaluations, judges them on held-out seeds beside the
+training-free ones, and writes tables, plots and the page; with --page docs/comparison.md, the tables and
+pictures of that one. Stopped at any moment it goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
+from comparison_page import write_page
 from training_recipes import finished, make_samples
 
-from gas_ext.configs import load_config
+from gas_ext.catalog import build_solver
+from gas_ext.configs import Config, load_config
 from gas_ext.denoisers import Denoiser
-from gas_ext.evaluation import compare
+from gas_ext.evaluation import compare, draw_samples
+from gas_ext.files import write_file
+from gas_ext.metrics import l1_distance
 from gas_ext.progress import make_reporter
 from gas_ext.report import print_table, write_report
+from gas_ext.samples import SampleBatch
 from gas_ext.seeds import parse_seeds
+from gas_ext.spacings import SPACINGS
 from gas_ext.teachers.folder import load_teacher
 from gas_ext.training import train
 
-# Every family, on the times that suit it on this teacher, and on the usual ones where those are others.
-TRAINING_FREE = (
-    "ddim@logsnr",
-    "ddim@quadratic",
-    "dpm++-2@logsnr",
-    "dpm++-2@quadratic",
-    "dpm++-3@logsnr",
-    "unipc-2-bh2@quadratic",
-    "unipc-3-bh2@logsnr",
-    "deis-2@quadratic",
-    "ipndm-2@quadratic",
-    "ipndm-3@logsnr",
-    "heun@logsnr",
-)
+# Every family of training-free solvers is judged at its best: with the variant and the times, for each number
+# of evaluations, that come nearest to the teacher on SCREENED training samples.
+FAMILIES = {
+    "DDIM": ("ddim",),
+    "DPM-Solver++": ("dpm++-2", "dpm++-3"),
+    "UniPC": ("unipc-1-bh1", "unipc-1", "unipc-2-bh1", "unipc-2", "unipc-3-bh1", "unipc-3"),
+    "DEIS": ("deis-1", "deis-2", "deis-3"),
+    "iPNDM": ("ipndm-2", "ipndm-3", "ipndm-4"),
+    "Heun": ("heun",),
+}
+SCREENED = 64
 # Label, what is learned (gas_ext.kinds), and the loss.
 LEARNED = {
     "learned-times": ("DPM-Solver++, learned times", "learned-times", "gs"),
@@ -48,17 +54,44 @@ LEARNED = {
 }
 
 
-def learn(name: str, steps: int, denoiser: Denoiser, folder: Path, changes: list[str], samples: Path) -> None:
+def screen(
+    denoiser: Denoiser, batch: SampleBatch, nfes: list[int], t_eps: float, file: Path
+) -> dict[str, dict[int, str]]:
+    """Choose variant and times of every family; all distances stay in the file."""
+    found: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
+    chosen: dict[str, dict[int, str]] = {}
+    names = {
+        family: [f"{variant}@{times}" for variant in variants for times in SPACINGS]
+        for family, variants in FAMILIES.items()
+    }
+    with make_reporter().task("Screening", len(nfes) * sum(map(len, names.values()))) as advance:
+        for family, candidates in names.items():
+            for nfe in nfes:
+                distances = found.setdefault(f"{family}, {nfe}", {})
+                for name in candidates:
+                    if name not in distances:
+                        solver = build_solver(name, denoiser.schedule, nfe, t_eps)
+                        run = draw_samples(solver, denoiser, batch.noise, batch.condition)
+                        distances[name] = l1_distance(run.samples, batch.samples)
+                        write_file(file, json.dumps(found, indent=1).encode())
+                    advance(1)
+                chosen.setdefault(family, {})[nfe] = min(candidates, key=distances.__getitem__)
+    return chosen
+
+
+def learn(name: str, steps: int, denoiser: Denoiser, folder: Path, changes: list[str], source: Any) -> None:
     """Train one solver with the package's own recipe, or go on with it."""
     _, kind, loss = LEARNED[name]
     config = load_config("demo", [*changes, f"student.kind={kind}", "training.shown_images=0"])
+    reporter = make_reporter()
+    finished(train(config, denoiser, folder, steps=steps, loss=loss, samples=source, reporter=reporter))
+
+
+def teacher_samples(denoiser: Denoiser, folder: Path, config: Config) -> Any:
+    """Draw the samples that all solvers learn from, or open them."""
     counts = config.training
-    source = make_samples(
-        denoiser, 0, samples, counts.train_samples_for("gas") + counts.validation_samples, config
-    )
-    finished(
-        train(config, denoiser, folder, steps=steps, loss=loss, samples=source, reporter=make_reporter())
-    )
+    count = counts.train_samples_for("gas") + counts.validation_samples
+    return make_samples(denoiser, 0, folder, count, config)
 
 
 def main() -> None:
@@ -68,22 +101,30 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--kinds", nargs="*", choices=LEARNED, default=list(LEARNED))
     parser.add_argument("--teacher-steps", type=int, default=20, help="evaluations of the teacher")
+    parser.add_argument("--learn-only", action="store_true", help="judge nothing yet")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("-o", "--out", type=Path, default=Path("comparison"))
+    parser.add_argument("--page", type=Path, help="docs/comparison.md, to write its tables")
+    parser.add_argument("--part", default="comparison", help="which part of the page")
     options = parser.parse_args()
     changes = ["training.train_samples=1000", "training.validation_samples=128"]
     changes.append(f"teacher_solver.steps={options.teacher_steps}")
     config = load_config("demo", changes)
     denoiser = load_teacher("demo", options.device)
+    source = teacher_samples(denoiser, options.out / "samples", config)
     for name in options.kinds:
         for steps in options.nfe:
-            learn(name, steps, denoiser, options.out / f"{name}-{steps}", changes, options.out / "samples")
+            learn(name, steps, denoiser, options.out / f"{name}-{steps}", changes, source)
+    if options.learn_only:
+        return
+    batch = source.batch(range(SCREENED), images=False).to(denoiser.device)
+    families = screen(denoiser, batch, options.nfe, config.student.t_eps, options.out / "screening.json")
     learned = {
         LEARNED[name][0]: str(options.out / f"{name}-{{nfe}}" / "last.safetensors") for name in options.kinds
     }
     comparison = compare(
         denoiser,
-        {**{name: name for name in TRAINING_FREE}, **learned},
+        {**families, **learned},
         options.nfe,
         options.out,
         teacher=config.teacher_solver.build(denoiser.schedule, options.nfe[0]),
@@ -94,6 +135,8 @@ def main() -> None:
     )
     write_report(comparison, options.out)
     print_table(comparison)
+    if options.page:
+        write_page(comparison, families, options.out, options.page, options.part)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ from gas_ext.sealed_file import checksum
 from gas_ext.seeds import parse_seeds
 from gas_ext.solver import GeneralizedSolver
 
-# A name of `gas_ext.catalog`, a solver file (with {nfe} for the number of evaluations), or a solver itself.
-SolverLike: TypeAlias = str | Solver
+# A name of `gas_ext.catalog`, a solver file (with {nfe} for the number of evaluations), one name for each
+# number of evaluations, or a solver itself.
+SolverLike: TypeAlias = str | Mapping[int, str] | Solver
 TeacherLike: TypeAlias = Solver | Callable[[int], Solver]
 
 TEACHER = "teacher"
@@ -97,6 +98,8 @@ def named_solvers(solvers: Sequence[SolverLike] | Mapping[str, SolverLike]) -> d
 
 
 def _split(solver: SolverLike) -> tuple[str, SolverLike]:
+    if isinstance(solver, Mapping):
+        raise ValueError("Solvers by number of evaluations need a label; give a dict {label: {nfe: name}}.")
     if not isinstance(solver, str):
         name = type(solver).__name__
         return f"{name}-{solver.steps}", solver
@@ -147,30 +150,34 @@ def build_entries(
     entries: list[tuple[str, str, str, Solver]] = []
     left_out: list[LeftOut] = []
     for label, solver in solvers.items():
-        if not isinstance(solver, str):
-            kind = (
-                "learned"
-                if isinstance(solver, GeneralizedSolver) and solver.training_summary
-                else "classical"
-            )
-            entries.append((label, kind, name_of(solver), solver))
-        elif _is_file(solver):
+        if isinstance(solver, str) and _is_file(solver):
             for path in dict.fromkeys(solver.replace("{nfe}", str(nfe)) for nfe in nfes):
                 entries.append((label, "learned", path, load_solver(path, denoiser)))
-        else:
+        elif isinstance(solver, (str, Mapping)):
+            names = dict.fromkeys(nfes, solver) if isinstance(solver, str) else solver
             found, missing = [], []
             for nfe in nfes:
                 try:
-                    built = build_solver(solver, denoiser.schedule, nfe, t_eps)
+                    built = build_solver(_name_for(nfe, names), denoiser.schedule, nfe, t_eps)
                 except ValueError as error:
                     missing.append(LeftOut(label, nfe, str(error)))
                 else:
-                    found.append((label, "classical", display_name(solver), built))
+                    found.append((label, "classical", display_name(names[nfe]), built))
             if not found:
                 raise ValueError(missing[0].reason)
             entries += found
             left_out += missing
+        else:
+            learned = isinstance(solver, GeneralizedSolver) and bool(solver.training_summary)
+            entries.append((label, "learned" if learned else "classical", name_of(solver), solver))
     return _with_teachers(entries, denoiser, teacher, guidance_scale), left_out
+
+
+def _name_for(nfe: int, names: Mapping[int, str]) -> str:
+    """Return the name that was given for this number of evaluations."""
+    if nfe not in names:
+        raise ValueError(f"no solver was named for {nfe} evaluations, only for {sorted(names)}")
+    return names[nfe]
 
 
 def load_solver(path: str, denoiser: Denoiser) -> GeneralizedSolver:

@@ -131,15 +131,15 @@ def _plain_ticks(axis: Any, values: Sequence[float]) -> None:
 
 
 def write_plots(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write quality-nfe.png and quality-time.png; nothing where nothing was measured."""
+    """Write quality-nfe.png and quality-time.png; where nothing was measured, remove those of before."""
     measures = plotted(comparison)
+    paths = [folder / f"quality-{abscissa}.png" for abscissa in ABSCISSAS]
     if not measures:
+        for path in paths:
+            path.unlink(missing_ok=True)
         return []
-    paths = []
-    for abscissa in ABSCISSAS:
-        path = folder / f"quality-{abscissa}.png"
+    for abscissa, path in zip(ABSCISSAS, paths, strict=True):
         save_figure(_figure(comparison, measures, abscissa), path)
-        paths.append(path)
     return paths
 
 

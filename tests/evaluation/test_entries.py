@@ -39,6 +39,22 @@ def test_file_for_every_number_of_evaluations(tmp_path):
     assert left_out == []
 
 
+def test_another_name_for_every_number_of_evaluations():
+    denoiser, teacher = make_denoiser(), build_solver("ddim", SCHEDULE, 10)
+    solvers = named_solvers({"UniPC": {2: "unipc-2@logsnr", 4: "unipc-3@quadratic"}})
+    entries, left_out = build_entries(solvers, [2, 4, 5], denoiser, teacher)
+    expected = build_solver("unipc-3@quadratic", SCHEDULE, 4)
+    assert [(entry.label, entry.steps) for entry in entries[1:]] == [("UniPC", 2), ("UniPC", 4)]
+    assert solver_identity(entries[2].solver, denoiser, None) == solver_identity(expected, denoiser, None)
+    assert [(it.label, it.nfe) for it in left_out] == [("UniPC", 5)]
+    assert "no solver was named for 5 evaluations, only for [2, 4]" in left_out[0].reason
+
+
+def test_names_by_number_of_evaluations_need_a_label():
+    with pytest.raises(ValueError, match="need a label"):
+        named_solvers([{4: "unipc-3"}])
+
+
 def test_identity_is_that_of_the_numbers(tmp_path):
     denoiser = make_denoiser()
     solver = GeneralizedSolver(SCHEDULE, 3, timesteps="logsnr", prediction_type="sample")

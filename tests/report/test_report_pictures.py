@@ -62,6 +62,15 @@ def test_plots(tmp_path):
             assert (pixels == color).all(axis=1).any()
 
 
+def test_plots_of_before_are_removed_where_there_is_nothing_to_plot(tmp_path):
+    from dataclasses import replace
+
+    comparison = make_comparison()
+    write_plots(comparison, tmp_path)
+    assert write_plots(replace(comparison, cells=comparison.teachers), tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_points_are_joined_in_the_order_of_evaluations_and_tell_them():
     """Also where more evaluations took less time."""
     from dataclasses import replace
