@@ -120,7 +120,10 @@ def main() -> None:
     batch = source.batch(range(SCREENED), images=False).to(denoiser.device)
     families = screen(denoiser, batch, options.nfe, config.student.t_eps, options.out / "screening.json")
     learned = {
-        LEARNED[name][0]: str(options.out / f"{name}-{{nfe}}" / "last.safetensors") for name in options.kinds
+        LEARNED[name][0]: {
+            nfe: str(options.out / f"{name}-{nfe}" / "last.safetensors") for nfe in options.nfe
+        }
+        for name in options.kinds
     }
     comparison = compare(
         denoiser,

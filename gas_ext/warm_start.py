@@ -27,6 +27,8 @@ __all__ = ["corrections_from_weights", "fit_corrections", "fit_start", "from_sol
 
 # Noise levels sigma / alpha that the first evaluation may be told, in parts of the level at t = 1.
 FIRST_LEVELS = (1.0, 1 / 4, 1 / 8)
+# A lower level has to be nearer by this factor: training from it takes shorter steps, and gains less.
+_CLEARLY = 0.95
 _SUBSTEPS, _RIDGE = 6, 1e-4  # see `fit_corrections`
 
 
@@ -360,6 +362,8 @@ def fit_start(
 ) -> float:
     """Fit the corrections for several offsets of the first evaluation, and keep the nearest to the teacher.
 
+    Another offset than 0 is kept only if it is nearer by a twentieth.
+
     At t = 1 the network sees noise alone and can but answer with the mean of all data. Told that there is
     less noise, it takes the noise for a sample's and answers with something like that sample. With four
     steps that can be worth more than the true time, and training from an offset of 0 hardly finds it, for
@@ -399,9 +403,15 @@ def fit_start(
         found.append((distance, part, {name: value.clone() for name, value in solver.state_dict().items()}))
         if progress is not None:
             progress(part, distance)
-    _, part, best = min(found, key=lambda candidate: (math.isnan(candidate[0]), candidate[0]))
+    _, part, best = min(found, key=_handicapped)
     solver.load_state_dict(best)
     return part
+
+
+def _handicapped(candidate: tuple[float, float, dict[str, Tensor]]) -> tuple[bool, float]:
+    """Return what candidates are ranked by; a distance that is not a number comes last."""
+    distance, part, _ = candidate
+    return math.isnan(distance), distance if part == 1.0 else distance / _CLEARLY
 
 
 def _fine_solver(solver: GeneralizedSolver, substeps: int) -> GeneralizedSolver:

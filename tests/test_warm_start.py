@@ -130,8 +130,10 @@ def test_fitting_brings_a_solver_nearer_to_the_fine_solution(spacing, theory_ord
     assert (solver.time_offsets == 0).all()
 
 
-@pytest.mark.parametrize("steps", [2, 5])
-def test_the_best_of_several_first_levels_is_kept(steps):
+@pytest.mark.parametrize(("steps", "factor", "lower"), [(2, 1.0, True), (2, 0.95, False), (5, 1.0, False)])
+def test_a_lower_first_level_is_kept_if_it_is_clearly_nearer(monkeypatch, steps, factor, lower):
+    """It is nearer by a thousandth at 2 steps."""
+    monkeypatch.setattr("gas_ext.warm_start._CLEARLY", factor)
     noise = gaussian(48, 8, seed=1)
     target = solve(classical_solver(SCHEDULE, 60, 3, "logsnr").solver, noise)
     solver = GeneralizedSolver(SCHEDULE, steps, theory_order=1, timesteps="logsnr").double()
@@ -146,8 +148,11 @@ def test_the_best_of_several_first_levels_is_kept(steps):
         progress=lambda part, distance: seen.append((distance, part)),
     )
     assert [tried for _, tried in seen] == list(FIRST_LEVELS)
-    assert part == min(seen)[1]
-    assert (solve(solver, noise) - target).abs().mean().item() == pytest.approx(min(seen)[0], rel=1e-9)
+    distance, best = min(seen)
+    assert (best < 1.0 and distance < factor * seen[0][0]) == lower
+    assert part == (best if lower else 1.0)
+    kept = next(distance for distance, tried in seen if tried == part)
+    assert (solve(solver, noise) - target).abs().mean().item() == pytest.approx(kept, rel=1e-9)
     told = torch.exp(-SCHEDULE.lambda_(1.0 + solver.time_offsets[0].detach()))
     assert told.item() == pytest.approx(part * torch.exp(-SCHEDULE.lambda_(torch.ones(()).double())).item())
     assert (solver.time_offsets[1:] == 0).all()

@@ -142,27 +142,14 @@ def build_entries(
     FileNotFoundError
         If there is no such file.
     """
-    from gas_ext.catalog import build_solver, display_name
-
     if len(nfes) == 0:
         raise ValueError("There is no number of evaluations; give at least one, such as nfe=[4].")
     t_eps = denoiser.t_eps if t_eps is None else t_eps
     entries: list[tuple[str, str, str, Solver]] = []
     left_out: list[LeftOut] = []
     for label, solver in solvers.items():
-        if isinstance(solver, str) and _is_file(solver):
-            for path in dict.fromkeys(solver.replace("{nfe}", str(nfe)) for nfe in nfes):
-                entries.append((label, "learned", path, load_solver(path, denoiser)))
-        elif isinstance(solver, (str, Mapping)):
-            names = dict.fromkeys(nfes, solver) if isinstance(solver, str) else solver
-            found, missing = [], []
-            for nfe in nfes:
-                try:
-                    built = build_solver(_name_for(nfe, names), denoiser.schedule, nfe, t_eps)
-                except ValueError as error:
-                    missing.append(LeftOut(label, nfe, str(error)))
-                else:
-                    found.append((label, "classical", display_name(names[nfe]), built))
+        if isinstance(solver, (str, Mapping)):
+            found, missing = _named(label, solver, nfes, denoiser, t_eps)
             if not found:
                 raise ValueError(missing[0].reason)
             entries += found
@@ -173,11 +160,30 @@ def build_entries(
     return _with_teachers(entries, denoiser, teacher, guidance_scale), left_out
 
 
-def _name_for(nfe: int, names: Mapping[int, str]) -> str:
-    """Return the name that was given for this number of evaluations."""
-    if nfe not in names:
-        raise ValueError(f"no solver was named for {nfe} evaluations, only for {sorted(names)}")
-    return names[nfe]
+def _named(
+    label: str, solver: str | Mapping[int, str], nfes: Sequence[int], denoiser: Denoiser, t_eps: float
+) -> tuple[list[tuple[str, str, str, Solver]], list[LeftOut]]:
+    """Build what a name, or one name for each number of evaluations, stands for; a file once."""
+    from gas_ext.catalog import build_solver, display_name
+
+    names = dict.fromkeys(nfes, solver) if isinstance(solver, str) else solver
+    found: dict[str, tuple[str, str, str, Solver]] = {}
+    left_out = []
+    for nfe in nfes:
+        if nfe not in names:
+            reason = f"no solver was named for {nfe} evaluations, only for {sorted(names)}"
+            left_out.append(LeftOut(label, nfe, reason))
+        elif _is_file(names[nfe]):
+            path = names[nfe].replace("{nfe}", str(nfe))
+            found.setdefault(path, (label, "learned", path, load_solver(path, denoiser)))
+        else:
+            try:
+                built = build_solver(names[nfe], denoiser.schedule, nfe, t_eps)
+            except ValueError as error:
+                left_out.append(LeftOut(label, nfe, str(error)))
+            else:
+                found[f"{names[nfe]}, {nfe}"] = (label, "classical", display_name(names[nfe]), built)
+    return list(found.values()), left_out
 
 
 def load_solver(path: str, denoiser: Denoiser) -> GeneralizedSolver:

@@ -77,7 +77,7 @@ def compare(
     solvers : sequence or mapping
         Names of `gas_ext.catalog`, files of learned solvers (``{nfe}`` in a path stands for the number of
         evaluations), or solvers; "LABEL=NAME", or a mapping, says what they are called in tables. Under a
-        label {nfe: name} gives another name of the catalog for each number of evaluations.
+        label {nfe: name} gives another name or file for each number of evaluations.
     nfe : sequence of int
         Numbers of network evaluations.
     folder : path

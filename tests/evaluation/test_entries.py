@@ -39,12 +39,24 @@ def test_file_for_every_number_of_evaluations(tmp_path):
     assert left_out == []
 
 
-def test_another_name_for_every_number_of_evaluations():
+def test_another_name_for_every_number_of_evaluations(tmp_path):
+    GeneralizedSolver(SCHEDULE, 5, prediction_type="sample").save(tmp_path / "gs.safetensors")
     denoiser, teacher = make_denoiser(), build_solver("ddim", SCHEDULE, 10)
-    solvers = named_solvers({"UniPC": {2: "unipc-2@logsnr", 4: "unipc-3@quadratic"}})
+    solvers = named_solvers(
+        {
+            "UniPC": {2: "unipc-2@logsnr", 4: "unipc-3@quadratic"},
+            "gs": {2: "ddim", 4: "ddim", 5: f"{tmp_path}/gs.safetensors"},
+        }
+    )
     entries, left_out = build_entries(solvers, [2, 4, 5], denoiser, teacher)
     expected = build_solver("unipc-3@quadratic", SCHEDULE, 4)
-    assert [(entry.label, entry.steps) for entry in entries[1:]] == [("UniPC", 2), ("UniPC", 4)]
+    assert [(entry.label, entry.steps, entry.kind) for entry in entries[1:]] == [
+        ("UniPC", 2, "classical"),
+        ("UniPC", 4, "classical"),
+        ("gs", 2, "classical"),
+        ("gs", 4, "classical"),
+        ("gs", 5, "learned"),
+    ]
     assert solver_identity(entries[2].solver, denoiser, None) == solver_identity(expected, denoiser, None)
     assert [(it.label, it.nfe) for it in left_out] == [("UniPC", 5)]
     assert "no solver was named for 5 evaluations, only for [2, 4]" in left_out[0].reason
