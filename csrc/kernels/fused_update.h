@@ -10,6 +10,9 @@
 //     dh_k = w_k G (+ p H for k = 0)           dm = q w H,  dm_u = q (1 - w) H
 //     dw_k = <G, h_k>   dc_nn = <G, D_n>   dp = <H, x_n>   dq = <H, m~>
 //     dw   = q <H, m - m_u>                ds = <dL/dy, x_{n+1}>
+//
+// Gathering, over the later steps j of a solve whose histories held x_{n+1} and D_n:
+//     dL/dx_{n+1} += sum_j w_j G_j         dL/dD_n += sum_j w'_j G_j
 #pragma once
 
 #include <cstdint>
@@ -32,6 +35,15 @@ inline constexpr int kMaxCoefficients = kFirstWeight + kMaxTerms;
 // State dtype and network dtype, the only pairs that are compiled.
 enum class DtypePair { f64_f64, f32_f32, f32_f16, f32_bf16, f16_f16, bf16_bf16 };
 
+inline int state_bytes(DtypePair dtypes) {
+  if (dtypes == DtypePair::f64_f64) return 8;
+  return dtypes == DtypePair::f16_f16 || dtypes == DtypePair::bf16_bf16 ? 2 : 4;
+}
+inline int network_bytes(DtypePair dtypes) {
+  if (dtypes == DtypePair::f64_f64) return 8;
+  return dtypes == DtypePair::f32_f32 ? 4 : 2;
+}
+
 // All tensors have `numel` elements in one common memory order; the pointers are to the first element.
 struct ForwardArgs {
   DtypePair dtypes;
@@ -46,6 +58,14 @@ struct ForwardArgs {
   void* state = nullptr;                   // x_{n+1}, state dtype
   void* next_input = nullptr;              // y; null when not asked
   bool next_input_in_state_dtype = false;  // else in the network dtype
+  bool streaming = false;                  // CPU: write past the caches
+
+  // What must move between memory and processor: each input and each output once.
+  int64_t bytes() const {
+    const int state = state_bytes(dtypes), network = network_bytes(dtypes);
+    const int next = next_input == nullptr ? 0 : next_input_in_state_dtype ? state : network;
+    return numel * ((terms + 2) * state + (output_uncond == nullptr ? 1 : 2) * network + next);
+  }
 };
 
 // Null gradients mean: not there (inputs) or not wanted (outputs).
@@ -68,8 +88,45 @@ struct BackwardArgs {
   void* grad_output_uncond = nullptr;
   void* grad_coefficients = nullptr;  // in the dtype of `coefficients`
   void* partials = nullptr;           // workspace of the two-stage reduction; null without grad_coefficients
+  bool streaming = false;             // CPU: write past the caches
 
   int coefficient_count() const { return kFirstWeight + terms; }
+
+  int64_t bytes() const {
+    const int state = state_bytes(dtypes), network = network_bytes(dtypes);
+    int states = (grad_data != nullptr) + (grad_state != nullptr), networks = 0;
+    for (int k = 0; k < terms; ++k) states += (partials != nullptr) + (grad_history[k] != nullptr);
+    if (partials != nullptr) networks += output_uncond == nullptr ? 1 : 2;
+    networks += (grad_output != nullptr) + (grad_output_uncond != nullptr);
+    if (grad_next_input != nullptr) {
+      (next_input_in_state_dtype ? states : networks) += 1;
+      states += partials != nullptr;  // x_{n+1}
+    }
+    return numel * (static_cast<int64_t>(states) * state + networks * network);
+  }
+};
+
+// Every G_j is read once for both sums. The weights are taken from the coefficient rows of their steps.
+struct GatherArgs {
+  DtypePair dtypes;  // of the states, twice
+  int64_t numel = 0;
+  int count = 0;                                // later steps, 1..kMaxTerms
+  const void* state_gradients[kMaxTerms] = {};  // G_j
+  const void* coefficients[kMaxTerms] = {};     // row of step j
+  bool coefficients_are_double = true;
+  int state_places[kMaxTerms] = {};  // where w_j stands in the row; negative: nowhere
+  int data_places[kMaxTerms] = {};   // likewise w'_j
+  const void* grad_state = nullptr;  // what came on other ways; null: nothing
+  const void* grad_data = nullptr;
+  void* total_state = nullptr;  // null: not wanted
+  void* total_data = nullptr;
+  bool streaming = false;  // CPU: write past the caches
+
+  int64_t bytes() const {
+    const int tensors = count + (grad_state != nullptr) + (grad_data != nullptr) + (total_state != nullptr) +
+                        (total_data != nullptr);
+    return numel * tensors * state_bytes(dtypes);
+  }
 };
 
 }  // namespace gas_ext

@@ -1,21 +1,20 @@
 // The fused update on the CPU. CMake compiles this file once for each instruction set, with GAS_EXT_ISA
 // naming it; fused_update_cpu_dispatch.cpp picks one at run time.
 //
-// Elements are walked in tiles that stay in the first-level cache. All arithmetic is in plain loops over
-// such tiles, which the compiler vectorizes; fused multiply-adds are explicit, so that the order of rounding
-// is the same in every set and in the CUDA kernels.
+// Every tensor is walked once, block by block; fused multiply-adds are explicit, so that the order of
+// rounding is the same in every set and in the CUDA kernels.
 #include "fused_update_cpu.h"
 
 #include <algorithm>
 
-#include "cpu_numeric.h"
+#include "cpu_block.h"
 
 namespace gas_ext::GAS_EXT_ISA {
 namespace {
 
-constexpr int kTile = 1024;
-constexpr int kLanes = 16;  // partial sums of an inner product, fixed so that every set adds in one order
-static_assert(kCpuChunk % kTile == 0 && kTile % kLanes == 0);
+constexpr int kTileBlocks = 16;
+constexpr int kTile = kTileBlocks * kBlock;
+static_assert(kCpuChunk % kTile == 0);
 
 template <class W>
 void load_coefficients(const void* source, bool is_double, int count, W* target) {
@@ -25,83 +24,57 @@ void load_coefficients(const void* source, bool is_double, int count, W* target)
   }
 }
 
-template <class T>
-const T* at(const void* base, int64_t offset) {
-  return static_cast<const T*>(base) + offset;
-}
-template <class T>
-T* at(void* base, int64_t offset) {
-  return static_cast<T*>(base) + offset;
-}
-
-// out = c * a
-template <class W>
-void scale(W c, const W* __restrict__ a, int count, W* __restrict__ out) {
-  for (int i = 0; i < count; ++i) out[i] = c * a[i];
-}
-
-// out = c * a + out
-template <class W>
-void accumulate(W c, const W* __restrict__ a, int count, W* __restrict__ out) {
-  for (int i = 0; i < count; ++i) out[i] = fused_multiply_add(c, a[i], out[i]);
-}
-
-// lanes += a * b, element i into lane i % kLanes
-template <class W>
-void inner_product(const W* __restrict__ a, const W* __restrict__ b, int count, W* __restrict__ lanes) {
+// Call body(i, part) for each block of the elements [begin, end), i = 0, 1, ...
+template <class Body>
+GAS_EXT_INLINE void for_each_block(int64_t begin, int64_t end, Body&& body) {
   int i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (int j = 0; j < kLanes; ++j) lanes[j] = fused_multiply_add(a[i + j], b[i + j], lanes[j]);
-  }
-  for (; i < count; ++i) lanes[i % kLanes] = fused_multiply_add(a[i], b[i], lanes[i % kLanes]);
+  for (; begin + kBlock <= end; begin += kBlock) body(i++, Part<WholeBlock>{begin, {}});
+  if (begin < end) body(i, Part<int>{begin, static_cast<int>(end - begin)});
 }
 
-// m~ = m_u + w (m - m_u) of one tile; m itself without guidance. `difference` receives m - m_u.
-template <class M, class W>
-const W* guided_output(const void* output, const void* uncond, int64_t offset, int count, W guidance,
-                       W* __restrict__ scratch, W* __restrict__ difference, W* __restrict__ guided) {
-  const W* m = read_tile(at<M>(output, offset), count, scratch);
-  if (uncond == nullptr) return m;
-  W uncond_scratch[kTile];
-  const W* m_u = read_tile(at<M>(uncond, offset), count, uncond_scratch);
-  for (int i = 0; i < count; ++i) {
+// m~ = m_u + w (m - m_u), and m - m_u; without guidance m itself, and zero.
+template <class M, class W, class Count>
+GAS_EXT_INLINE void guided_output(const void* output, const void* uncond, Part<Count> part, W guidance,
+                                  Block<W>& m, Block<W>& difference) {
+  read<M>(output, part, m);
+  difference = {};
+  if (uncond == nullptr) return;
+  Block<W> m_u;
+  read<M>(uncond, part, m_u);
+  for_each_vector<W>([&](int i) {
     difference[i] = m[i] - m_u[i];
-    guided[i] = fused_multiply_add(guidance, difference[i], m_u[i]);
-  }
-  return guided;
+    m[i] = multiply_add(broadcast(guidance), difference[i], m_u[i]);
+  });
 }
 
-// D_n = p x_n + q m~ of one tile.
+// D_n = p x_n + q m~
 template <class W>
-void data_prediction(const W* c, const W* __restrict__ x, const W* __restrict__ m, int count,
-                     W* __restrict__ data) {
+GAS_EXT_INLINE void data_prediction(const W* c, const Block<W>& x, const Block<W>& m, Block<W>& data) {
   const W p = c[kSampleScale], q = c[kOutputScale];
-  for (int i = 0; i < count; ++i) data[i] = fused_multiply_add(p, x[i], q * m[i]);
+  for_each_vector<W>([&](int i) { data[i] = multiply_add(broadcast(p), x[i], q * m[i]); });
 }
 
-template <class T, class M>
-void forward_tile(const ForwardArgs& args, const work_t<T>* c, int64_t offset, int count) {
+template <class T, class M, class Count>
+GAS_EXT_INLINE void forward_block(const ForwardArgs& args, const work_t<T>* c, Part<Count> part) {
   using W = work_t<T>;
-  W x_scratch[kTile], m_scratch[kTile], difference[kTile], guided[kTile], data[kTile], state[kTile];
-  const W* m = guided_output<M>(args.output, args.output_uncond, offset, count, c[kGuidance], m_scratch,
-                                difference, guided);
-  const W* x = read_tile(at<T>(args.history[0], offset), count, x_scratch);
-  data_prediction(c, x, m, count, data);
-  write_tile(data, count, at<T>(args.data, offset));
-
-  scale(c[kDataWeight], data, count, state);
-  accumulate(c[kFirstWeight], x, count, state);
+  Block<W> m, difference, h, data, state;
+  guided_output<M>(args.output, args.output_uncond, part, c[kGuidance], m, difference);
+  read<T>(args.history[0], part, h);
+  data_prediction(c, h, m, data);
+  scale(c[kDataWeight], data, state);
+  accumulate(c[kFirstWeight], h, state);
   for (int k = 1; k < args.terms; ++k) {
-    const W* h = read_tile(at<T>(args.history[k], offset), count, x_scratch);
-    accumulate(c[kFirstWeight + k], h, count, state);
+    read<T>(args.history[k], part, h);
+    accumulate(c[kFirstWeight + k], h, state);
   }
-  write_tile(state, count, at<T>(args.state, offset));
+  write<T>(data, args.data, part, args.streaming);
+  write<T>(state, args.state, part, args.streaming);
   if (args.next_input == nullptr) return;
-  scale(c[kNextScale], state, count, data);
+  scale(c[kNextScale], state, data);
   if (args.next_input_in_state_dtype) {
-    write_tile(data, count, at<T>(args.next_input, offset));
+    write<T>(data, args.next_input, part, args.streaming);
   } else {
-    write_tile(data, count, at<M>(args.next_input, offset));
+    write<M>(data, args.next_input, part, args.streaming);
   }
 }
 
@@ -109,16 +82,15 @@ template <class T, class M>
 void forward_chunks(const ForwardArgs& args, int64_t begin, int64_t end) {
   work_t<T> c[kMaxCoefficients];
   load_coefficients(args.coefficients, args.coefficients_are_double, kFirstWeight + args.terms, c);
-  const int64_t last = std::min(end * kCpuChunk, args.numel);
-  for (int64_t offset = begin * kCpuChunk; offset < last; offset += kTile) {
-    forward_tile<T, M>(args, c, offset, static_cast<int>(std::min<int64_t>(kTile, last - offset)));
-  }
+  for_each_block(begin * kCpuChunk, std::min(end * kCpuChunk, args.numel),
+                 [&](int, auto part) { forward_block<T, M>(args, c, part); });
+  finish_streaming(args.streaming);
 }
 
 // Partial sums of every coefficient's gradient over one chunk.
 template <class W>
 struct InnerProducts {
-  W lanes[kMaxCoefficients][kLanes] = {};
+  alignas(64) W lanes[kMaxCoefficients][kLanes] = {};
 
   void write(int count, double* row) const {
     for (int i = 0; i < count; ++i) {
@@ -129,94 +101,105 @@ struct InnerProducts {
   }
 };
 
-// G = dL/dx_{n+1} + s dL/dy of one tile, and <dL/dy, x_{n+1}>.
-template <class T, class M>
-void total_state_gradient(const BackwardArgs& args, const work_t<T>* c, int64_t offset, int count,
-                          work_t<T>* G, work_t<T>* next_scale_lanes) {
-  using W = work_t<T>;
-  W scratch[kTile], state_scratch[kTile];
+// G = dL/dx_{n+1} + s dL/dy, and <dL/dy, x_{n+1}>
+template <class T, class M, class W, class Count>
+GAS_EXT_INLINE void total_state_gradient(const BackwardArgs& args, const W* c, Part<Count> part, Block<W>& G,
+                                         W* next_scale_lanes) {
   if (args.grad_state != nullptr) {
-    const W* g = read_tile(at<T>(args.grad_state, offset), count, scratch);
-    std::copy(g, g + count, G);
+    read<T>(args.grad_state, part, G);
   } else {
-    std::fill(G, G + count, W(0));
+    G = {};
   }
   if (args.grad_next_input == nullptr) return;
-  const W* g_next;
+  Block<W> g_next;
   if (args.next_input_in_state_dtype) {
-    g_next = read_tile(at<T>(args.grad_next_input, offset), count, scratch);
+    read<T>(args.grad_next_input, part, g_next);
   } else {
-    g_next = read_tile(at<M>(args.grad_next_input, offset), count, scratch);
+    read<M>(args.grad_next_input, part, g_next);
   }
-  accumulate(c[kNextScale], g_next, count, G);
-  if (args.partials != nullptr) {
-    const W* state = read_tile(at<T>(args.state, offset), count, state_scratch);
-    inner_product(g_next, state, count, next_scale_lanes);
-  }
+  accumulate(c[kNextScale], g_next, G);
+  if (args.partials == nullptr) return;
+  Block<W> state;
+  read<T>(args.state, part, state);
+  inner_product(g_next, state, next_scale_lanes);
 }
 
-// H = dL/dD_n + c_nn G of one tile.
-template <class T>
-void total_data_gradient(const BackwardArgs& args, const work_t<T>* c, int64_t offset, int count,
-                         const work_t<T>* G, work_t<T>* H) {
-  using W = work_t<T>;
-  W scratch[kTile];
+// H = dL/dD_n + c_nn G
+template <class T, class W, class Count>
+GAS_EXT_INLINE void total_data_gradient(const BackwardArgs& args, const W* c, Part<Count> part,
+                                        const Block<W>& G, Block<W>& H) {
   if (args.grad_data != nullptr) {
-    const W* h = read_tile(at<T>(args.grad_data, offset), count, scratch);
-    std::copy(h, h + count, H);
+    read<T>(args.grad_data, part, H);
   } else {
-    std::fill(H, H + count, W(0));
+    H = {};
   }
-  accumulate(c[kDataWeight], G, count, H);
+  accumulate(c[kDataWeight], G, H);
 }
 
-template <class M, class W>
-void output_gradient(const BackwardArgs& args, const W* c, int64_t offset, int count, const W* H) {
+template <class M, class W, class Count>
+GAS_EXT_INLINE void output_gradient(const BackwardArgs& args, const W* c, Part<Count> part,
+                                    const Block<W>& H) {
   if (args.grad_output == nullptr) return;
-  W gradient[kTile];
   const W q = c[kOutputScale], w = c[kGuidance];
-  scale(args.output_uncond != nullptr ? q * w : q, H, count, gradient);
-  write_tile(gradient, count, at<M>(args.grad_output, offset));
+  Block<W> gradient;
+  scale(args.output_uncond != nullptr ? q * w : q, H, gradient);
+  write<M>(gradient, args.grad_output, part, args.streaming);
   if (args.output_uncond == nullptr) return;
-  scale(q * (W(1) - w), H, count, gradient);
-  write_tile(gradient, count, at<M>(args.grad_output_uncond, offset));
+  scale(q * (W(1) - w), H, gradient);
+  write<M>(gradient, args.grad_output_uncond, part, args.streaming);
 }
 
-// dp, dq, dw and dc_nn: the inner products with D_n and what it is made of.
-template <class T, class M>
-void data_inner_products(const BackwardArgs& args, const work_t<T>* c, int64_t offset, int count,
-                         const work_t<T>* G, const work_t<T>* H, InnerProducts<work_t<T>>& sums) {
-  using W = work_t<T>;
-  W x_scratch[kTile], m_scratch[kTile], difference[kTile], guided[kTile], data[kTile];
-  const W* m = guided_output<M>(args.output, args.output_uncond, offset, count, c[kGuidance], m_scratch,
-                                difference, guided);
-  const W* x = read_tile(at<T>(args.history[0], offset), count, x_scratch);
-  data_prediction(c, x, m, count, data);
-  inner_product(H, x, count, sums.lanes[kSampleScale]);
-  inner_product(H, m, count, sums.lanes[kOutputScale]);
-  if (args.output_uncond != nullptr) inner_product(H, difference, count, sums.lanes[kGuidance]);
-  inner_product(G, data, count, sums.lanes[kDataWeight]);
+// <H, x_n>, <H, m~>, <H, m - m_u> and <G, D_n>
+template <class T, class M, class W, class Count>
+GAS_EXT_INLINE void data_inner_products(const BackwardArgs& args, const W* c, Part<Count> part,
+                                        const Block<W>& G, const Block<W>& H, InnerProducts<W>& sums) {
+  Block<W> x, m, difference, data;
+  guided_output<M>(args.output, args.output_uncond, part, c[kGuidance], m, difference);
+  read<T>(args.history[0], part, x);
+  data_prediction(c, x, m, data);
+  inner_product(H, x, sums.lanes[kSampleScale]);
+  inner_product(H, m, sums.lanes[kOutputScale]);
+  if (args.output_uncond != nullptr) inner_product(H, difference, sums.lanes[kGuidance]);
+  inner_product(G, data, sums.lanes[kDataWeight]);
 }
 
+// A tile's G and H, which stay in the first-level cache while the history is walked term by term: memory
+// serves long stretches of few tensors better than short ones of many.
+template <class W>
+struct Tile {
+  Block<W> G[kTileBlocks], H[kTileBlocks];
+};
+
 template <class T, class M>
-void backward_tile(const BackwardArgs& args, const work_t<T>* c, int64_t offset, int count,
-                   InnerProducts<work_t<T>>& sums) {
+void backward_tile(const BackwardArgs& args, const work_t<T>* c, int64_t begin, int64_t end,
+                   Tile<work_t<T>>& tile, InnerProducts<work_t<T>>& sums) {
   using W = work_t<T>;
-  W G[kTile], H[kTile], scratch[kTile];
-  total_state_gradient<T, M>(args, c, offset, count, G, sums.lanes[kNextScale]);
-  total_data_gradient<T>(args, c, offset, count, G, H);
-  output_gradient<M>(args, c, offset, count, H);
-  if (args.partials != nullptr) data_inner_products<T, M>(args, c, offset, count, G, H, sums);
+  for_each_block(begin, end, [&](int i, auto part) {
+    Block<W> G, H;
+    total_state_gradient<T, M>(args, c, part, G, sums.lanes[kNextScale]);
+    total_data_gradient<T>(args, c, part, G, H);
+    if (args.partials != nullptr) data_inner_products<T, M>(args, c, part, G, H, sums);
+    output_gradient<M>(args, c, part, H);
+    tile.G[i] = G;
+    tile.H[i] = H;
+  });
+  // All terms are read before any of their gradients is written: a load whose address agrees with that of a
+  // recent store in the last 12 bits, as addresses in large tensors do, would wait for it.
+  for (int k = 0; args.partials != nullptr && k < args.terms; ++k) {
+    for_each_block(begin, end, [&](int i, auto part) {
+      Block<W> h;
+      read<T>(args.history[k], part, h);
+      inner_product(tile.G[i], h, sums.lanes[kFirstWeight + k]);
+    });
+  }
   for (int k = 0; k < args.terms; ++k) {
-    if (args.partials != nullptr) {
-      const W* h = read_tile(at<T>(args.history[k], offset), count, scratch);
-      inner_product(G, h, count, sums.lanes[kFirstWeight + k]);
-    }
-    if (args.grad_history[k] != nullptr) {
-      scale(c[kFirstWeight + k], G, count, scratch);
-      if (k == 0) accumulate(c[kSampleScale], H, count, scratch);
-      write_tile(scratch, count, at<T>(args.grad_history[k], offset));
-    }
+    if (args.grad_history[k] == nullptr) continue;
+    for_each_block(begin, end, [&](int i, auto part) {
+      Block<W> gradient;
+      scale(c[kFirstWeight + k], tile.G[i], gradient);
+      if (k == 0) accumulate(c[kSampleScale], tile.H[i], gradient);
+      write<T>(gradient, args.grad_history[k], part, args.streaming);
+    });
   }
 }
 
@@ -226,17 +209,49 @@ void backward_chunks(const BackwardArgs& args, int64_t begin, int64_t end) {
   const int count = args.coefficient_count();
   W c[kMaxCoefficients];
   load_coefficients(args.coefficients, args.coefficients_are_double, count, c);
+  Tile<W> tile;
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     InnerProducts<W> sums;
     const int64_t last = std::min((chunk + 1) * kCpuChunk, args.numel);
-    for (int64_t offset = chunk * kCpuChunk; offset < last; offset += kTile) {
-      backward_tile<T, M>(args, c, offset, static_cast<int>(std::min<int64_t>(kTile, last - offset)), sums);
+    for (int64_t begin = chunk * kCpuChunk; begin < last; begin += kTile) {
+      backward_tile<T, M>(args, c, begin, std::min(begin + kTile, last), tile, sums);
     }
     if (args.partials == nullptr) continue;
     double* row = static_cast<double*>(args.partials) + chunk * count;
     sums.write(count, row);
     row[kGuidance] *= static_cast<double>(c[kOutputScale]);
   }
+  finish_streaming(args.streaming);
+}
+
+template <class T, class Count>
+GAS_EXT_INLINE void gather_block(const GatherArgs& args, const work_t<T> (*weights)[2], Part<Count> part) {
+  using W = work_t<T>;
+  Block<W> state = {}, data = {}, G;
+  if (args.grad_state != nullptr) read<T>(args.grad_state, part, state);
+  if (args.grad_data != nullptr) read<T>(args.grad_data, part, data);
+  for (int j = 0; j < args.count; ++j) {
+    read<T>(args.state_gradients[j], part, G);
+    if (args.state_places[j] >= 0) accumulate(weights[j][0], G, state);
+    if (args.data_places[j] >= 0) accumulate(weights[j][1], G, data);
+  }
+  if (args.total_state != nullptr) write<T>(state, args.total_state, part, args.streaming);
+  if (args.total_data != nullptr) write<T>(data, args.total_data, part, args.streaming);
+}
+
+template <class T>
+void gather_chunks(const GatherArgs& args, int64_t begin, int64_t end) {
+  work_t<T> weights[kMaxTerms][2];
+  for (int j = 0; j < args.count; ++j) {
+    work_t<T> row[kMaxCoefficients];
+    const int places[2] = {args.state_places[j], args.data_places[j]};
+    load_coefficients(args.coefficients[j], args.coefficients_are_double, std::max(places[0], places[1]) + 1,
+                      row);
+    for (int i = 0; i < 2; ++i) weights[j][i] = places[i] >= 0 ? row[places[i]] : 0;
+  }
+  for_each_block(begin * kCpuChunk, std::min(end * kCpuChunk, args.numel),
+                 [&](int, auto part) { gather_block<T>(args, weights, part); });
+  finish_streaming(args.streaming);
 }
 
 void forward(const ForwardArgs& args, int64_t begin, int64_t end) {
@@ -246,7 +261,7 @@ void forward(const ForwardArgs& args, int64_t begin, int64_t end) {
     case DtypePair::f32_f16: return forward_chunks<float, half>(args, begin, end);
     case DtypePair::f32_bf16: return forward_chunks<float, bfloat16>(args, begin, end);
     case DtypePair::f16_f16: return forward_chunks<half, half>(args, begin, end);
-    case DtypePair::bf16_bf16: return forward_chunks<bfloat16, bfloat16>(args, begin, end);
+    case DtypePair::bf16_bf16: return forward_chunks<split_bfloat16, split_bfloat16>(args, begin, end);
   }
 }
 
@@ -257,7 +272,16 @@ void backward(const BackwardArgs& args, int64_t begin, int64_t end) {
     case DtypePair::f32_f16: return backward_chunks<float, half>(args, begin, end);
     case DtypePair::f32_bf16: return backward_chunks<float, bfloat16>(args, begin, end);
     case DtypePair::f16_f16: return backward_chunks<half, half>(args, begin, end);
-    case DtypePair::bf16_bf16: return backward_chunks<bfloat16, bfloat16>(args, begin, end);
+    case DtypePair::bf16_bf16: return backward_chunks<split_bfloat16, split_bfloat16>(args, begin, end);
+  }
+}
+
+void gather(const GatherArgs& args, int64_t begin, int64_t end) {
+  switch (args.dtypes) {
+    case DtypePair::f64_f64: return gather_chunks<double>(args, begin, end);
+    case DtypePair::f16_f16: return gather_chunks<half>(args, begin, end);
+    case DtypePair::bf16_bf16: return gather_chunks<split_bfloat16>(args, begin, end);
+    default: return gather_chunks<float>(args, begin, end);
   }
 }
 
@@ -266,6 +290,6 @@ void backward(const BackwardArgs& args, int64_t begin, int64_t end) {
 #define GAS_EXT_STRING_(name) #name
 #define GAS_EXT_STRING(name) GAS_EXT_STRING_(name)
 extern const CpuKernels kernels;
-const CpuKernels kernels = {GAS_EXT_STRING(GAS_EXT_ISA), forward, backward};
+const CpuKernels kernels = {GAS_EXT_STRING(GAS_EXT_ISA), forward, backward, gather};
 
 }  // namespace gas_ext::GAS_EXT_ISA

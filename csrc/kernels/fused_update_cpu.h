@@ -22,6 +22,7 @@ struct CpuKernels {
   // First stage: gradients of the tensors, and (with args.partials) each chunk's inner products, a row of
   // args.coefficient_count() doubles.
   void (*backward)(const BackwardArgs&, int64_t begin, int64_t end);
+  void (*gather)(const GatherArgs&, int64_t begin, int64_t end);
 };
 
 // Second stage: add the rows of args.partials in chunk order into args.grad_coefficients.
@@ -30,6 +31,10 @@ void cpu_sum_partials(const BackwardArgs& args);
 // The kernels in use: the best set that this processor runs, or the one that the environment variable
 // GAS_EXT_CPU_ISA names. Throws std::runtime_error where that one is unknown or cannot run here.
 const CpuKernels& cpu_kernels();
+
+// Whether a call that moves so many bytes should write past the caches: it should where they fill half of the
+// last one. Near its full size ordinary stores, with the lines that they fetch and evict, were twice as slow.
+bool cpu_should_stream(int64_t bytes);
 
 // Names of the sets in this binary, best last, and of those that this processor runs.
 std::vector<std::string> cpu_isas_compiled();

@@ -1,4 +1,6 @@
 // Choice among the instruction sets that fused_update_cpu.cpp was compiled for.
+#include <unistd.h>
+
 #include <cstdlib>
 #include <stdexcept>
 
@@ -78,6 +80,17 @@ std::vector<std::string> cpu_isas_supported() {
 const CpuKernels& cpu_kernels() {
   static const CpuKernels& chosen = choose();
   return chosen;
+}
+
+bool cpu_should_stream(int64_t bytes) {
+  static const int64_t cache = [] {
+    int64_t size = 0;
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+    size = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#endif
+    return size > 0 ? size : int64_t{32} << 20;
+  }();
+  return bytes > cache / 2;
 }
 
 void cpu_sum_partials(const BackwardArgs& args) {

@@ -19,6 +19,25 @@ inline DtypePair dtype_pair(ScalarType state, ScalarType network) {
       "gas_ext: no kernel for this pair of state and output dtypes; convert the output first");
 }
 
+// `tensor` in the memory order of `layout`: itself, or a copy.
+inline Tensor dense_like(const Tensor& layout, const Tensor& tensor, ScalarType dtype) {
+  check(same_sizes(tensor, layout),
+        "all tensors must have the shape of history[0] (output: twice the batch with guidance)");
+  check(tensor.scalar_type() == dtype, "a tensor's dtype differs from its group's");
+  check(same_device(tensor, layout), "all tensors must be on one device");
+  if (same_layout(tensor, layout)) return tensor;
+  Tensor copy = empty_like(layout, dtype);
+  torch::stable::copy_(copy, tensor);
+  return copy;
+}
+
+inline void check_coefficients(const Tensor& coefficients, const Tensor& like) {
+  check(coefficients.dim() == 1 && coefficients.is_contiguous(), "coefficients must be a contiguous vector");
+  check(coefficients.scalar_type() == ScalarType::Double || coefficients.scalar_type() == ScalarType::Float,
+        "coefficients must be float64 or float32");
+  check(same_device(coefficients, like), "coefficients must be on the device of the history");
+}
+
 // The inputs that forward and backward share, brought to one memory order: that of `layout`, which is x_n
 // where x_n is dense, else a dense copy of it. Copies made on the way live as long as this object.
 class Inputs {
@@ -31,11 +50,9 @@ class Inputs {
     dtypes_ = dtype_pair(state_dtype_, network_dtype_);
     check(history.size() <= static_cast<size_t>(kMaxTerms), "at most 64 history tensors");
     const int64_t count = kFirstWeight + static_cast<int64_t>(history.size());
-    check(coefficients.dim() == 1 && coefficients.numel() == count && coefficients.is_contiguous(),
-          "coefficients must be a contiguous vector of 5 + len(history) numbers");
-    check(coefficients.scalar_type() == ScalarType::Double || coefficients.scalar_type() == ScalarType::Float,
-          "coefficients must be float64 or float32");
-    check(same_device(coefficients, x), "coefficients must be on the device of the history");
+    check_coefficients(coefficients, x);
+    check(coefficients.numel() == count, "coefficients must be 5 + len(history) numbers");
+    history_.reserve(history.size());
     history_.push_back(layout_);
     for (size_t k = 1; k < history.size(); ++k) history_.push_back(dense(history[k], state_dtype_));
     const auto [conditional, unconditional] = halves(output);
@@ -44,17 +61,7 @@ class Inputs {
     coefficients_ = coefficients;
   }
 
-  // The tensor itself where its memory order is the common one, else a copy.
-  Tensor dense(const Tensor& tensor, ScalarType dtype) {
-    check(same_sizes(tensor, layout_),
-          "all tensors must have the shape of history[0] (output: twice the batch with guidance)");
-    check(tensor.scalar_type() == dtype, "a tensor's dtype differs from its group's");
-    check(same_device(tensor, layout_), "all tensors must be on one device");
-    if (same_layout(tensor, layout_)) return tensor;
-    Tensor copy = empty_like(layout_, dtype);
-    torch::stable::copy_(copy, tensor);
-    return copy;
-  }
+  Tensor dense(const Tensor& tensor, ScalarType dtype) { return dense_like(layout_, tensor, dtype); }
 
   // (conditional, unconditional) views of a doubled batch, unconditional half first; (tensor, none) else.
   std::tuple<Tensor, std::optional<Tensor>> halves(Tensor tensor) const {
@@ -94,11 +101,7 @@ class Inputs {
  private:
   static Tensor first(const std::vector<Tensor>& history) {
     check(!history.empty(), "the history must hold at least x_n");
-    const Tensor& x = history[0];
-    if (is_dense(x)) return x;
-    Tensor copy = empty_like(x, x.scalar_type());
-    torch::stable::copy_(copy, x);
-    return copy;
+    return made_dense(history[0]);
   }
 
   Tensor layout_;

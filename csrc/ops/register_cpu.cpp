@@ -9,8 +9,16 @@ namespace {
 constexpr int64_t kGrainChunks = 2;
 
 struct Cpu {
-  static void forward(const ForwardArgs& args, const Tensor&) {
+  static void forward(ForwardArgs args, const Tensor&) {
+    args.streaming = cpu_should_stream(args.bytes());
     const auto kernel = cpu_kernels().forward;
+    torch::stable::parallel_for(0, cpu_chunks(args.numel), kGrainChunks,
+                                [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  }
+
+  static void gather(GatherArgs args, const Tensor&) {
+    args.streaming = cpu_should_stream(args.bytes());
+    const auto kernel = cpu_kernels().gather;
     torch::stable::parallel_for(0, cpu_chunks(args.numel), kGrainChunks,
                                 [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
   }
@@ -19,7 +27,8 @@ struct Cpu {
     return empty_1d(like, cpu_chunks(numel) * (kFirstWeight + terms), ScalarType::Double);
   }
 
-  static void backward(const BackwardArgs& args, const Tensor&) {
+  static void backward(BackwardArgs args, const Tensor&) {
+    args.streaming = cpu_should_stream(args.bytes());
     const auto kernel = cpu_kernels().backward;
     torch::stable::parallel_for(0, cpu_chunks(args.numel), kGrainChunks,
                                 [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
@@ -34,6 +43,7 @@ STABLE_TORCH_LIBRARY(gas_ext, library) {
   library.def(gas_ext::kForwardSchema);
   library.def(gas_ext::kForwardOutSchema);
   library.def(gas_ext::kBackwardSchema);
+  library.def(gas_ext::kGatherSchema);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gas_ext, CPU, library) { gas_ext::implement<gas_ext::Cpu>(library); }

@@ -43,11 +43,8 @@ inline Tensor empty_1d(const Tensor& like, int64_t size, ScalarType dtype) {
 }
 
 inline bool same_sizes(const Tensor& a, const Tensor& b) {
-  if (a.dim() != b.dim()) return false;
-  for (int64_t d = 0; d < a.dim(); ++d) {
-    if (a.size(d) != b.size(d)) return false;
-  }
-  return true;
+  const auto sizes_a = a.sizes(), sizes_b = b.sizes();
+  return std::equal(sizes_a.begin(), sizes_a.end(), sizes_b.begin(), sizes_b.end());
 }
 
 // Whether the elements fill one stretch of memory, each exactly once.
@@ -66,19 +63,26 @@ inline bool is_dense(const Tensor& tensor) {
   return true;
 }
 
-// Whether element i of `a` in memory is element i of `b`, given that `b` is dense.
+inline Tensor made_dense(const Tensor& tensor) {
+  if (is_dense(tensor)) return tensor;
+  Tensor copy = empty_like(tensor, tensor.scalar_type());
+  torch::stable::copy_(copy, tensor);
+  return copy;
+}
+
+// Whether element i of `a` in memory is element i of `b`, given equal sizes and that `b` is dense.
 inline bool same_layout(const Tensor& a, const Tensor& b) {
+  const auto strides_a = a.strides(), strides_b = b.strides();
+  if (std::equal(strides_a.begin(), strides_a.end(), strides_b.begin(), strides_b.end())) return true;
   if (b.numel() <= 1) return true;
-  for (int64_t d = 0; d < a.dim(); ++d) {
-    if (a.size(d) > 1 && a.stride(d) != b.stride(d)) return false;
+  const auto sizes = a.sizes();
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    if (sizes[d] > 1 && strides_a[d] != strides_b[d]) return false;
   }
   return true;
 }
 
-inline bool same_device(const Tensor& a, const Tensor& b) {
-  return a.is_cuda() == b.is_cuda() && a.is_cpu() == b.is_cpu() &&
-         a.get_device_index() == b.get_device_index();
-}
+inline bool same_device(const Tensor& a, const Tensor& b) { return a.device() == b.device(); }
 
 inline int64_t element_bytes(ScalarType dtype) {
   return dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Container, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from gas_ext.ops import library
 from gas_ext.ops.reference import (
     FIRST_WEIGHT,
+    NEXT_SCALE,
     UpdateResult,
     fused_update_backward_reference,
     fused_update_reference,
@@ -19,6 +21,9 @@ from gas_ext.ops.reference import (
 MAX_TERMS = 64
 _HALF_TYPES = (torch.float16, torch.bfloat16)
 _STATE_DTYPES = (torch.float64, torch.float32, *_HALF_TYPES)
+if library.CPU_STATUS.loaded:  # looked up once: a small update is little slower than finding its operator
+    _update = torch.ops.gas_ext.fused_update.default
+    _update_out = torch.ops.gas_ext.fused_update_out.default
 
 
 def fused_update(
@@ -83,6 +88,23 @@ def fused_update(
     tensor([4., 4., 4.])
     """
     history = list(history)
+    if history and not is_recorded(history, output, coefficients):
+        plain = _update_plainly(history, output, coefficients, guided, next_input_dtype, out)
+        if plain is not None:
+            return plain
+    return update_recorded(history, output, coefficients, guided, next_input_dtype, out)
+
+
+def update_recorded(
+    history: list[Tensor],
+    output: Tensor,
+    coefficients: Tensor,
+    guided: bool,
+    next_input_dtype: torch.dtype | None,
+    out: tuple[Tensor, ...] | None = None,
+    step: SolveStep | None = None,
+) -> UpdateResult:
+    """Check all arguments and compute the update under autograd, which `step` may share with other steps."""
     _check_arguments(history, output, coefficients, guided)
     x = history[0]
     if next_input_dtype is not None and not next_input_dtype.is_floating_point:
@@ -103,10 +125,64 @@ def fused_update(
     coefficients = coefficients.contiguous()
     if torch.compiler.is_compiling():  # Dynamo takes no tensor twice, and an output may be a state
         history, output = [t.view_as(t) for t in history], output.view_as(output)
-    data, state, next_input = FusedUpdate.apply(guided, direct, output, coefficients, *history)
+    data, state, next_input = FusedUpdate.apply(guided, direct, step, output, coefficients, *history)
     if next_input_dtype is None:
         return UpdateResult(data, state, None)
     return UpdateResult(data, state, next_input.to(next_input_dtype))
+
+
+class SolveStep(Protocol):
+    """A step's place in the backward pass of a whole solve; see `gas_ext.ops.solve_backward`."""
+
+    @property
+    def gathered(self) -> Container[int]:
+        """History terms whose gradients this step does not write."""
+
+    def gather(self, grad_data: Tensor | None, grad_state: Tensor | None) -> Sequence[Tensor | None]:
+        """Return the total gradients of the step's results."""
+
+    def keep(self, grad_state: Tensor | None, coefficients: Tensor) -> None:
+        """Receive G = dL/dx_{n+1}, from which earlier steps gather."""
+
+
+def is_recorded(history: list[Tensor], output: Tensor, coefficients: Tensor) -> bool:
+    """Whether autograd, forward mode or the compiler must see this call."""
+    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
+        return True
+    if not torch.is_grad_enabled():
+        return False
+    if output.requires_grad or coefficients.requires_grad:
+        return True
+    return any([tensor.requires_grad for tensor in history])  # a list: three times faster than a generator
+
+
+def _update_plainly(
+    history: list[Tensor],
+    output: Tensor,
+    coefficients: Tensor,
+    guided: bool,
+    next_input_dtype: torch.dtype | None,
+    out: tuple[Tensor, ...] | None,
+) -> UpdateResult | None:
+    """Call the operator straight away, where no derivative is asked for; None where it refuses.
+
+    Small tensors cost more in Python than in the kernel. The operator checks everything for itself; what it
+    refuses takes the long way, which converts it or says in friendlier words what is wrong.
+    """
+    if not library.has_kernels(history[0].device):
+        return None
+    try:
+        if out is None:
+            data, state, next_input = _update(history, output, coefficients, guided, next_input_dtype)
+            return UpdateResult(data, state, None if next_input_dtype is None else next_input)
+        if next_input_dtype is not None or any([target.requires_grad for target in out]):
+            return None
+        data, state, *more = out
+        _update_out(history, output, coefficients, guided, data, state, *(more or (None,)))
+    except (RuntimeError, ValueError):
+        return None
+    torch.autograd.graph.increment_version(out)  # so that autograd notices an overwritten saved tensor
+    return UpdateResult(data, state, more[0] if more else None)
 
 
 class FusedUpdate(torch.autograd.Function):
@@ -117,11 +193,11 @@ class FusedUpdate(torch.autograd.Function):
         """Return D_n, x_{n+1} and y (an empty tensor when not asked)."""
         # Unpacked here, not in the signature: Dynamo mistakes `ctx` for an input of a signature that happens
         # to have as many names as there are arguments.
-        guided, next_input_dtype, output, coefficients, *history = inputs
+        guided, next_input_dtype, step, output, coefficients, *history = inputs
         data, state, next_input = torch.ops.gas_ext.fused_update(
             history, output, coefficients, guided, next_input_dtype
         )
-        ctx.guided = guided
+        ctx.guided, ctx.step = guided, step
         ctx.has_next_input = next_input_dtype is not None
         ctx.set_materialize_grads(False)
         # x_{n+1} is read for the gradient of the next input's scale only.
@@ -139,11 +215,15 @@ class FusedUpdate(torch.autograd.Function):
             grad_next_input = None
         output, coefficients, *history = ctx.saved_tensors
         state = history.pop() if ctx.has_next_input else None
-        _, _, needs_output, needs_coefficients, *needs_history = ctx.needs_input_grad
+        _, _, _, needs_output, needs_coefficients, *needs_history = ctx.needs_input_grad
+        wanted = [k for k, needed in enumerate(needs_history) if needed]
+        if ctx.step is not None and not torch.is_grad_enabled():  # second derivatives need each step's own
+            grad_data, grad_state = ctx.step.gather(grad_data, grad_state)
+            ctx.step.keep(_total_gradient(grad_state, grad_next_input, coefficients), coefficients)
+            wanted = [k for k in wanted if k not in ctx.step.gathered]
         if grad_data is None and grad_state is None and grad_next_input is None:
             return (None,) * len(ctx.needs_input_grad)
-        wanted = [k for k, needed in enumerate(needs_history) if needed]
-        grad_wanted, grad_output, grad_coefficients = torch.ops.gas_ext.fused_update_backward(
+        grad_wanted, grad_output, grad_coefficients = _call_backward(
             grad_data,
             grad_state,
             grad_next_input,
@@ -162,10 +242,30 @@ class FusedUpdate(torch.autograd.Function):
         return (
             None,
             None,
+            None,
             grad_output if needs_output else None,
             grad_coefficients if needs_coefficients else None,
             *grad_history,
         )
+
+
+def _call_backward(*arguments: Any) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Call the backward operator, without its own derivative where nobody asks for that: half the cost."""
+    operator = torch.ops.gas_ext.fused_update_backward.default
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return operator(*arguments)  # type: ignore[no-any-return]
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*arguments)  # type: ignore[no-any-return]
+
+
+def _total_gradient(
+    grad_state: Tensor | None, grad_next_input: Tensor | None, coefficients: Tensor
+) -> Tensor | None:
+    """G = dL/dx_{n+1} + s dL/dy."""
+    if grad_next_input is None or grad_state is None:
+        return grad_state if grad_next_input is None else coefficients[NEXT_SCALE] * grad_next_input
+    scale = coefficients[NEXT_SCALE].to(grad_state.dtype)
+    return torch.addcmul(grad_state, scale, grad_next_input.to(grad_state.dtype))
 
 
 def _check_arguments(history: list[Tensor], output: Tensor, coefficients: Tensor, guided: bool) -> None:
@@ -281,6 +381,11 @@ def _address_range(tensor: Tensor) -> tuple[int, int]:
 def _register() -> None:
     """Give the operators fake kernels and the backward operator its own derivative."""
 
+    def check_devices(*tensors: Tensor) -> None:
+        # A single meta tensor among others brings a call here; the compiled operators refuse such a mixture.
+        if any(tensor.device != tensors[0].device for tensor in tensors):
+            raise RuntimeError("gas_ext: all tensors must be on one device")
+
     def fake_update(
         history: list[Tensor],
         output: Tensor,
@@ -288,13 +393,23 @@ def _register() -> None:
         guided: bool,
         next_input_dtype: torch.dtype | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        check_devices(*history, output, coefficients)
         data = torch.empty_like(history[0])
         if next_input_dtype is None:
             return data, torch.empty_like(data), data.new_empty(0)
         return data, torch.empty_like(data), torch.empty_like(data, dtype=next_input_dtype)
 
-    def fake_update_out(*_: Any) -> None:
-        return None
+    def fake_update_out(
+        history: list[Tensor],
+        output: Tensor,
+        coefficients: Tensor,
+        guided: bool,
+        data: Tensor,
+        state: Tensor,
+        next_input: Tensor | None,
+    ) -> None:
+        more = () if next_input is None else (next_input,)
+        check_devices(*history, output, coefficients, data, state, *more)
 
     def fake_backward(
         grad_data: Tensor | None,
@@ -326,7 +441,23 @@ def _register() -> None:
             )
         return _double_backward(ctx.saved_tensors, ctx.terms, ctx.options, grads)
 
+    def fake_gather(
+        grad_data: Tensor | None,
+        grad_state: Tensor | None,
+        state_gradients: list[Tensor],
+        coefficients: list[Tensor],
+        data_places: list[int],
+        state_places: list[int],
+    ) -> tuple[Tensor, Tensor]:
+        like = state_gradients[0]
+        both = [
+            torch.empty_like(like) if max(places) >= 0 else like.new_empty(0)
+            for places in (data_places, state_places)
+        ]
+        return both[0], both[1]
+
     torch.library.register_fake("gas_ext::fused_update", fake_update)
+    torch.library.register_fake("gas_ext::gather_gradients", fake_gather)
     torch.library.register_fake("gas_ext::fused_update_out", fake_update_out)
     torch.library.register_fake("gas_ext::fused_update_backward", fake_backward)
     torch.library.register_autograd(

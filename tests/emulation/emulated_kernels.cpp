@@ -18,7 +18,7 @@ const char* forward_pair(const ForwardArgs& args, int64_t blocks) {
 template <class T, class M>
 const char* backward_pair(const BackwardArgs& args, int64_t blocks) {
   using W = cuda::work_t<T>;
-  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(backward_groups(args.terms)));
+  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(backward_groups(args)));
   GAS_EXT_LAUNCH((cuda::backward_kernel<T, M>), grid, dim3(kBlockThreads), nullptr, args,
                  (plan_backward<T, M>(args)));
   if (args.partials != nullptr) {
@@ -26,6 +26,13 @@ const char* backward_pair(const BackwardArgs& args, int64_t blocks) {
                    dim3(kBlockThreads), nullptr, static_cast<const W*>(args.partials), blocks,
                    args.coefficients, args.coefficients_are_double, args.grad_coefficients);
   }
+  return last_error();
+}
+
+template <class T>
+const char* gather_states(const GatherArgs& args, int64_t blocks) {
+  GAS_EXT_LAUNCH((cuda::gather_kernel<T>), dim3(static_cast<unsigned>(blocks)), dim3(kBlockThreads), nullptr,
+                 args, (plan_gather<T>(args)));
   return last_error();
 }
 
@@ -53,6 +60,16 @@ const char* backward_on_grid(const BackwardArgs& args, int64_t blocks) {
     case DtypePair::bf16_bf16: return backward_pair<__nv_bfloat16, __nv_bfloat16>(args, blocks);
   }
   return "unknown dtype pair";
+}
+
+const char* gather_on_grid(const GatherArgs& args, int64_t blocks) {
+  switch (args.dtypes) {
+    case DtypePair::f64_f64: return gather_states<double>(args, blocks);
+    case DtypePair::f32_f32: return gather_states<float>(args, blocks);
+    case DtypePair::f16_f16: return gather_states<__half>(args, blocks);
+    case DtypePair::bf16_bf16: return gather_states<__nv_bfloat16>(args, blocks);
+    default: return "gradients are gathered in one dtype";
+  }
 }
 
 float half_to_float(uint16_t bits) { return __half2float({bits}); }

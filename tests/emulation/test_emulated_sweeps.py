@@ -1,4 +1,4 @@
-"""The kernels of both passes, run on the CPU over everything that decides on their way through a tensor."""
+"""All kernels, run on the CPU over everything that decides on their way through a tensor."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from dataclasses import replace
 
 import pytest
 from emulation_cases import LARGE, PAIRS, SIZES, Case, variants
-from emulation_checks import check_backward, check_forward
+from emulation_checks import check_backward, check_forward, check_gather
 
-# The check of each pass, and the tensors of a guided call of it with two terms.
+# The check of each kernel, and the tensors of a guided call of it with two terms.
 CHECKS = {
     "forward": (check_forward, 7),  # history, m, m_u, D_n, x_{n+1}, y
     "backward": (check_backward, 12),  # 4 inputs, 3 gradients in, x_{n+1}, 4 gradients out
+    "gather": (check_gather, 6),  # 2 gradients of later states, 2 gradients in, 2 out
 }
-both_passes = pytest.mark.parametrize(("check", "tensors"), CHECKS.values(), ids=CHECKS)
+every_kernel = pytest.mark.parametrize(("check", "tensors"), CHECKS.values(), ids=CHECKS)
 
 
-@both_passes
+@every_kernel
 @pytest.mark.parametrize("numel", SIZES)
 @pytest.mark.parametrize("dtypes", PAIRS)
 def test_every_size(kernels, check, tensors, dtypes: str, numel: int) -> None:
@@ -26,14 +27,14 @@ def test_every_size(kernels, check, tensors, dtypes: str, numel: int) -> None:
         check(kernels, case, order=case.seed)
 
 
-@both_passes
+@every_kernel
 @pytest.mark.parametrize("dtypes", PAIRS)
 def test_every_number_of_terms(kernels, check, tensors, dtypes: str) -> None:
     for terms in range(1, 65):
         check(kernels, Case(dtypes, 33, terms=terms, guided=True, next_input="network"))
 
 
-@both_passes
+@every_kernel
 @pytest.mark.parametrize("phases", [*((p,) for p in range(1, 8)), (0, 1), (1, 0, 3, 2), (7, 5)])
 @pytest.mark.parametrize("dtypes", PAIRS)
 def test_unaligned_starts(kernels, check, tensors, dtypes: str, phases: tuple[int, ...]) -> None:
@@ -42,7 +43,7 @@ def test_unaligned_starts(kernels, check, tensors, dtypes: str, phases: tuple[in
             check(kernels, Case(dtypes, numel, guided=True, next_input=next_input, phases=phases))
 
 
-@both_passes
+@every_kernel
 @pytest.mark.parametrize("next_input", ["state", "network"])
 @pytest.mark.parametrize("dtypes", PAIRS)
 def test_one_unaligned_tensor(kernels, check, tensors, dtypes: str, next_input: str) -> None:
@@ -52,7 +53,7 @@ def test_one_unaligned_tensor(kernels, check, tensors, dtypes: str, next_input: 
         check(kernels, Case(dtypes, 67, terms=2, guided=True, next_input=next_input, phases=phases))
 
 
-@both_passes
+@every_kernel
 @pytest.mark.parametrize("blocks", [1, 2, 3, 50])
 @pytest.mark.parametrize("dtypes", PAIRS)
 def test_any_grid(kernels, check, tensors, dtypes: str, blocks: int) -> None:
@@ -61,7 +62,7 @@ def test_any_grid(kernels, check, tensors, dtypes: str, blocks: int) -> None:
             check(kernels, Case(dtypes, numel, next_input="network", phases=phases, blocks=blocks))
 
 
-@both_passes
+@every_kernel
 @pytest.mark.parametrize("dtypes", PAIRS)
 def test_large(kernels, check, tensors, dtypes: str) -> None:
     check(kernels, Case(dtypes, LARGE, terms=2, guided=True, next_input="network"))

@@ -322,7 +322,10 @@ for state, network in (("float64", "float64"), ("float32", "float32"), ("float32
     result = fused_update(history, output, row, guided=True, next_input_dtype=network)
     loss = sum((r.double() * torch.arange(n).remainder(7)).sum() for r in result)
     loss.backward()
-    for t in (*result, row.grad, output.grad, *(h.grad for h in history)):
+    later = [h.detach() for h in history[:3]]
+    rows = [row.detach()] * 3
+    totals = torch.ops.gas_ext.gather_gradients(later[0], later[1], later, rows, [5, -1, 6], [7, 8, -1])
+    for t in (*totals, *result, row.grad, output.grad, *(h.grad for h in history)):
         digest.update(t.detach().contiguous().view(torch.uint8).numpy().tobytes())
 print(digest.hexdigest())
 """
@@ -372,6 +375,32 @@ def test_float16_subnormals_survive_flushing(device: torch.device) -> None:
     finally:
         torch.set_flush_denormal(False)
     assert torch.equal(state, x)
+
+
+@pytest.mark.parametrize("start", [0, 1])
+@pytest.mark.parametrize("dtype", STATE_DTYPES)
+def test_writing_past_the_caches_gives_the_same_bits(dtype: torch.dtype, start: int) -> None:
+    """A call too large for the caches against the same in pieces; from element 1 on no input is aligned."""
+    piece, pieces = 32_768, 192  # 2 bytes x 8 tensors x 6.3 million: 100 MB and more
+    numel = piece * pieces
+    history, output, coefficients = make_inputs((numel + start,), dtype=dtype, device=torch.device("cpu"))
+    history, output = [t[start:] for t in history], output[start:]
+
+    def results(at: slice) -> list[Tensor]:
+        past, m = [h[at] for h in history], output[at]
+        data, state, _ = torch.ops.gas_ext.fused_update(past, m, coefficients, False, None)
+        grads, grad_output, _ = torch.ops.gas_ext.fused_update_backward(
+            data, state, None, past, m, None, coefficients, False, [0, 2], True, True
+        )
+        totals = torch.ops.gas_ext.gather_gradients(
+            data, state, past, [coefficients] * 3, [5, 6, -1], [-1, 6, 7]
+        )
+        return [data, state, *grads, grad_output, *totals]
+
+    whole = results(slice(None))
+    for i in range(0, pieces, 13):
+        at = slice(i * piece, (i + 1) * piece)
+        assert all(torch.equal(w[at], p) for w, p in zip(whole, results(at), strict=True))
 
 
 def available_memory() -> int:

@@ -59,9 +59,20 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,
   return value;
 }
 
+namespace cuda_on_cpu {
+
+template <class T>
+T load(const T* source) {
+  counts.bytes_loaded.fetch_add(sizeof(T), std::memory_order_relaxed);
+  return *source;
+}
+
+}  // namespace cuda_on_cpu
+
 // Store with the default cache policy.
 template <class T>
 void __stwb(T* target, T value) {
+  cuda_on_cpu::counts.bytes_stored.fetch_add(sizeof(T), std::memory_order_relaxed);
   *target = value;
 }
 
@@ -81,6 +92,7 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t, 
     void (*kernel)(Parameters...);
     std::tuple<Parameters...> arguments;
   };
+  counts.launches.fetch_add(1, std::memory_order_relaxed);
   const Call call{kernel, {std::forward<Arguments>(arguments)...}};
   const auto run_thread = [](const void* pointer) {
     const Call& self = *static_cast<const Call*>(pointer);
@@ -97,5 +109,6 @@ inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess ? "no error" : "invalid configuration argument";
 }
 
+#define GAS_EXT_LOAD(address) cuda_on_cpu::load(address)
 #define GAS_EXT_LAUNCH(kernel, grid, block, stream, ...) \
   cuda_on_cpu::launch(kernel, grid, block, stream, __VA_ARGS__)

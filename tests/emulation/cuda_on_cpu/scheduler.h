@@ -3,6 +3,7 @@
 // operations and their end. Every mistake that shows there ends the launch with an Error.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <source_location>
 #include <stdexcept>
@@ -24,6 +25,12 @@ using Where = std::source_location;
 struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+
+// What kernels did since the last reset: launches, and the bytes of tensors that they moved.
+struct Counts {
+  std::atomic<int64_t> launches, bytes_loaded, bytes_stored;
+};
+inline Counts counts;
 
 // Order of blocks and threads from now on: ascending for seed 0, else random.
 void set_order(uint64_t seed);
