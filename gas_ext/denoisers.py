@@ -272,6 +272,15 @@ class Denoiser(nn.Module, ABC):
         return samples
 
     @property
+    def input_dtype(self) -> torch.dtype | None:
+        """The dtype to which `predict` casts its states before anything else, if it does; None here.
+
+        Float32 states are then given to it in this half precision at once, as the update before wrote them,
+        and it answers in the same, which saves two passes over memory. The numbers are the same.
+        """
+        return None
+
+    @property
     def device(self) -> torch.device:
         """Device of the parameters; the CPU if there are none."""
         tensors = [*self.parameters(), *self.buffers()]

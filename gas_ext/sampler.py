@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gas_ext.coefficient_cache import CoefficientCache
 from gas_ext.coefficients import SolverCoefficients, check_prediction_type
+from gas_ext.cuda_graphs import SolveGraphs
 from gas_ext.denoisers import Condition, Denoiser, DenoiserFunction, per_sample
 from gas_ext.ops import fused_update
+from gas_ext.ops.solve_backward import SolveTape
 from gas_ext.schedules import NoiseSchedule
 from gas_ext.solver import GeneralizedSolver, check_guidance_scale
 
@@ -71,6 +74,14 @@ class GASSampler(nn.Module):
     recompute : bool
         Keep no activations of the network for the backward pass, but evaluate it again there: memory then
         hardly grows with the number of steps, for one more evaluation each. The solver's history is kept.
+    cuda_graph : bool
+        Record the whole solve as a CUDA graph at the first call with noise and condition of some kind
+        (shapes, dtypes, plain values), and replay it at the next ones; the latest four graphs are kept.
+        Numbers written into the parameters of solver and network are followed, and so are moved parameters
+        of a network that is a module. Make a new sampler after changing anything else about it, and call it
+        from one stream at a time. A denoiser does not count replays in its `evaluations`; the sampler does.
+        Without a GPU, where gradients are recorded, where a trajectory is asked for, or where recording
+        fails, the solve runs step by step and a warning says why, once. Not run on a GPU yet.
 
     Raises
     ------
@@ -98,6 +109,7 @@ class GASSampler(nn.Module):
         guidance_scale: float | None = None,
         *,
         recompute: bool = False,
+        cuda_graph: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(solver, Solver) or not callable(denoiser):
@@ -121,7 +133,9 @@ class GASSampler(nn.Module):
         self.prediction_type = prediction_type or "sample"
         self.guidance_scale = _agreed("guidance_scale", guidance_scale, solver.guidance_scale, "solver")
         self.recompute = recompute
-        self.evaluations = 0  # calls of the network so far; a doubled, guided batch is one
+        self.evaluations = 0  # of the network by whole solves so far; a doubled, guided batch is one
+        self._cache = CoefficientCache()
+        self._graphs = SolveGraphs() if cuda_graph else None
         check_prediction_type(solver.schedule, self.prediction_type)
 
     @classmethod
@@ -199,19 +213,61 @@ class GASSampler(nn.Module):
             unconditional condition or has conditions of another batch, or the network's output has another
             shape.
         """
-        table = self.coefficients()
-        _check_noise(noise, table.timesteps.device)
+        _check_noise(noise)
         condition = self._condition(condition, unconditional_condition, noise.shape[0])
-        schedule = self.solver.schedule
-        x = noise if schedule.init_noise_sigma == 1.0 else noise * schedule.init_noise_sigma
+        sample, trajectory = self._replay(noise, condition, return_trajectory), None
+        if sample is None:
+            sample, trajectory = self._solve(noise, condition, self._table(), return_trajectory)
+        if not torch.compiler.is_compiling():
+            self.evaluations += self.solver.steps
+        return sample if trajectory is None else (sample, trajectory)
+
+    def _table(self) -> SolverCoefficients:
+        """Return the numbers of one solve, kept where that is safe."""
+        return self._cache.get(self.solver, self.prediction_type, self.guidance_scale)
+
+    def _replay(self, noise: Tensor, condition: Condition, return_trajectory: bool) -> Tensor | None:
+        """Solve by a CUDA graph; None where that was not asked for or cannot be done."""
+        if self._graphs is None or torch.compiler.is_compiling():
+            return None
+        if return_trajectory:
+            self._graphs.explain("a trajectory is asked for")
+            return None
+
+        def solve(noise: Tensor, condition: Condition) -> tuple[Tensor, SolverCoefficients]:
+            table = self._table()
+            return self._solve(noise, condition, table)[0], table
+
+        # A tensor that was moved or replaced, and not only written to, needs another graph.
+        places = tuple([tensor.data_ptr() for tensor in (*self.parameters(), *self.buffers())])
+        key = (self.prediction_type, self.guidance_scale, self.training, places)
+        return self._graphs.solve(solve, noise, condition, key)
+
+    def _solve(
+        self, noise: Tensor, condition: Condition, table: SolverCoefficients, return_trajectory: bool = False
+    ) -> tuple[Tensor, Trajectory | None]:
+        """Run all steps; the condition is what the network is given."""
+        _check_device(noise, table.timesteps.device)
+        times = table.evaluation_timesteps.clone().unbind()  # a network may write into its time
+        scale = self.solver.schedule.init_noise_sigma
+        x = noise if scale == 1.0 else noise * scale
         states, data = [x], []  # the whole trajectory, if asked for
         recent_states: list[Tensor] = [x]  # what the next update uses, from the newest back
         recent_data: list[Tensor] = []
         states_kept, data_kept = (kept.shape[1] for kept in table.weights)
-        for n in range(self.solver.steps):
-            output = self._evaluate(x, table.evaluation_timesteps[n], condition)
-            update = fused_update(recent_states + recent_data, output, table.rows[n], guided=self.guided)
+        guided, lower = self.guided, self._lower_input_dtype(x)
+        seen = x if lower is None else x.to(lower)
+        # A tape has no full gradients of what is between noise and result.
+        plain = return_trajectory or not torch.is_grad_enabled()
+        take_step = fused_update if plain else SolveTape().update
+        for t, row in zip(times, table.rows, strict=True):
+            output = self._evaluate(seen, t, condition)
+            wanted = None if row is table.rows[-1] else lower
+            update = take_step(
+                recent_states + recent_data, output, row, guided=guided, next_input_dtype=wanted
+            )
             x = update.state
+            seen = x if update.next_input is None else update.next_input
             # Older ones are let go, so that memory does not grow with the number of steps.
             recent_states = [x, *recent_states][:states_kept]
             recent_data = [update.data, *recent_data][: data_kept - 1]
@@ -219,8 +275,8 @@ class GASSampler(nn.Module):
                 states.append(x)
                 data.append(update.data)
         if return_trajectory:
-            return x, Trajectory(tuple(states), tuple(data), table.timesteps)
-        return x
+            return x, Trajectory(tuple(states), tuple(data), table.timesteps.clone())
+        return x, None
 
     def _condition(self, condition: Condition, unconditional: Condition, batch: int) -> Condition:
         """Return what the network is given: encoded, and for guidance joined with its other half."""
@@ -237,6 +293,13 @@ class GASSampler(nn.Module):
             raise ValueError(f"Guidance with scale {self.guidance_scale} needs {missing}, which is None.")
         return _doubled(unconditional, condition, batch)
 
+    def _lower_input_dtype(self, x: Tensor) -> torch.dtype | None:
+        """Return the half precision to which the network would cast float32 states, if it says so."""
+        if x.dtype != torch.float32 or not isinstance(self.denoiser, Denoiser):
+            return None
+        dtype = self.denoiser.input_dtype
+        return dtype if dtype in (torch.float16, torch.bfloat16) else None
+
     def _evaluate(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Call the network once, on the doubled batch if guided, and check what it returns."""
         seen = torch.cat([x, x]) if self.guided else x
@@ -244,8 +307,6 @@ class GASSampler(nn.Module):
             output = checkpoint(self.denoiser, seen, t, condition, use_reentrant=False)
         else:
             output = self.denoiser(seen, t, condition)
-        if not torch.compiler.is_compiling():
-            self.evaluations += 1
         _check_output(output, seen)
         return output
 
@@ -260,13 +321,16 @@ def _agreed(name: str, given: Any, made_for: Any, owner: str) -> Any:
     return made_for if given is None else given
 
 
-def _check_noise(noise: Tensor, device: torch.device) -> None:
+def _check_noise(noise: Tensor) -> None:
     if not isinstance(noise, Tensor):
         raise TypeError(f"The noise is a {type(noise).__name__}, but must be a tensor; use torch.randn.")
     if not noise.is_floating_point():
         raise TypeError(f"The noise is {noise.dtype}, but must be floating point; use torch.randn.")
     if noise.ndim == 0:
         raise ValueError("The noise is a single number, but needs a batch dimension; add one in front.")
+
+
+def _check_device(noise: Tensor, device: torch.device) -> None:
     if noise.device != device:
         raise ValueError(f"The noise is on {noise.device} and the solver on {device}; move one of them.")
 

@@ -37,11 +37,14 @@ class Preconditioning(ABC):
         What `__call__` returns.
     t_eps : float
         Where sampling ends by default.
+    is_identity : bool
+        Whether the network is given the state itself, and its output returned.
     """
 
     schedule: NoiseSchedule
     prediction_type: str
     t_eps: float
+    is_identity: bool = True
 
     @abstractmethod
     def network_time(self, t: Tensor) -> Tensor:
@@ -87,6 +90,7 @@ class _EDMPreconditioning(Preconditioning):
 
     prediction_type = "sample"
     t_eps = 1e-3
+    is_identity = False
 
     def __init__(self, schedule: NoiseSchedule, sigma_data: float, sign: float) -> None:
         self.schedule = schedule

@@ -200,6 +200,12 @@ class DiffusersTeacher(Denoiser):
 
         return self._preconditioning(network, x, t.to(x.device, torch.float64).expand(x.shape[0]))
 
+    @property
+    def input_dtype(self) -> torch.dtype | None:
+        """That of the network, unless its preconditioning works on the state in full precision first."""
+        dtype: torch.dtype = self.parts.network.dtype
+        return dtype if self._preconditioning.is_identity else None
+
     def _for_batch(self, condition: Condition, x: Tensor) -> Condition:
         """Return a condition with one entry per sample, in the dtype of the network."""
         if isinstance(condition, Mapping):

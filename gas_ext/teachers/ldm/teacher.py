@@ -118,6 +118,12 @@ class LatentTeacher(Denoiser):
         output: Tensor = self.unet(*inputs, return_dict=False)[0]
         return output.to(x.dtype)
 
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """That of the network."""
+        dtype: torch.dtype = self.unet.dtype
+        return dtype
+
     def decode(self, samples: Tensor) -> Tensor:
         """Turn latents (B, C, H, W) into images (B, 3, f H, f W), mostly in [-1, 1].
 

@@ -4,7 +4,12 @@ import copy
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    DDPMScheduler,
+    EDMDPMSolverMultistepScheduler,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+)
 from tiny_pipelines import (
     FAMILIES,
     PROMPTS,
@@ -77,6 +82,26 @@ def test_gradients_reach_state_and_time(family):
         slopes = (later - earlier).flatten(1).sum(1) / (2.0 * step)
     torch.testing.assert_close(t.grad, slopes, rtol=0.02, atol=0.02 * slopes.abs().max().item())
     assert t.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_takes_its_input_from_the_update(family, monkeypatch):
+    teacher = teacher_of(family, dtype=torch.bfloat16)
+    solver, condition = GeneralizedSolver(teacher.schedule, 2, t_eps=0.1), FAMILIES[family][2]
+    sampler, noise, results = GASSampler(solver, teacher), noise_for(teacher), []
+    for told in (torch.bfloat16, None):
+        assert teacher.input_dtype == told
+        with torch.no_grad():
+            results.append(sampler(noise, condition))
+        monkeypatch.setattr(DiffusersTeacher, "input_dtype", None)
+    assert results[0].dtype == torch.float32
+    assert torch.equal(*results)
+
+
+def test_a_preconditioning_takes_its_input_in_full_precision():
+    scheduler = EDMDPMSolverMultistepScheduler()
+    teacher = teacher_of("ddpm", scheduler=scheduler, dtype=torch.bfloat16)
+    assert teacher.input_dtype is None
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -80,6 +80,19 @@ def test_other_precisions(dtype, load, tmp_path):
 
 
 @needs_cin
+def test_half_precision_takes_its_input_from_the_update(load, tmp_path, monkeypatch):
+    teacher = load_teacher(save_teacher(load("cin_small"), tmp_path / "teacher")).to(torch.bfloat16)
+    solver = classical_solver(teacher.schedule, 3, 2, "logsnr", teacher.t_eps).solver
+    sampler, noise, results = GASSampler(solver, teacher), torch.randn(2, *teacher.sample_shape), []
+    for told in (torch.bfloat16, None):
+        assert teacher.input_dtype == told
+        results.append(sampler(noise, [3, 7]))
+        monkeypatch.setattr(type(teacher), "input_dtype", None)
+    assert results[0].dtype == torch.float32
+    assert torch.equal(*results)
+
+
+@needs_cin
 def test_labels_of_every_form(load):
     teacher, x, t = load("cin_small"), array("cin_small", "x"), torch.tensor(0.3)
     both = teacher(x, t, teacher.encode_condition([3, 3]))
