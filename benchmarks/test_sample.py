@@ -1,64 +1,107 @@
-"""A whole sample with a network that costs nothing: what the solver itself takes.
+"""Whole samples: with a network that costs nothing, what the solver takes; with the embedded teacher, all."""
 
-Each side prepares itself for the sample as its users do: this package computes its coefficient table,
-diffusers sets its timesteps.
-"""
+from __future__ import annotations
 
+import statistics
+import time
+
+import peers
 import pytest
 import torch
-from conftest import SIZES, size_name
+from cases import (
+    LARGE,
+    SMALL,
+    TRAINING,
+    case,
+    free_network,
+    our_sample,
+    public_sample,
+    stack,
+    thorough,
+    without_gradient,
+)
 
-import gas_ext.sampler
-from gas_ext import GASSampler, GeneralizedSolver, NoiseSchedule
-from gas_ext.ops import fused_update, fused_update_reference
+from gas_ext import GASSampler
+from gas_ext.teachers.demo import load_demo_teacher
 
 STEPS = 4
 
 
-def our_sample(size, update):
-    schedule = NoiseSchedule.vp_linear()
-    solver = GeneralizedSolver(schedule, STEPS, order=2, theory_order=2, timesteps="logsnr")
-    noise, output = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
-    sampler = GASSampler(solver, lambda x, t, condition: output, prediction_type="epsilon")
+def diffusers_sample(name, size):
+    """A solve with its preparation, the scheduler's times; None without diffusers."""
+    try:
+        scheduler = peers.diffusers_scheduler(name)
+    except ImportError:
+        return None
+    output, noise = free_network(size)(None, None), stack(1, size)[0]
 
     def call():
-        gas_ext.sampler.fused_update = update
-        with torch.no_grad():
-            sampler(noise)
-        gas_ext.sampler.fused_update = fused_update
+        scheduler.set_timesteps(STEPS)
+        peers.diffusers_solve(scheduler, output, noise)
 
-    return call
+    return without_gradient(call)
 
 
-def diffusers_sample(size):
-    from diffusers import DPMSolverMultistepScheduler
+@pytest.mark.parametrize("size", [case(SMALL), thorough(TRAINING), thorough(LARGE)])
+def test_free_network(against, size):
+    """Each side prepares itself as its users do: coefficients here, timesteps there."""
+    rivals = {
+        "public code": public_sample(size, STEPS),
+        "UniPC": diffusers_sample("unipc", size),
+        "DPM-Solver++": diffusers_sample("dpmsolver++", size),
+    }
+    function = our_sample(size, STEPS)
+    against(function, rivals, subject="sample, free network", size=size, steps=STEPS)
 
-    scheduler = DPMSolverMultistepScheduler(
-        solver_order=2, algorithm_type="dpmsolver++", use_lu_lambdas=True, lower_order_final=False
+
+class Clock:
+    """A network that counts the seconds spent in it."""
+
+    def __init__(self, network):
+        self.network = network
+        self.seconds = 0.0
+
+    def __call__(self, *arguments):
+        start = time.perf_counter()
+        output = self.network(*arguments)
+        self.seconds += time.perf_counter() - start
+        return output
+
+
+@pytest.mark.parametrize("batch", [1, thorough(8), thorough(32)])
+def test_embedded_teacher(against, benchmark, batch):
+    """The sampler of `from_pretrained("demo")`, end to end, and its share of time outside the network."""
+    teacher = load_demo_teacher()
+    sampler = GASSampler.from_pretrained("demo")
+    noise = stack(1, (batch, *teacher.sample_shape))[0]
+    labels = torch.arange(batch) % 10
+    times = sampler.solver.timesteps().detach().float()
+    parameters = peers.Parameters.untrained(STEPS, STEPS)
+    schedule = teacher.schedule
+
+    def noise_prediction(x, t):  # as the public code wraps a network that predicts the sample
+        output = teacher(x, t.double(), labels)
+        return ((x - schedule.alpha(t) * output) / schedule.sigma(t)).to(x.dtype)
+
+    log_alpha = peers.linear_log_alpha(schedule.beta_0, schedule.beta_1)
+    parameters.timesteps = times
+    against(
+        without_gradient(sampler, noise, labels),
+        {
+            "public code": without_gradient(
+                peers.unfused_solve, log_alpha, parameters, noise_prediction, noise
+            )
+        },
+        subject="sample, embedded teacher",
+        size=tuple(noise.shape),
+        steps=STEPS,
     )
-    noise, output = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
-
-    def call():
-        with torch.no_grad():
-            scheduler.set_timesteps(STEPS)
-            x = noise
-            for t in scheduler.timesteps:
-                x = scheduler.step(output, t, x).prev_sample
-
-    return call
-
-
-@pytest.mark.parametrize("size", SIZES, ids=size_name)
-@pytest.mark.parametrize("peer", ["diffusers", "reference"])
-def test_sample(against, peer, size):
-    if peer == "diffusers":
-        pytest.importorskip("diffusers")
-        against(
-            our_sample(size, fused_update), diffusers_sample(size), "diffusers DPMSolverMultistepScheduler"
-        )
-    else:
-        against(
-            our_sample(size, fused_update),
-            our_sample(size, fused_update_reference),
-            "the same with reference updates",
-        )
+    clock = Clock(sampler.denoiser.predict)
+    sampler.denoiser.predict = clock
+    shares = []
+    with torch.no_grad():
+        for _ in range(5 if batch > 1 else 20):
+            clock.seconds, start = 0.0, time.perf_counter()
+            sampler(noise, labels)
+            shares.append(1.0 - clock.seconds / (time.perf_counter() - start))
+    benchmark.extra_info["share_outside_network"] = statistics.median(shares)

@@ -1,37 +1,121 @@
-"""One training iteration, forward and backward through the whole solve and the optimizer's step."""
+"""One training iteration as `train` makes it: a solve, its loss, the backward pass, the optimizer's step."""
 
+from __future__ import annotations
+
+import statistics
+import time
+
+import peers
 import pytest
 import torch
-from conftest import SIZES, size_name
+from cases import LARGE, TRAINING, case, stack, thorough
 
-import gas_ext.sampler
 from gas_ext import GASSampler, GeneralizedSolver, NoiseSchedule
 from gas_ext.losses import l1_loss
-from gas_ext.ops import fused_update, fused_update_reference
-from gas_ext.optimizers import FullMatrixAdam
+from gas_ext.teachers.demo import load_demo_teacher
+from gas_ext.training import TrainingConfig
+from gas_ext.training.batches import Batch
+from gas_ext.training.learner import Learner
+from gas_ext.training.objective import Objective
+
+STEPS = 4
+ITERATIONS = 5  # with a clock in the network
+CONFIG = TrainingConfig(optimizer="adam", clip=1.0, time_rate=1e-6, offset_rate=1e-6, coefficient_rate=1e-6)
 
 
-def iteration(size, update):
-    solver = GeneralizedSolver(NoiseSchedule.vp_linear(), 4, theory_order=2, timesteps="logsnr")
-    noise, target = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
-    sampler = GASSampler(solver, lambda x, t, condition: torch.tanh(x))
-    optimizer = FullMatrixAdam(solver.parameters(), lr=1e-6)
+def our_iteration(schedule, network, noise, target, condition=None):
+    solver = GeneralizedSolver(schedule, STEPS)
+    learner = Learner(solver, Objective(GASSampler(solver, network), l1_loss), CONFIG)
+    batch = Batch(noise, target, condition)
+    return lambda: learner.step(batch)
+
+
+def public_iteration(log_alpha, network, noise, target):
+    parameters = peers.Parameters.untrained(STEPS, STEPS).requires_grad_()
+    learned = [parameters.timesteps, parameters.offsets, parameters.c, parameters.a]
+    optimizer = torch.optim.Adam(learned, lr=1e-6)
 
     def call():
-        gas_ext.sampler.fused_update = update
-        loss = l1_loss(sampler(noise), target)
+        states, _ = peers.unfused_solve(log_alpha, parameters, network, noise)
+        loss = l1_loss(states[-1], target)
         optimizer.zero_grad()
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
-        gas_ext.sampler.fused_update = fused_update
+        return loss.item()
 
     return call
 
 
-@pytest.mark.parametrize("size", SIZES, ids=size_name)
-def test_training_iteration(against, size):
-    against(
-        iteration(size, fused_update),
-        iteration(size, fused_update_reference),
-        "the same with reference updates",
-    )
+@pytest.mark.parametrize("size", [case(TRAINING), thorough(LARGE)])
+def test_free_network(against, size):
+    """What the solver costs in training: the network returns its input, taken as noise by the public code."""
+    noise, target = stack(2, size)
+    rivals = {"public code": public_iteration(peers.linear_log_alpha(), lambda x, t: x, noise, target)}
+    function = our_iteration(NoiseSchedule.vp_linear(), lambda x, t, condition: x, noise, target)
+    against(function, rivals, subject="training, free network", size=size, steps=STEPS)
+
+
+class Clock:
+    """Counts the seconds that a network's own forward and backward passes take inside a training iteration.
+
+    The network gets a graph of its own, which is run when the gradient of its output arrives: the work is the
+    same, and all that is not in it is on the clock of others.
+    """
+
+    def __init__(self, network):
+        self.network = network
+        self.seconds = 0.0
+
+    def __call__(self, x, t, condition):
+        return _Clocked.apply(self, condition, x, t)
+
+
+class _Clocked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, clock, condition, x, t):
+        start = time.perf_counter()
+        wanted = ctx.needs_input_grad[2:]
+        with torch.enable_grad():
+            inputs = [v.detach().requires_grad_(w) for v, w in zip((x, t), wanted, strict=True)]
+            output = clock.network(*inputs, condition)
+        ctx.clock, ctx.inputs, ctx.output = clock, inputs, output
+        result = output.detach()
+        clock.seconds += time.perf_counter() - start
+        return result
+
+    @staticmethod
+    def backward(ctx, gradient):
+        start = time.perf_counter()
+        wanted = [tensor for tensor in ctx.inputs if tensor.requires_grad]
+        found = iter(torch.autograd.grad(ctx.output, wanted, gradient))
+        ctx.output = None
+        gradients = [next(found) if tensor.requires_grad else None for tensor in ctx.inputs]
+        ctx.clock.seconds += time.perf_counter() - start
+        return None, None, *gradients
+
+
+@pytest.mark.parametrize("batch", [2, thorough(8), thorough(24)])
+def test_embedded_teacher(against, benchmark, batch):
+    """An iteration with the embedded teacher, and its share of time outside the network's two passes."""
+    teacher = load_demo_teacher()
+    schedule = teacher.schedule
+    noise, target = stack(2, (batch, *teacher.sample_shape))
+    labels = torch.arange(batch) % 10
+
+    def noise_prediction(x, t):  # as the public code wraps a network that predicts the sample
+        output = teacher(x, t.double(), labels)
+        return ((x - schedule.alpha(t) * output) / schedule.sigma(t)).to(x.dtype)
+
+    log_alpha = peers.linear_log_alpha(schedule.beta_0, schedule.beta_1)
+    rivals = {"public code": public_iteration(log_alpha, noise_prediction, noise, target)}
+    function = our_iteration(schedule, teacher, noise, target, labels)
+    against(function, rivals, subject="training, embedded teacher", size=tuple(noise.shape), steps=STEPS)
+    clock = Clock(teacher.predict)
+    teacher.predict = clock
+    shares = []
+    for _ in range(ITERATIONS):
+        clock.seconds, start = 0.0, time.perf_counter()
+        function()
+        shares.append(1.0 - clock.seconds / (time.perf_counter() - start))
+    benchmark.extra_info["share_outside_network"] = statistics.median(shares)

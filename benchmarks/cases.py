@@ -1,0 +1,127 @@
+"""Sizes, dtypes and tensors of the benchmarks, and the solvers they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import peers
+import pytest
+import torch
+from measuring import last_level_cache
+from torch import Tensor
+
+from gas_ext import GASSampler, GeneralizedSolver, NoiseSchedule
+
+Size = tuple[int, ...]
+
+SMALL: Size = (1, 3, 32, 32)
+TRAINING: Size = (24, 3, 32, 32)  # the batch of GS on CIFAR-10
+MIDDLE: Size = (64, 3, 32, 32)
+LARGE: Size = (64, 3, 64, 64)
+HUGE: Size = (512, 3, 64, 64)  # far beyond any last-level cache
+SIZES = (SMALL, MIDDLE, LARGE, HUGE)  # of the update alone
+TERMS = (2, 3, 8, 20)  # D_n and the history: x_{n+1} is a sum of so many tensors; 8 are order 4
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def size_name(size: Size) -> str:
+    """As in test ids."""
+    return "x".join(map(str, size))
+
+
+def case(*values: Any) -> Any:
+    """Parameters of a case, with a name that can be read."""
+    return pytest.param(*values, id=_name(values))
+
+
+def thorough(*values: Any) -> Any:
+    """Parameters of a case that short runs leave out (conftest.py)."""
+    return pytest.param(*values, id=_name(values), marks=pytest.mark.thorough)
+
+
+def _name(values: Any) -> str:
+    return "-".join(size_name(value) if isinstance(value, tuple) else str(value) for value in values)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    """A generator of one's own, so that no benchmark depends on another."""
+    return torch.Generator().manual_seed(seed)
+
+
+def stack(count: int, size: Size, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """So many random tensors, each with memory of its own."""
+    source = generator()
+    return [torch.randn(size, generator=source).to(dtype) for _ in range(count)]
+
+
+def caches(moved: int) -> tuple[str, ...]:
+    """States of the cache in which an operation on so many bytes is measured.
+
+    "warm": the same tensors on each call, "cold": others, so that all comes from DRAM. Where the tensors of
+    one call fill the cache, they are always cold.
+    """
+    return ("cold",) if moved > 2 * last_level_cache() else ("warm", "cold")
+
+
+def groups_needed(moved: int) -> int:
+    """How many groups of tensors make a cold cache when visited in turn."""
+    return -(-4 * last_level_cache() // moved)
+
+
+def free_network(size: Size) -> Callable[..., Tensor]:
+    """A network that costs nothing: the same output for all inputs."""
+    output = torch.randn(size, generator=generator(1))
+    return lambda x, t, condition=None: output
+
+
+def sampler(size: Size, steps: int, order: int | None = None) -> GASSampler:
+    """An untrained solver of the highest order with a network that costs nothing."""
+    solver = GeneralizedSolver(NoiseSchedule.vp_linear(), steps, order=order)
+    return GASSampler(solver, free_network(size), prediction_type="epsilon")
+
+
+def without_gradient(function: Callable[..., object], *arguments: Any) -> Callable[[], None]:
+    """The call under `torch.no_grad`."""
+
+    def call() -> None:
+        with torch.no_grad():
+            function(*arguments)
+
+    return call
+
+
+def public_sample(size: Size, steps: int, order: int | None = None) -> Callable[[], None]:
+    """The same solve as the public code writes it, on the schedule that is cheapest for it."""
+    parameters = peers.Parameters.untrained(steps, order or steps)
+    noise, network, log_alpha = stack(1, size)[0], free_network(size), peers.linear_log_alpha()
+    return without_gradient(peers.unfused_solve, log_alpha, parameters, network, noise)
+
+
+def our_sample(size: Size, steps: int, order: int | None = None) -> Callable[[], None]:
+    """One sample from noise, with the coefficients that it needs."""
+    return without_gradient(sampler(size, steps, order), stack(1, size)[0])
+
+
+def our_training_solve(noise: Tensor, steps: int) -> tuple[Callable[[], Tensor], Callable[[], None]]:
+    """A solve with its graph, and the same with its backward pass; the network returns its input."""
+    model = GASSampler(GeneralizedSolver(NoiseSchedule.vp_linear(), steps), lambda x, t, condition: x)
+    seed = torch.ones_like(noise)
+
+    def forward() -> Tensor:
+        state: Tensor = model(noise)
+        return state
+
+    return forward, lambda: torch.autograd.backward(forward(), seed)
+
+
+def public_training_solve(noise: Tensor, steps: int) -> Callable[[], None]:
+    """The same as the public code writes it; the network's output is taken as noise."""
+    parameters = peers.Parameters.untrained(steps, steps).requires_grad_()
+    seed = torch.ones_like(noise)
+
+    def call() -> None:
+        states, _ = peers.unfused_solve(peers.linear_log_alpha(), parameters, lambda x, t: x, noise)
+        torch.autograd.backward(states[-1], seed)
+
+    return call

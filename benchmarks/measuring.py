@@ -1,0 +1,95 @@
+"""Median times of single calls, and what the machine is."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import gas_ext
+from gas_ext.ops import info
+
+ROUND_SECONDS = 5e-5  # calls that are shorter are timed several at once, so that the clock costs nothing
+MOST_ROUNDS = 2000
+
+
+class Timing(NamedTuple):
+    """Seconds of one call: the median over rounds, the distance of the quartiles, and the shortest."""
+
+    median: float
+    iqr: float
+    least: float
+
+
+class Repeated:
+    """A function that does `repeats` pieces of work in one call, so as to leave the call's own cost out."""
+
+    def __init__(self, function: Callable[[], object], repeats: float) -> None:
+        self.function = function
+        self.repeats = repeats
+
+    def __call__(self) -> object:
+        """Call the function once."""
+        return self.function()
+
+
+def plan(function: Callable[[], object], budget: float, least: int) -> tuple[int, int]:
+    """Return rounds and calls per round that take about `budget` seconds, after a call to warm up."""
+    function()
+    start = time.perf_counter()
+    function()
+    single = max(time.perf_counter() - start, 1e-8)
+    calls = max(1, int(ROUND_SECONDS / single))
+    rounds = int(budget / (calls * single))
+    return min(max(rounds, least), MOST_ROUNDS), calls
+
+
+def measure(function: Callable[[], object], budget: float, least: int = 5) -> Timing:
+    """Time a function for about `budget` seconds, and `least` rounds at least."""
+    rounds, calls = plan(function, budget, least)
+    pieces = calls * getattr(function, "repeats", 1)
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for _ in range(calls):
+            function()
+        times.append((time.perf_counter() - start) / pieces)
+    return summary(times)
+
+
+def summary(times: list[float]) -> Timing:
+    """What is kept of some times."""
+    low, _, high = statistics.quantiles(times, n=4) if len(times) > 1 else (0.0, 0.0, 0.0)
+    return Timing(statistics.median(times), high - low, min(times))
+
+
+def last_level_cache() -> int:
+    """Bytes of the largest cache that the first processor sees; 32 MiB where the system does not say."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        unit = {"K": 1 << 10, "M": 1 << 20}.get(text[-1], 1)
+        sizes.append(int(text.rstrip("KM")) * unit)
+    return max(sizes, default=32 << 20)
+
+
+def software() -> dict[str, Any]:
+    """Versions and settings that a time depends on."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    for name in ("diffusers", "torchmetrics"):
+        try:
+            versions[name] = __import__(name).__version__
+        except ImportError:
+            versions[name] = "not installed"
+    return {
+        "gas_ext": gas_ext.__version__,
+        "kernels": info(),
+        "versions": versions,
+        "threads": torch.get_num_threads(),
+        "last_level_cache": last_level_cache(),
+    }
