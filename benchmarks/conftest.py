@@ -14,7 +14,7 @@ from typing import Any
 import floor
 import pytest
 import torch
-from measuring import Timing, measure, plan, software
+from measuring import Timing, keep_freed_memory, measure, plan, software
 
 SHARE = 0.3  # of the time of a row, for the row itself; as much goes to each peer
 FULL_SECONDS = 0.5
@@ -24,6 +24,7 @@ Peers = Mapping[str, Callable[[], object] | None]
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "thorough: only in full measurements (--benchmark-max-time >= 0.5)")
+    keep_freed_memory(True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -45,6 +46,14 @@ def streams(tmp_path_factory: pytest.TempPathFactory) -> floor.Streams | None:
     if built is None:
         warnings.warn("no C++ compiler built streams.cpp: these rows have no floor", stacklevel=1)
     return built
+
+
+@pytest.fixture
+def memory_given_back() -> Iterator[None]:
+    """Results in memory that comes from the system page by page."""
+    keep_freed_memory(False)
+    yield
+    keep_freed_memory(True)
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import statistics
 import time
@@ -16,6 +17,19 @@ from gas_ext.ops import info
 
 ROUND_SECONDS = 5e-5  # calls that are shorter are timed several at once, so that the clock costs nothing
 MOST_ROUNDS = 2000
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
+
+
+def keep_freed_memory(keep: bool) -> None:
+    """Tell glibc to keep large blocks that were freed for the next results, or to give them back at once.
+
+    By itself it does the one or the other as the top of the heap happens to lie, and getting a block again
+    page by page takes several times as long as filling it: luck that no ratio should depend on.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1 if keep else 128 * 1024)
+        mallopt(_MMAP_THRESHOLD, 2**30 if keep else 128 * 1024)
 
 
 class Timing(NamedTuple):

@@ -161,8 +161,9 @@ def test_backward(against, request, streams, size, terms, dtype, gradients):
 
 
 @pytest.mark.parametrize("size", [case(LARGE), thorough(HUGE)])
+@pytest.mark.usefixtures("memory_given_back")
 def test_fresh_memory(against, size):
-    """What it costs that results are put into memory fresh from the allocator."""
+    """What it costs that results are put into memory fresh from the system."""
     history, output, row = inputs(size, 8, "float32")
     out = tuple(stack(2, size))
 

@@ -22,8 +22,8 @@ from gas_ext.progress import make_reporter
 from gas_ext.teachers.folder import load_teacher
 from gas_ext.training import read_log, train
 
-CHANGES = ["training.train_samples=1000", "training.validation_samples=256", "training.shown_images=0"]
-SHOWN = (0, 20, 60, 100, 200, 300)
+CHANGES = ["training.train_samples=500", "training.validation_samples=256", "training.shown_images=0"]
+SHOWN = (0, 20, 40, 60, 80, 100)
 
 
 class HalfTheClasses(Denoiser):
@@ -49,11 +49,14 @@ class HalfTheClasses(Denoiser):
         return output
 
 
-def learn(denoiser: HalfTheClasses, steps: int, start: str, seed: int, folder: Path, name: str) -> Path:
+def learn(
+    denoiser: HalfTheClasses, steps: int, start: str, seed: int, folder: Path, name: str, iterations: int
+) -> Path:
     """Train a solver with the package's own recipe from a start; return its folder."""
     changes = [f"training.start={start}", f"training.seed={seed}", "training.validate_every=20"]
+    changes.append(f"training.iterations={iterations}")
     config = load_config("demo", [*CHANGES, *changes])
-    samples = make_samples(denoiser, seed, folder / f"samples-{denoiser.first}-{seed}", 1256, config)
+    samples = make_samples(denoiser, seed, folder / f"samples-{denoiser.first}-{seed}", 756, config)
     run = folder / f"{name}-{steps}-{seed}"
     finished(train(config, denoiser, run, steps=steps, samples=samples, reporter=make_reporter()))
     return run
@@ -63,7 +66,7 @@ def main() -> None:
     """Learn the solvers to start from, then from each start, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--from-steps", nargs="+", type=int, default=[4, 8])
+    parser.add_argument("--from-steps", nargs="+", type=int, default=[4])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("-o", "--out", type=Path, default=Path("warm-starts"))
@@ -73,15 +76,15 @@ def main() -> None:
     denoiser, other = HalfTheClasses(teacher, 5), HalfTheClasses(teacher, 0)
     starts = {"published": "published", "best classical solver": "classical", "fitted (default)": "fitted"}
     for n in options.from_steps:
-        run = learn(denoiser, n, "fitted", seed, out, "source")
+        run = learn(denoiser, n, "fitted", seed, out, "source", 300)
         starts[f"learned, {n} steps"] = str(run / "last.safetensors")
-    run = learn(other, steps, "fitted", seed, out, "other-classes")
+    run = learn(other, steps, "fitted", seed, out, "other-classes", 300)
     starts["learned, other classes"] = str(run / "last.safetensors")
     print(f"| {steps} steps, start | " + " | ".join(map(str, SHOWN)) + " |")
     print("|---" * (len(SHOWN) + 1) + "|")
     for label, start in starts.items():
         name = label.split(" (")[0].replace(", ", "-").replace(" ", "-")
-        run = learn(denoiser, steps, start, seed, out, name)
+        run = learn(denoiser, steps, start, seed, out, name, max(SHOWN))
         found = {line["iteration"]: line["l1"] for line in read_log(run) if line["kind"] == "validation"}
         print(f"| {label} | " + " | ".join(f"{found[n]:.4f}" for n in SHOWN) + " |", flush=True)
 

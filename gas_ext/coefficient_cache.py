@@ -6,6 +6,7 @@ small image.
 
 from __future__ import annotations
 
+from operator import is_
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -23,13 +24,14 @@ class _Entry(NamedTuple):
     """Coefficients, and everything that they were computed from."""
 
     asked: tuple[Solver, str | None, float | None]
-    attributes: dict[str, Any]
+    attributes: list[Any]
     tensors: list[Tensor]
     coefficients: SolverCoefficients
 
-    def follows_from(self, solver: nn.Module, tensors: list[Tensor]) -> bool:
-        """Whether the solver is what it was; most of its attributes are then the very same objects."""
-        if self.attributes != vars(solver):
+    def follows_from(self, solver: Solver, tensors: list[Tensor]) -> bool:
+        """Whether the solver is what it was: its attributes are the very same objects, its tensors equal."""
+        attributes = _attributes(solver)
+        if len(self.attributes) != len(attributes) or not all(map(is_, self.attributes, attributes)):
             return False
         for old, new in zip(self.tensors, tensors, strict=True):
             if not (torch.equal(old, new) if new.numel() else old.device == new.device):
@@ -41,9 +43,10 @@ class CoefficientCache:
     """The coefficients of the last solve, of a solver of this package.
 
     They are computed anew where they need a gradient, inside a graph of `torch.compile`, and whenever an
-    attribute, a parameter, a buffer or the device of the solver is not what it was. Parameters are compared
-    by value, for a write to `.data` leaves no other trace. On a GPU that comparison would wait for the
-    device, so that there only solvers without parameters are kept.
+    attribute, a parameter, a buffer or the device of the solver, or an attribute of its schedule, is not what
+    it was. Parameters are compared by value, for a write to `.data` leaves no other trace. On a GPU that
+    comparison would wait for the device, so that there only solvers without parameters are kept. A class
+    derived from `GeneralizedSolver` may depend on anything, and is asked each time.
     """
 
     def __init__(self) -> None:
@@ -53,9 +56,11 @@ class CoefficientCache:
         self, solver: Solver, prediction_type: str | None, guidance_scale: float | None
     ) -> SolverCoefficients:
         """Return what `solver.coefficients` does, to be read only."""
-        if torch.compiler.is_compiling() or not isinstance(solver, (GeneralizedSolver, MultistepSolver)):
+        kept = type(solver) is GeneralizedSolver or isinstance(solver, MultistepSolver)
+        if not kept or torch.compiler.is_compiling():
             return solver.coefficients(prediction_type, guidance_scale)
         # What parameters() and buffers() return, in a tenth of their time.
+        assert isinstance(solver, nn.Module)
         registered = [*solver._parameters.values(), *solver._buffers.values()]
         tensors = [tensor for tensor in registered if tensor is not None]
         recorded = torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors])
@@ -66,8 +71,13 @@ class CoefficientCache:
             with torch.inference_mode(False), torch.no_grad():  # to be of use in any mode
                 coefficients = solver.coefficients(prediction_type, guidance_scale)
                 copies = [tensor.detach().clone() for tensor in tensors]
-            self._entry = entry = _Entry(asked, dict(vars(solver)), copies, coefficients)
+            self._entry = entry = _Entry(asked, _attributes(solver), copies, coefficients)
         return entry.coefficients
+
+
+def _attributes(solver: Solver) -> list[Any]:
+    """All but tensors that are registered: of those the dicts that hold them."""
+    return [*vars(solver).values(), *vars(solver.schedule).values()]
 
 
 def _is_comparable(tensor: Tensor) -> bool:

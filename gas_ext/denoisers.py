@@ -276,7 +276,8 @@ class Denoiser(nn.Module, ABC):
         """The dtype to which `predict` casts its states before anything else, if it does; None here.
 
         Float32 states are then given to it in this half precision at once, as the update before wrote them,
-        and it answers in the same, which saves two passes over memory. The numbers are the same.
+        and it answers in the same, which saves two passes over memory. The numbers are the same. Under
+        autocast the states are given as they are.
         """
         return None
 

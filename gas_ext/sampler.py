@@ -78,10 +78,11 @@ class GASSampler(nn.Module):
         Record the whole solve as a CUDA graph at the first call with noise and condition of some kind
         (shapes, dtypes, plain values), and replay it at the next ones; the latest four graphs are kept.
         Numbers written into the parameters of solver and network are followed, and so are moved parameters
-        of a network that is a module. Make a new sampler after changing anything else about it, and call it
-        from one stream at a time. A denoiser does not count replays in its `evaluations`; the sampler does.
-        Without a GPU, where gradients are recorded, where a trajectory is asked for, or where recording
-        fails, the solve runs step by step and a warning says why, once. Not run on a GPU yet.
+        and the training mode of a network that is a module. Make a new sampler after changing anything else
+        about solver or network, and call it from one stream at a time. A denoiser does not count replays in
+        its `evaluations`; the sampler does. Without a GPU, where gradients are recorded, where a trajectory
+        is asked for, or where recording fails, the solve runs step by step and a warning says why, once. Not
+        run on a GPU yet.
 
     Raises
     ------
@@ -133,7 +134,7 @@ class GASSampler(nn.Module):
         self.prediction_type = prediction_type or "sample"
         self.guidance_scale = _agreed("guidance_scale", guidance_scale, solver.guidance_scale, "solver")
         self.recompute = recompute
-        self.evaluations = 0  # of the network by whole solves so far; a doubled, guided batch is one
+        self.evaluations = 0  # of the network so far, replayed ones too; a doubled, guided batch is one
         self._cache = CoefficientCache()
         self._graphs = SolveGraphs() if cuda_graph else None
         check_prediction_type(solver.schedule, self.prediction_type)
@@ -198,7 +199,8 @@ class GASSampler(nn.Module):
             The condition of guidance's other half, structured like `condition`; broadcasts over the batch. A
             `Denoiser` has one of its own.
         return_trajectory : bool
-            Also return all states and data predictions.
+            Also return all states and data predictions. Only so is a gradient of the sample with respect to
+            one of them whole; otherwise later steps keep what they add to it to themselves.
 
         Returns
         -------
@@ -218,8 +220,6 @@ class GASSampler(nn.Module):
         sample, trajectory = self._replay(noise, condition, return_trajectory), None
         if sample is None:
             sample, trajectory = self._solve(noise, condition, self._table(), return_trajectory)
-        if not torch.compiler.is_compiling():
-            self.evaluations += self.solver.steps
         return sample if trajectory is None else (sample, trajectory)
 
     def _table(self) -> SolverCoefficients:
@@ -240,8 +240,13 @@ class GASSampler(nn.Module):
 
         # A tensor that was moved or replaced, and not only written to, needs another graph.
         places = tuple([tensor.data_ptr() for tensor in (*self.parameters(), *self.buffers())])
-        key = (self.prediction_type, self.guidance_scale, self.training, places)
-        return self._graphs.solve(solve, noise, condition, key)
+        modes = tuple([module.training for module in self.modules()])
+        key = (self.prediction_type, self.guidance_scale, modes, places)
+        before = self.evaluations
+        sample = self._graphs.solve(solve, noise, condition, key)
+        # Solves to warm up and to record are not counted, for they make no sample.
+        self.evaluations = before if sample is None else before + self.solver.steps
+        return sample
 
     def _solve(
         self, noise: Tensor, condition: Condition, table: SolverCoefficients, return_trajectory: bool = False
@@ -257,7 +262,7 @@ class GASSampler(nn.Module):
         states_kept, data_kept = (kept.shape[1] for kept in table.weights)
         guided, lower = self.guided, self._lower_input_dtype(x)
         seen = x if lower is None else x.to(lower)
-        # A tape has no full gradients of what is between noise and result.
+        # A tape has no whole gradients of what is between noise and result.
         plain = return_trajectory or not torch.is_grad_enabled()
         take_step = fused_update if plain else SolveTape().update
         for t, row in zip(times, table.rows, strict=True):
@@ -298,7 +303,12 @@ class GASSampler(nn.Module):
         if x.dtype != torch.float32 or not isinstance(self.denoiser, Denoiser):
             return None
         dtype = self.denoiser.input_dtype
-        return dtype if dtype in (torch.float16, torch.bfloat16) else None
+        if dtype not in (torch.float16, torch.bfloat16):
+            return None
+        # Autocast may let it answer in a higher precision, which the state's dtype would have kept.
+        device = x.device.type
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        return None if autocast else dtype
 
     def _evaluate(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Call the network once, on the doubled batch if guided, and check what it returns."""
@@ -307,6 +317,8 @@ class GASSampler(nn.Module):
             output = checkpoint(self.denoiser, seen, t, condition, use_reentrant=False)
         else:
             output = self.denoiser(seen, t, condition)
+        if not torch.compiler.is_compiling():
+            self.evaluations += 1
         _check_output(output, seen)
         return output
 

@@ -8,7 +8,7 @@ import torch
 from sampler_networks import VP, mixture, noise_of
 from test_coefficients import randomize
 
-from gas_ext import GASSampler, GeneralizedSolver
+from gas_ext import GASSampler, GeneralizedSolver, NoiseSchedule
 from gas_ext.classical import HeunSolver, UniPCSolver
 
 SOLVERS = {
@@ -78,7 +78,25 @@ def end_elsewhere(solver):
     solver.t_eps = 0.05
 
 
-CHANGES = [add, write_data, replace_data, write_by_numpy, load_another, new_parameter, end_elsewhere]
+def another_schedule(solver):
+    solver.schedule = NoiseSchedule.vp_linear(0.1, 15.0)
+
+
+def in_single_precision(solver):
+    solver.float()
+
+
+CHANGES = [
+    add,
+    write_data,
+    replace_data,
+    write_by_numpy,
+    load_another,
+    new_parameter,
+    end_elsewhere,
+    another_schedule,
+    in_single_precision,
+]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -196,3 +214,40 @@ def test_a_solver_of_another_kind_is_asked_each_time(monkeypatch):
         sampler = GASSampler(own, network)
         assert torch.equal(sampler(noise_of(3, 2)), sampler(noise_of(3, 2)))
     assert len(calls) == 2
+
+
+def test_a_schedule_that_is_written_to_is_followed():
+    schedule, noise = NoiseSchedule.vp_linear(), noise_of(3, 2)
+    sampler = GASSampler(GeneralizedSolver(schedule, 4), network)
+    with torch.no_grad():
+        sampler(noise)
+        schedule.beta_1 = 15.0
+        found, expected = sampler(noise), GASSampler(copy.deepcopy(sampler.solver), network)(noise)
+    assert torch.equal(found, expected)
+
+
+def test_a_derived_solver_is_asked_each_time():
+    """It may depend on what only its own class knows of."""
+
+    class Drifting(GeneralizedSolver):
+        drift = 0.0
+
+        def weights(self, timesteps=None):
+            weights = super().weights(timesteps)
+            return weights._replace(data=weights.data + type(self).drift)
+
+    sampler, noise = GASSampler(Drifting(VP, 4), network), noise_of(3, 2)
+    with torch.no_grad():
+        before = sampler(noise)
+        Drifting.drift = 0.1
+        assert not torch.equal(sampler(noise), before)
+
+
+def test_attributes_that_cannot_be_compared_are_no_obstacle():
+    sampler, noise = GASSampler(SOLVERS["learned"](), network), noise_of(3, 2)
+    with torch.no_grad():
+        samples = []
+        for _ in range(2):
+            sampler.solver.losses = torch.rand(3)
+            samples.append(sampler(noise))
+    assert torch.equal(*samples)

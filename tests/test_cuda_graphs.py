@@ -134,9 +134,11 @@ def test_settings_of_the_sampler_and_autocast_have_their_own_graphs(graphs):
     assert torch.equal(graphed(noise, condition, 0 * condition), plain(noise, condition, 0 * condition))
     graphed.eval()
     graphed(noise, condition, 0 * condition)
+    graphed.denoiser.train()
+    graphed(noise, condition, 0 * condition)
     with torch.autocast("cpu", torch.bfloat16):
         graphed(noise, condition, 0 * condition)
-    assert len(graphs) == 5
+    assert len(graphs) == 6
 
 
 def test_the_latest_graphs_are_kept(graphs):
@@ -186,6 +188,19 @@ def test_labels_are_encoded_before_recording(graphs):
     assert len(graphs) == 1
     with pytest.raises(ValueError, match="from 0 to 4"):
         graphed(noise_of(3, 2), [0, 1, 7])
+
+
+def test_evaluations_to_warm_up_are_not_counted_even_where_recording_fails(graphs):
+    def reads(x, t, condition):
+        calls.append(t.item())
+        return x
+
+    calls = []
+    graphed = GASSampler(learned(), reads, "sample", cuda_graph=True)
+    with pytest.warns(RuntimeWarning, match="cannot be recorded"):
+        graphed(noise_of(3, 2))
+    assert graphed.evaluations == 4
+    assert len(calls) > 4
 
 
 # ---- step by step instead

@@ -87,6 +87,33 @@ def test_other_states_are_given_as_they_are(dtype):
     assert sample.dtype == dtype
 
 
+def test_under_autocast_the_states_are_given():
+    """There the output may be of a higher precision, which the dtype of the states keeps."""
+    told, plain = samplers(torch.float16)
+    noise = noise_of(3, 6, dtype=torch.float32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(told(noise), plain(noise))
+    assert set(told.denoiser.seen) == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_recomputing_the_network_changes_nothing(dtype):
+    grads = []
+    for recompute in (False, True):
+        told, _ = samplers(dtype)
+        told.recompute = recompute
+        noise = noise_of(3, 6, dtype=torch.float32).requires_grad_()
+        grads.append(torch.autograd.grad(told(noise).square().sum(), [noise, *told.solver.parameters()]))
+        assert set(told.denoiser.seen) == {dtype}
+    torch.testing.assert_close(*grads, rtol=0, atol=0)
+
+
+def test_on_the_meta_device():
+    told, _ = samplers(torch.bfloat16)
+    with torch.no_grad():
+        assert told.to("meta")(torch.empty(3, 6, device="meta")).dtype == torch.float32
+
+
 def test_a_float32_network_is_given_the_states():
     told, plain = samplers(torch.float32)
     noise = noise_of(3, 6, dtype=torch.float32)

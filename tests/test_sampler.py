@@ -425,3 +425,15 @@ def test_recomputation_keeps_no_activations():
             sampler(torch.randn(50, 1000))
         kept.append(sum(sizes.values()))
     assert kept[1] < 0.75 * kept[0]
+
+
+def test_evaluations_are_calls_that_were_made():
+    def fails(x, t, condition):
+        if sampler.evaluations == 2:
+            raise ArithmeticError
+        return x
+
+    sampler = GASSampler(GeneralizedSolver(VP, 4), fails)
+    with pytest.raises(ArithmeticError), torch.no_grad():
+        sampler(noise_of(3, 2))
+    assert sampler.evaluations == 2

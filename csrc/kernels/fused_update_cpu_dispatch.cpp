@@ -90,7 +90,7 @@ bool cpu_should_stream(int64_t bytes) {
 #endif
     return size > 0 ? size : int64_t{32} << 20;
   }();
-  return bytes > cache / 2;
+  return bytes > 3 * cache;
 }
 
 void cpu_sum_partials(const BackwardArgs& args) {

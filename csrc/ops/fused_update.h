@@ -160,7 +160,8 @@ std::tuple<Tensor, Tensor> gather_gradients(std::optional<Tensor> grad_data, std
   for (size_t j = 0; j < count; ++j) {
     check_coefficients(coefficients[j], layout);
     check(coefficients[j].scalar_type() == coefficients[0].scalar_type(), "coefficients must have one dtype");
-    check(std::max(data_places[j], state_places[j]) < coefficients[j].numel(),
+    check(std::max(data_places[j], state_places[j]) <
+              std::min<int64_t>(coefficients[j].numel(), kMaxCoefficients),
           "a place is beyond the end of its coefficients");
     args.state_gradients[j] = dense(state_gradients[j]);
     args.coefficients[j] = coefficients[j].const_data_ptr();

@@ -219,7 +219,8 @@ class FusedUpdate(torch.autograd.Function):
         wanted = [k for k, needed in enumerate(needs_history) if needed]
         if ctx.step is not None and not torch.is_grad_enabled():  # second derivatives need each step's own
             grad_data, grad_state = ctx.step.gather(grad_data, grad_state)
-            ctx.step.keep(_total_gradient(grad_state, grad_next_input, coefficients), coefficients)
+            G = _total_gradient(grad_state, grad_next_input, coefficients, history[0].dtype)
+            ctx.step.keep(G, coefficients)
             wanted = [k for k in wanted if k not in ctx.step.gathered]
         if grad_data is None and grad_state is None and grad_next_input is None:
             return (None,) * len(ctx.needs_input_grad)
@@ -259,13 +260,13 @@ def _call_backward(*arguments: Any) -> tuple[list[Tensor], Tensor, Tensor]:
 
 
 def _total_gradient(
-    grad_state: Tensor | None, grad_next_input: Tensor | None, coefficients: Tensor
+    grad_state: Tensor | None, grad_next_input: Tensor | None, coefficients: Tensor, dtype: torch.dtype
 ) -> Tensor | None:
-    """G = dL/dx_{n+1} + s dL/dy."""
-    if grad_next_input is None or grad_state is None:
-        return grad_state if grad_next_input is None else coefficients[NEXT_SCALE] * grad_next_input
-    scale = coefficients[NEXT_SCALE].to(grad_state.dtype)
-    return torch.addcmul(grad_state, scale, grad_next_input.to(grad_state.dtype))
+    """G = dL/dx_{n+1} + s dL/dy, in the dtype of the states."""
+    if grad_next_input is None:
+        return grad_state
+    scale, grad_next_input = coefficients[NEXT_SCALE].to(dtype), grad_next_input.to(dtype)
+    return scale * grad_next_input if grad_state is None else grad_state.addcmul(scale, grad_next_input)
 
 
 def _check_arguments(history: list[Tensor], output: Tensor, coefficients: Tensor, guided: bool) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gas_ext.ops import library
-from gas_ext.ops.fused_update import fused_update, is_recorded, update_recorded
+from gas_ext.ops.fused_update import MAX_TERMS, fused_update, is_recorded, update_recorded
 from gas_ext.ops.reference import FIRST_WEIGHT, UpdateResult
 
 DATA, STATE = 0, 1  # results of a step, as autograd numbers them
@@ -28,8 +28,9 @@ class SolveTape:
 
     Values and gradients are those of `fused_update`, in any number of backward passes; so are second
     derivatives. But a result in the middle of the solve does not see the part of its gradient that comes
-    through later histories. So do not use a tape where autograd is asked for the gradient *of* such a
-    result, by `torch.autograd.grad`, `retain_grad` or a hook; gradients *into* it are as good as any.
+    through later histories. So do not use a tape where autograd is asked afterwards for the gradient *of*
+    such a result. Gradients *into* it are as good as any, and a hook or `retain_grad` that stands on it when
+    a later history takes it, such as a network puts on its input, sees the whole gradient.
 
     Examples
     --------
@@ -92,7 +93,7 @@ class _Use(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """G of a step and its coefficients."""
+    """G of a step and its coefficients, float64."""
 
     gradient: Tensor
     coefficients: Tensor
@@ -109,11 +110,16 @@ class _Step:
         self.gathered: dict[int, tuple[_Step, int]] = {}  # by term: whose result it is, and which
         # The gradient of x_n, the first term, takes H too: it goes the ordinary way.
         for k, tensor in enumerate(history[1:], 1):
-            step = getattr(tensor.grad_fn, "step", None)
-            if isinstance(step, _Step) and step.tape is tape:
-                result = (step, tensor.output_nr)
-                if result not in self.gathered.values():  # a tensor that stands there twice
-                    self.gathered[k] = result
+            step, result = getattr(tensor.grad_fn, "step", None), tensor.output_nr
+            if (
+                isinstance(step, _Step)
+                and step.tape is tape
+                and result in (DATA, STATE)  # no next input
+                and len(step.uses) < MAX_TERMS  # as many as can be gathered from
+                and not _is_watched(tensor)
+                and (step, result) not in self.gathered.values()  # a tensor that stands there twice
+            ):
+                self.gathered[k] = (step, result)
 
     def enter(self) -> None:
         """Tell the earlier steps who uses their results."""
@@ -151,4 +157,9 @@ class _Step:
         """Keep G for the earlier steps whose results this one used."""
         needed_by = {step.number for step, _ in self.gathered.values()}
         if grad_state is not None and needed_by:
-            self.tape.kept[self.number] = _Kept(grad_state, coefficients, needed_by)
+            self.tape.kept[self.number] = _Kept(grad_state, coefficients.double(), needed_by)
+
+
+def _is_watched(tensor: Tensor) -> bool:
+    """Whether somebody wants to see the gradient of a result; that goes the ordinary way."""
+    return bool(tensor._backward_hooks) or tensor.retains_grad

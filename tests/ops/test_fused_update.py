@@ -381,7 +381,7 @@ def test_float16_subnormals_survive_flushing(device: torch.device) -> None:
 @pytest.mark.parametrize("dtype", STATE_DTYPES)
 def test_writing_past_the_caches_gives_the_same_bits(dtype: torch.dtype, start: int) -> None:
     """A call too large for the caches against the same in pieces; from element 1 on no input is aligned."""
-    piece, pieces = 32_768, 192  # 2 bytes x 8 tensors x 6.3 million: 100 MB and more
+    piece, pieces = 32_768, 320  # 2 bytes x 6 tensors x 10.5 million: more than three times a cache of 32 MiB
     numel = piece * pieces
     history, output, coefficients = make_inputs((numel + start,), dtype=dtype, device=torch.device("cpu"))
     history, output = [t[start:] for t in history], output[start:]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -234,6 +236,125 @@ def test_a_result_that_stands_twice_in_a_history(device: torch.device) -> None:
     assert_same(torch.autograd.grad(loss(SolveTape().update), leaves), expected)
 
 
+def row_of(history: list[Tensor], dtype: torch.dtype = torch.float64) -> Tensor:
+    """Some coefficients for a history, the next input's scale among them."""
+    return torch.linspace(0.3, 0.9, 5 + len(history), dtype=dtype, device=history[0].device)
+
+
+def a_next_input_in_a_history(x: Tensor, update: Update) -> Tensor:
+    first = update([x], x.sin(), row_of([x]), next_input_dtype=x.dtype)
+    history = [first.state, first.next_input, first.data]
+    return update(history, first.state.sin(), row_of(history)).state
+
+
+def a_step_whose_next_input_alone_is_used(x: Tensor, update: Update) -> Tensor:
+    x = x.float()
+    first = update([x], x.sin().bfloat16(), row_of([x]))
+    history = [first.state, first.data, x]
+    output = first.state.sin().bfloat16()
+    last = update(history, output, row_of(history), next_input_dtype=torch.bfloat16)
+    return last.next_input.double()
+
+
+def rows_of_two_dtypes(x: Tensor, update: Update) -> Tensor:
+    states, data = [x], []
+    for dtype in (torch.float64, torch.float32, torch.float64):
+        history = [*states, *data]
+        result = update(history, states[0].sin(), row_of(history, dtype) / 2)
+        states.insert(0, result.state)
+        data.insert(0, result.data)
+    return states[0]
+
+
+def more_later_steps_than_a_history_has_terms(x: Tensor, update: Update) -> Tensor:
+    first = latest = update([x], x.sin(), row_of([x]))
+    for _ in range(70):
+        history = [latest.state, first.state, first.data]
+        latest = update(history, latest.state.sin(), row_of(history) / 2)
+    return latest.state
+
+
+@pytest.mark.parametrize(
+    "solve",
+    [
+        a_next_input_in_a_history,
+        a_step_whose_next_input_alone_is_used,
+        rows_of_two_dtypes,
+        more_later_steps_than_a_history_has_terms,
+    ],
+)
+def test_what_no_sampler_does(device: torch.device, solve: Callable[[Tensor, Update], Tensor]) -> None:
+    x = Problem(device).noise
+    expected, actual = (
+        torch.autograd.grad(solve(x, update).sum(), x) for update in (fused_update, SolveTape().update)
+    )
+    # A tape rounds less of a half-precision gradient.
+    half = solve is a_step_whose_next_input_alone_is_used
+    assert_same(actual, expected, torch.bfloat16 if half else torch.float64)
+
+
+@pytest.mark.parametrize("watch", ["hook", "retain_grad"])
+def test_a_network_that_watches_the_gradient_of_its_input(device: torch.device, watch: str) -> None:
+    found: list[list[Tensor]] = []
+    for update in (fused_update, SolveTape().update):
+        problem = Problem(device)
+        seen: list[Tensor] = []
+
+        def halved(grad: Tensor, seen: list[Tensor] = seen) -> Tensor:
+            seen.append(grad)
+            return grad / 2
+
+        def network(
+            x: Tensor, problem: Problem = problem, seen: list[Tensor] = seen, hook: Callable = halved
+        ) -> Tensor:
+            if watch == "hook":
+                x.register_hook(hook)
+            else:
+                x.retain_grad()
+                seen.append(x)
+            return problem.network(x)
+
+        problem.last(update, network=network).backward()
+        assert len(seen) == STEPS
+        gradients = seen if watch == "hook" else [x.grad for x in seen]
+        found.append([*gradients, *(leaf.grad for leaf in problem.leaves)])
+    assert_same(found[1], found[0])
+
+
+def test_a_network_that_asks_for_a_gradient_itself(device: torch.device) -> None:
+    """As classifier guidance does, on the state that it is given."""
+    problem = Problem(device)
+
+    def network(x: Tensor) -> Tensor:
+        (push,) = torch.autograd.grad(x.sin().square().sum(), x, create_graph=True)
+        return problem.network(x) + 0.1 * push
+
+    expected = torch.autograd.grad(problem.last(fused_update, network=network), problem.leaves)
+    actual = torch.autograd.grad(problem.last(SolveTape().update, network=network), problem.leaves)
+    assert_same(actual, expected)
+
+
+@pytest.mark.parametrize("ended", ["no pass", "a pass", "a pass that ended early"])
+def test_memory_returns_without_the_garbage_collector(device: torch.device, ended: str) -> None:
+    problem = Problem(device)
+    tape = SolveTape()
+    states, data = problem.solve(tape.update)
+    loss = states[0].square().sum()
+    gc.collect()
+    gc.disable()
+    try:
+        if ended != "no pass":
+            leaves = problem.leaves if ended == "a pass" else problem.rows[-1:]
+            torch.autograd.grad(loss, leaves)
+        kept = [weakref.ref(kept.gradient) for kept in tape.kept.values()]
+        assert bool(kept) == (ended == "a pass that ended early")
+        references = [weakref.ref(tape), *kept, *map(weakref.ref, states[:-1]), *map(weakref.ref, data)]
+        del tape, states, data, loss
+        assert [reference() for reference in references] == [None] * len(references)
+    finally:
+        gc.enable()
+
+
 def test_first_and_second_derivatives_numerically(device: torch.device) -> None:
     problem = Problem(device)
     leaves = [problem.noise.detach()[:1, :, :1, :2].clone().requires_grad_(), problem.weight, *problem.rows]
@@ -284,6 +405,7 @@ def test_gathering_operator(device: torch.device) -> None:
         (grad, None, [], [], [], []),
         (grad, None, later, rows[:2], [5, 5, 5], [5, 5, 5]),
         (grad, None, later, rows, [7, 5, 5], [5, 5, 5]),
+        (grad, None, later, [row.repeat(20) for row in rows], [69, 5, 5], [5, 5, 5]),
         (grad[:1], None, later, rows, [5, 5, 5], [5, 5, 5]),
         (grad.double(), None, later, rows, [5, 5, 5], [5, 5, 5]),
     ):
