@@ -12,10 +12,6 @@
 namespace gas_ext::GAS_EXT_ISA {
 namespace {
 
-constexpr int kTileBlocks = 16;
-constexpr int kTile = kTileBlocks * kBlock;
-static_assert(kCpuChunk % kTile == 0);
-
 template <class W>
 void load_coefficients(const void* source, bool is_double, int count, W* target) {
   for (int i = 0; i < count; ++i) {
@@ -24,12 +20,11 @@ void load_coefficients(const void* source, bool is_double, int count, W* target)
   }
 }
 
-// Call body(i, part) for each block of the elements [begin, end), i = 0, 1, ...
+// Call body(part) for each block of the elements [begin, end).
 template <class Body>
 GAS_EXT_INLINE void for_each_block(int64_t begin, int64_t end, Body&& body) {
-  int i = 0;
-  for (; begin + kBlock <= end; begin += kBlock) body(i++, Part<WholeBlock>{begin, {}});
-  if (begin < end) body(i, Part<int>{begin, static_cast<int>(end - begin)});
+  for (; begin + kBlock <= end; begin += kBlock) body(Part<WholeBlock>{begin, {}});
+  if (begin < end) body(Part<int>{begin, static_cast<int>(end - begin)});
 }
 
 // m~ = m_u + w (m - m_u), and m - m_u; without guidance m itself, and zero.
@@ -83,7 +78,7 @@ void forward_chunks(const ForwardArgs& args, int64_t begin, int64_t end) {
   work_t<T> c[kMaxCoefficients];
   load_coefficients(args.coefficients, args.coefficients_are_double, kFirstWeight + args.terms, c);
   for_each_block(begin * kCpuChunk, std::min(end * kCpuChunk, args.numel),
-                 [&](int, auto part) { forward_block<T, M>(args, c, part); });
+                 [&](auto part) { forward_block<T, M>(args, c, part); });
   finish_streaming(args.streaming);
 }
 
@@ -163,43 +158,31 @@ GAS_EXT_INLINE void data_inner_products(const BackwardArgs& args, const W* c, Pa
   inner_product(G, data, sums.lanes[kDataWeight]);
 }
 
-// A tile's G and H, which stay in the first-level cache while the history is walked term by term: memory
-// serves long stretches of few tensors better than short ones of many.
-template <class W>
-struct Tile {
-  Block<W> G[kTileBlocks], H[kTileBlocks];
-};
-
-template <class T, class M>
-void backward_tile(const BackwardArgs& args, const work_t<T>* c, int64_t begin, int64_t end,
-                   Tile<work_t<T>>& tile, InnerProducts<work_t<T>>& sums) {
+// All terms of a block are walked before the next block: G and H stay in registers, and the processor sees as
+// many even streams as there are tensors. Tiles of 4 KiB, one tensor after the other, took up to twice as
+// long: each new page of each tensor began with waiting for memory.
+template <class T, class M, class Count>
+GAS_EXT_INLINE void backward_block(const BackwardArgs& args, const work_t<T>* c, Part<Count> part,
+                                   InnerProducts<work_t<T>>& sums) {
   using W = work_t<T>;
-  for_each_block(begin, end, [&](int i, auto part) {
-    Block<W> G, H;
-    total_state_gradient<T, M>(args, c, part, G, sums.lanes[kNextScale]);
-    total_data_gradient<T>(args, c, part, G, H);
-    if (args.partials != nullptr) data_inner_products<T, M>(args, c, part, G, H, sums);
-    output_gradient<M>(args, c, part, H);
-    tile.G[i] = G;
-    tile.H[i] = H;
-  });
+  Block<W> G, H;
+  total_state_gradient<T, M>(args, c, part, G, sums.lanes[kNextScale]);
+  total_data_gradient<T>(args, c, part, G, H);
+  if (args.partials != nullptr) data_inner_products<T, M>(args, c, part, G, H, sums);
+  output_gradient<M>(args, c, part, H);
   // All terms are read before any of their gradients is written: a load whose address agrees with that of a
   // recent store in the last 12 bits, as addresses in large tensors do, would wait for it.
   for (int k = 0; args.partials != nullptr && k < args.terms; ++k) {
-    for_each_block(begin, end, [&](int i, auto part) {
-      Block<W> h;
-      read<T>(args.history[k], part, h);
-      inner_product(tile.G[i], h, sums.lanes[kFirstWeight + k]);
-    });
+    Block<W> h;
+    read<T>(args.history[k], part, h);
+    inner_product(G, h, sums.lanes[kFirstWeight + k]);
   }
   for (int k = 0; k < args.terms; ++k) {
     if (args.grad_history[k] == nullptr) continue;
-    for_each_block(begin, end, [&](int i, auto part) {
-      Block<W> gradient;
-      scale(c[kFirstWeight + k], tile.G[i], gradient);
-      if (k == 0) accumulate(c[kSampleScale], tile.H[i], gradient);
-      write<T>(gradient, args.grad_history[k], part, args.streaming);
-    });
+    Block<W> gradient;
+    scale(c[kFirstWeight + k], G, gradient);
+    if (k == 0) accumulate(c[kSampleScale], H, gradient);
+    write<T>(gradient, args.grad_history[k], part, args.streaming);
   }
 }
 
@@ -209,13 +192,10 @@ void backward_chunks(const BackwardArgs& args, int64_t begin, int64_t end) {
   const int count = args.coefficient_count();
   W c[kMaxCoefficients];
   load_coefficients(args.coefficients, args.coefficients_are_double, count, c);
-  Tile<W> tile;
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     InnerProducts<W> sums;
     const int64_t last = std::min((chunk + 1) * kCpuChunk, args.numel);
-    for (int64_t begin = chunk * kCpuChunk; begin < last; begin += kTile) {
-      backward_tile<T, M>(args, c, begin, std::min(begin + kTile, last), tile, sums);
-    }
+    for_each_block(chunk * kCpuChunk, last, [&](auto part) { backward_block<T, M>(args, c, part, sums); });
     if (args.partials == nullptr) continue;
     double* row = static_cast<double*>(args.partials) + chunk * count;
     sums.write(count, row);
@@ -250,7 +230,7 @@ void gather_chunks(const GatherArgs& args, int64_t begin, int64_t end) {
     for (int i = 0; i < 2; ++i) weights[j][i] = places[i] >= 0 ? row[places[i]] : 0;
   }
   for_each_block(begin * kCpuChunk, std::min(end * kCpuChunk, args.numel),
-                 [&](int, auto part) { gather_block<T>(args, weights, part); });
+                 [&](auto part) { gather_block<T>(args, weights, part); });
   finish_streaming(args.streaming);
 }
 
