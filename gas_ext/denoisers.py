@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -284,8 +285,8 @@ class Denoiser(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         """Device of the parameters; the CPU if there are none."""
-        tensors = [*self.parameters(), *self.buffers()]
-        return tensors[0].device if tensors else torch.device("cpu")
+        first = next(chain(self.parameters(), self.buffers()), None)  # not all: large networks have thousands
+        return torch.device("cpu") if first is None else first.device
 
     @property
     def sample_size(self) -> int:
