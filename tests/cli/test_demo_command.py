@@ -78,7 +78,14 @@ def test_training_samples_never_reach_the_held_out_seeds(tmp_path):
 
 def test_interrupt_ends_with_one_line_and_no_files(tmp_path):
     command = [sys.executable, "-m", "gas_ext", "demo", "--out", str(tmp_path / "gas-demo")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # Of a shell's background jobs, and so perhaps of this test, SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     for line in process.stderr:
         if "teacher samples" in line:
             break

@@ -7,6 +7,14 @@ import pytest
 from gas_ext.training.stopping import StopRequest
 
 
+@pytest.fixture(autouse=True)
+def interrupts_are_heard():
+    """Python ignores SIGINT where its parent does, as shells do for background jobs."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_noted_and_handlers_come_back(number):
     before = signal.getsignal(number)
