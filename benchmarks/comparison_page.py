@@ -50,7 +50,8 @@ def write_page(
     picture = f"images/{part}-quality-nfe.png"
     shutil.copyfile(results / "quality-nfe.png", page.parent / picture)
     lines += ["", f"![Quality against network evaluations]({picture})"]
-    shutil.copyfile(results / "results.csv", page.parent / f"{part}.csv")
+    numbers = (results / "results.csv").read_text().replace(f"{results}/", "")  # of this machine's paths
+    write_file(page.parent / f"{part}.csv", numbers.encode())
     lines += ["", f"All numbers with their intervals: [{part}.csv]({part}.csv)."]
     block = "\n".join([f"<!-- {part} -->", *lines, f"<!-- end {part} -->"])
     text, found = re.subn(
