@@ -98,6 +98,27 @@ def public_sample(size: Size, steps: int, order: int | None = None) -> Callable[
     return without_gradient(peers.unfused_solve, log_alpha, parameters, network, noise)
 
 
+def diffusers_sample(
+    name: str, size: Size, steps: int, times_set_once: bool = False
+) -> Callable[[], None] | None:
+    """All `step()` calls of a solve, whose times are set in each call or once; None without diffusers."""
+    try:
+        scheduler = peers.diffusers_scheduler(name)
+    except ImportError:
+        return None
+    scheduler.set_timesteps(steps)
+    output, noise = free_network(size)(None, None), stack(1, size)[0]
+
+    def call() -> None:
+        if times_set_once:
+            peers.restart(scheduler)
+        else:
+            scheduler.set_timesteps(steps)
+        peers.diffusers_solve(scheduler, output, noise)
+
+    return without_gradient(call)
+
+
 def our_sample(size: Size, steps: int, order: int | None = None) -> Callable[[], None]:
     """One sample from noise, with the coefficients that it needs."""
     return without_gradient(sampler(size, steps, order), stack(1, size)[0])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from results import Results, Row
 
 from gas_ext.plots import GRID_COLOR, MUTED_COLOR, new_figure, save_figure
@@ -46,8 +47,7 @@ def update(results: Results, path: Path) -> bool:
     panels = [panel for panel in panels if panel[1]]
     if not panels:
         return False
-    figure = new_figure(3.2 * len(panels), 3.4)
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    figure, axes = _row_of_axes(len(panels), 3.2, sharey=True)
     for axis, (title, rows, floors) in zip(axes, panels, strict=True):
         for peer in ("unfused", "torch.compile"):
             _line(
@@ -58,10 +58,7 @@ def update(results: Results, path: Path) -> bool:
         _line(axis, [(_bytes(row), row.median) for row in rows], *OURS)
         _line(axis, _nearest_floors(floors), *PEERS["floor"], dashed=True)
         _decorate(axis, title, "bytes to move")
-    axes[0].set_ylabel("seconds")
-    axes[0].legend(fontsize=8, frameon=False)
-    figure.tight_layout()
-    save_figure(figure, path)
+    _finish(figure, axes, "seconds", path)
     return True
 
 
@@ -93,8 +90,7 @@ def floor(results: Results, path: Path) -> bool:
     panels = [panel for panel in panels if panel[2]]
     if not panels:
         return False
-    figure = new_figure(3.4 * len(panels), 3.4)
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    figure, axes = _row_of_axes(len(panels), 3.4, sharey=True)
     for axis, (dtype, cache, chosen) in zip(axes, panels, strict=True):
         for terms, (color, mark) in TERMS_COLORS.items():
             points = [(_bytes(row), row.speedup("floor")) for row in chosen if row.case["terms"] == terms]
@@ -104,10 +100,7 @@ def floor(results: Results, path: Path) -> bool:
         _decorate(axis, f"{dtype}, {cache}", "bytes to move (dotted: the cache)")
         axis.set_yscale("linear")
         axis.set_ylim(0, 1.2)
-    axes[0].set_ylabel("share of the floor")
-    axes[0].legend(fontsize=8, frameon=False)
-    figure.tight_layout()
-    save_figure(figure, path)
+    _finish(figure, axes, "share of the floor", path)
     return True
 
 
@@ -117,8 +110,7 @@ def scaling(results: Results, path: Path) -> bool:
     panels = [(axis, sorted(rows, key=lambda row: row.case["value"])) for axis, rows in panels if rows]
     if not panels:
         return False
-    figure = new_figure(3.2 * len(panels), 3.4)
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    figure, axes = _row_of_axes(len(panels), 3.2)
     for axis, (name, rows) in zip(axes, panels, strict=True):
         for peer in ("public code", "floor"):
             points = [(row.case["value"], row.peers[peer].median) for row in rows if peer in row.peers]
@@ -126,11 +118,20 @@ def scaling(results: Results, path: Path) -> bool:
         _line(axis, [(row.case["value"], row.median) for row in rows], *OURS)
         _decorate(axis, "", name)
         axis.set_xscale("log", base=2)
-    axes[0].set_ylabel("seconds of a whole solve")
+    _finish(figure, axes, "seconds of a whole solve", path)
+    return True
+
+
+def _row_of_axes(count: int, width: float, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    figure = new_figure(width * count, 3.4)
+    return figure, list(figure.subplots(1, count, sharey=sharey, squeeze=False)[0])
+
+
+def _finish(figure: Figure, axes: list[Axes], ylabel: str, path: Path) -> None:
+    axes[0].set_ylabel(ylabel)
     axes[0].legend(fontsize=8, frameon=False)
     figure.tight_layout()
     save_figure(figure, path)
-    return True
 
 
 def _line(

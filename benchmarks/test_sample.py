@@ -13,7 +13,7 @@ from cases import (
     SMALL,
     TRAINING,
     case,
-    free_network,
+    diffusers_sample,
     our_sample,
     public_sample,
     stack,
@@ -27,28 +27,13 @@ from gas_ext.teachers.demo import load_demo_teacher
 STEPS = 4
 
 
-def diffusers_sample(name, size):
-    """A solve with its preparation, the scheduler's times; None without diffusers."""
-    try:
-        scheduler = peers.diffusers_scheduler(name)
-    except ImportError:
-        return None
-    output, noise = free_network(size)(None, None), stack(1, size)[0]
-
-    def call():
-        scheduler.set_timesteps(STEPS)
-        peers.diffusers_solve(scheduler, output, noise)
-
-    return without_gradient(call)
-
-
 @pytest.mark.parametrize("size", [case(SMALL), thorough(TRAINING), thorough(LARGE)])
 def test_free_network(against, size):
     """Each side prepares itself as its users do: coefficients here, timesteps there."""
     rivals = {
         "public code": public_sample(size, STEPS),
-        "UniPC": diffusers_sample("unipc", size),
-        "DPM-Solver++": diffusers_sample("dpmsolver++", size),
+        "UniPC": diffusers_sample("unipc", size, STEPS),
+        "DPM-Solver++": diffusers_sample("dpmsolver++", size, STEPS),
     }
     function = our_sample(size, STEPS)
     against(function, rivals, subject="sample, free network", size=size, steps=STEPS)

@@ -12,30 +12,11 @@ from cases import (
     SMALL,
     TRAINING,
     case,
-    free_network,
+    diffusers_sample,
     our_sample,
     public_sample,
-    stack,
     thorough,
-    without_gradient,
 )
-from peers import diffusers_scheduler, diffusers_solve, restart
-
-
-def diffusers_steps(name, size, steps):
-    """All `step()` calls of a solve, or None without diffusers."""
-    try:
-        scheduler = diffusers_scheduler(name)
-    except ImportError:
-        return None
-    scheduler.set_timesteps(steps)
-    output, noise = free_network(size)(None, None), stack(1, size)[0]
-
-    def call():
-        restart(scheduler)
-        diffusers_solve(scheduler, output, noise)
-
-    return without_gradient(call)
 
 
 @pytest.mark.parametrize("steps", [4, thorough(10)])
@@ -43,8 +24,8 @@ def diffusers_steps(name, size, steps):
 def test_step(against, size, steps):
     rivals = {
         "public code": public_sample(size, steps),
-        "UniPC step()": diffusers_steps("unipc", size, steps),
-        "DPM-Solver++ step()": diffusers_steps("dpmsolver++", size, steps),
+        "UniPC step()": diffusers_sample("unipc", size, steps, times_set_once=True),
+        "DPM-Solver++ step()": diffusers_sample("dpmsolver++", size, steps, times_set_once=True),
     }
     function = our_sample(size, steps)
     against(function, rivals, subject="step", per=steps, size=size, steps=steps, order=steps)

@@ -94,8 +94,8 @@ GAS_EXT_INLINE V multiply_add(V a, V b, V c) {
 }
 
 inline constexpr int kBlock = 64;
-inline constexpr int kLanes =
-    16;  // partial sums of an inner product, fixed so that every set adds in one order
+// Partial sums of an inner product, fixed so that every set adds in one order.
+inline constexpr int kLanes = 16;
 static_assert(kBlock % kLanes == 0);
 
 template <class W>
