@@ -68,6 +68,14 @@ def described(config: Config, loss: LossKind) -> dict[str, Any]:
     }
 
 
+def _only_longer(name: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """Whether a setting asks for more iterations than before, at rates that do not depend on their number."""
+    schedules = {there.get("training.schedule"), here.get("training.schedule")}
+    if not name.startswith("training.iterations.") or schedules != {"constant"}:
+        return False
+    return bool(here.get(name, 0) > there.get(name, 0))
+
+
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
@@ -136,6 +144,7 @@ class RunFolder:
     def _require_same(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
         there = {**{name: value for name, value in _LATER.items() if name in here}, **there}
         names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+        names = [name for name in names if not _only_longer(name, there, here)]
         if not names:
             return
         shown = ", ".join(f"{name} {there.get(name)!r}, not {here.get(name)!r}" for name in names[:3])

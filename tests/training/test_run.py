@@ -4,6 +4,7 @@ import shutil
 import pytest
 import torch
 from mixture import SCHEDULE, mixture_denoiser
+from safetensors.torch import load_file
 from toy_run import TRAIN, VALIDATION, make_toy_samples, run, toy_config, toy_denoiser
 
 from gas_ext import Denoiser, GASSampler, GeneralizedSolver
@@ -84,6 +85,19 @@ def test_other_settings_are_refused_and_start_over_if_asked(folder):
     result = run(folder, "gs", {"seed": 4, "iterations": 3}, resume=False)
     assert result.iteration == 3
     assert {line["iteration"] for line in read_log(result.folder)} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("loss", ["gs", "gas"])
+def test_a_longer_run_ends_as_if_it_had_been_so_long_from_the_start(folder, loss):
+    whole = run(folder, loss, {"iterations": 12, "schedule": "constant"}, name="whole")
+    # After a number that is validated anyway: the best solver is the best of the same ones.
+    run(folder, loss, {"iterations": 10, "schedule": "constant"})
+    longer = run(folder, loss, {"iterations": 12, "schedule": "constant"})
+    assert longer.iteration == 12
+    for name in ("last.safetensors", "checkpoints/iteration-00000012.safetensors"):
+        ours, theirs = (load_file(result.folder / name) for result in (longer, whole))
+        assert ours.keys() == theirs.keys()
+        assert [k for k in ours if not torch.equal(ours[k], theirs[k])] == []
 
 
 def test_other_samples_and_another_teacher_are_refused(folder, tmp_path):

@@ -56,6 +56,16 @@ def test_a_run_from_before_there_was_a_setting_goes_on_with_its_default(tmp_path
         folder.find({**settings(loss), "student.kind": "ld3"})
 
 
+def test_a_run_at_constant_rates_may_be_made_longer(tmp_path):
+    folder = begun(tmp_path / "run")
+    save_checkpoint(folder.path / "checkpoints", 20, {"settings": settings(schedule="constant")})
+    assert folder.find(settings(schedule="constant", iterations=30)).iteration == 20
+    with pytest.raises(ValueError, match=r"has training\.iterations\.gs 20, not 19: "):
+        folder.find(settings(schedule="constant", iterations=19))
+    with pytest.raises(ValueError, match=r"training\.schedule 'constant', not 'cosine'"):
+        folder.find(settings(iterations=30))
+
+
 def test_what_does_not_change_the_solver_may_differ():
     other = settings(accumulation=2, recompute=True, checkpoint_every=7, shown_images=3)
     assert other == settings()
