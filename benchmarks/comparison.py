@@ -18,6 +18,7 @@ from typing import Any
 from comparison_page import write_page
 from training_recipes import finished, make_samples
 
+from gas_ext.baselines import FAMILIES, family_names
 from gas_ext.catalog import build_solver
 from gas_ext.configs import Config, load_config
 from gas_ext.denoisers import Denoiser
@@ -28,20 +29,11 @@ from gas_ext.progress import make_reporter
 from gas_ext.report import print_table, write_report
 from gas_ext.samples import SampleBatch
 from gas_ext.seeds import parse_seeds
-from gas_ext.spacings import SPACINGS
 from gas_ext.teachers.folder import load_teacher
 from gas_ext.training import train
 
 # Every family of training-free solvers is judged at its best: with the variant and the times, for each number
 # of evaluations, that come nearest to the teacher on SCREENED training samples.
-FAMILIES = {
-    "DDIM": ("ddim",),
-    "DPM-Solver++": ("dpm++-2", "dpm++-3"),
-    "UniPC": ("unipc-1-bh1", "unipc-1", "unipc-2-bh1", "unipc-2", "unipc-3-bh1", "unipc-3"),
-    "DEIS": ("deis-1", "deis-2", "deis-3"),
-    "iPNDM": ("ipndm-2", "ipndm-3", "ipndm-4"),
-    "Heun": ("heun",),
-}
 SCREENED = 64
 # Label, what is learned (gas_ext.kinds), and the loss.
 LEARNED = {
@@ -60,10 +52,7 @@ def screen(
     """Choose variant and times of every family; all distances stay in the file."""
     found: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
     chosen: dict[str, dict[int, str]] = {}
-    names = {
-        family: [f"{variant}@{times}" for variant in variants for times in SPACINGS]
-        for family, variants in FAMILIES.items()
-    }
+    names = {family: family_names(family) for family in FAMILIES}
     with make_reporter().task("Screening", len(nfes) * sum(map(len, names.values()))) as advance:
         for family, candidates in names.items():
             for nfe in nfes:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-import torch
 from torch import Tensor
 
-from gas_ext.catalog import SPACING_TITLES, describe
-from gas_ext.data import take
+from gas_ext.catalog import SPACING_TITLES, build_solver, describe, display_name
 from gas_ext.denoisers import DenoiserFunction
+from gas_ext.evaluation.drawing import draw_samples
 from gas_ext.metrics import l1_distance
-from gas_ext.sampler import GASSampler
+from gas_ext.sampler import Solver
 from gas_ext.schedules import NoiseSchedule
 from gas_ext.solver import GeneralizedSolver
 from gas_ext.spacings import SPACINGS
 
 ORDERS = (1, 2, 3)
+# The training-free solvers of `gas_ext.catalog`, by families; a family is judged by its best at given times.
+FAMILIES = {
+    "DDIM": ("ddim",),
+    "DPM-Solver++": ("dpm++-2", "dpm++-3"),
+    "UniPC": ("unipc-1-bh1", "unipc-1", "unipc-2-bh1", "unipc-2", "unipc-3-bh1", "unipc-3"),
+    "DEIS": ("deis-1", "deis-2", "deis-3"),
+    "iPNDM": ("ipndm-2", "ipndm-3", "ipndm-4"),
+    "Heun": ("heun",),
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,35 @@ class Baseline:
         """Human-readable name, such as "DPM-Solver++(2M), logSNR times"."""
         solver = describe(f"dpm++-{self.order}")["solver"]
         return f"{solver}, {SPACING_TITLES.get(self.spacing, self.spacing)} times"
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A training-free solver by its name.
+
+    Parameters
+    ----------
+    name : str
+        A name of `gas_ext.catalog`, such as "unipc-2-bh1@quadratic".
+    solver : Solver
+        The solver itself.
+    """
+
+    name: str
+    solver: Solver
+
+    @property
+    def description(self) -> str:
+        """Human-readable name, such as "UniPC-2 (bh1), quadratic times"."""
+        return display_name(self.name)
+
+
+class _Candidate(Protocol):
+    @property
+    def solver(self) -> Any: ...
+
+
+_C = TypeVar("_C", bound=_Candidate)
 
 
 def classical_solver(
@@ -94,9 +132,34 @@ def classical_solvers(
     return [classical_solver(schedule, steps, order, name, t_eps) for name in spacings for order in reached]
 
 
-@torch.no_grad()
+def family_names(family: str, spacings: Sequence[str] = SPACINGS) -> list[str]:
+    """Return the names of a family's solvers at all spacings.
+
+    Examples
+    --------
+    >>> family_names("DDIM")
+    ['ddim@uniform', 'ddim@quadratic', 'ddim@logsnr', 'ddim@edm']
+    """
+    return [f"{solver}@{spacing}" for solver in FAMILIES[family] for spacing in spacings]
+
+
+def rivals(
+    schedule: NoiseSchedule, steps: int, t_eps: float = 1e-3, families: Sequence[str] = tuple(FAMILIES)
+) -> list[Rival]:
+    """Build every solver of some families at every spacing; Heun's needs at least two evaluations.
+
+    Examples
+    --------
+    >>> schedule = NoiseSchedule.vp_linear()
+    >>> len(rivals(schedule, 4)), len(rivals(schedule, 1)), rivals(schedule, 4)[0].description
+    (64, 60, 'DDIM, uniform times')
+    """
+    names = [name for family in families for name in family_names(family) if family != "Heun" or steps > 1]
+    return [Rival(name, build_solver(name, schedule, steps, t_eps)) for name in names]
+
+
 def select_baseline(
-    baselines: Sequence[Baseline],
+    baselines: Sequence[_C],
     denoiser: DenoiserFunction,
     noise: Tensor,
     target: Tensor,
@@ -106,13 +169,13 @@ def select_baseline(
     guidance_scale: float | None = None,
     unconditional_condition: Any = None,
     batch_size: int = 32,
-    progress: Callable[[Baseline, float], None] | None = None,
-) -> tuple[Baseline, list[float]]:
+    progress: Callable[[_C, float], None] | None = None,
+) -> tuple[_C, list[float]]:
     """Find the training-free solver nearest to the teacher.
 
     Parameters
     ----------
-    baselines : sequence of Baseline
+    baselines : sequence of Baseline or Rival
         The candidates, at least one.
     denoiser : callable
         As for `GASSampler`.
@@ -128,21 +191,37 @@ def select_baseline(
 
     Returns
     -------
-    (Baseline, list of float)
+    (Baseline or Rival, list of float)
         The one with the smallest mean L1 distance, and the distances of all. NaN counts as infinite.
     """
     if not baselines:
         raise ValueError("there is no baseline to choose from: pass at least one")
     distances = []
     for baseline in baselines:
-        baseline.solver.to(noise.device)
-        sampler = GASSampler(baseline.solver, denoiser, prediction_type, guidance_scale)
-        parts = [
-            sampler(noise[part], take(condition, part), unconditional_condition)
-            for part in (slice(i, i + batch_size) for i in range(0, len(noise), batch_size))
-        ]
-        distances.append(l1_distance(torch.cat(parts), target))
+        run = draw_samples(
+            baseline.solver.to(noise.device),
+            denoiser,
+            noise,
+            condition,
+            prediction_type=prediction_type,
+            guidance_scale=guidance_scale,
+            unconditional_condition=unconditional_condition,
+            batch_size=batch_size,
+        )
+        distances.append(l1_distance(run.samples, target))
         if progress is not None:
             progress(baseline, distances[-1])
-    ranked = [distance if distance == distance else float("inf") for distance in distances]
-    return baselines[ranked.index(min(ranked))], distances
+    return nearest(baselines, distances), distances
+
+
+def nearest(baselines: Sequence[_C], distances: Sequence[float]) -> _C:
+    """Return the one with the smallest distance, where NaN counts as infinite; the first of equal ones.
+
+    Examples
+    --------
+    >>> two = [classical_solver(NoiseSchedule.vp_linear(), 4, order, "edm") for order in (1, 2)]
+    >>> nearest(two, [math.nan, 0.1]).order
+    2
+    """
+    ranked = [math.inf if math.isnan(distance) else distance for distance in distances]
+    return baselines[ranked.index(min(ranked))]

@@ -21,7 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gas_ext.baselines import Baseline, classical_solver, classical_solvers, select_baseline
+from gas_ext.baselines import (
+    Baseline,
+    Rival,
+    classical_solver,
+    classical_solvers,
+    nearest,
+    rivals,
+    select_baseline,
+)
 from gas_ext.data import seed_labels, stacked_noise
 from gas_ext.evaluation import Contestant, References, Row, draw_samples, evaluate
 from gas_ext.files import check_output_folder
@@ -37,6 +45,7 @@ _HELD_OUT = 50_000  # first held-out seed
 _REFERENCE = 100_000  # first seed of the samples behind the reference statistics
 _SEEDS_PER_RUN = 1000  # distance between the seeds of demo runs with consecutive --seed
 _TEACHER_STEPS = 20
+_OTHER_FAMILIES = ("UniPC", "DEIS", "iPNDM", "Heun")  # than DPM-Solver++, whose first order is DDIM
 _BATCH = 32
 _SHOWN = 20  # images per solver in the picture
 
@@ -119,8 +128,10 @@ class DemoResult:
         Teacher, classical and learned solver on held-out seeds.
     samples : list of Tensor
         Held-out samples of each row.
-    classical : Baseline
-        The best classical solver on training seeds.
+    classical : Baseline or Rival
+        The best classical solver of all families on training seeds.
+    start : Baseline
+        The best DPM-Solver++ on them, which the learned solver starts from.
     solver : GeneralizedSolver
         The learned solver.
     training : TrainingSummary
@@ -139,7 +150,8 @@ class DemoResult:
 
     rows: list[Row]
     samples: list[Tensor]
-    classical: Baseline
+    classical: Baseline | Rival
+    start: Baseline
     solver: GeneralizedSolver
     training: TrainingSummary
     candidates: dict[str, float]
@@ -215,14 +227,24 @@ def run_demo(config: DemoConfig | None = None, reporter: Reporter | None = None)
             progress=advance,
         ).samples
     with clock.phase("classical solvers"):
-        classical, candidates = _choose_classical(config, reporter, teacher, noise, target, labels)
+        classical, start, candidates = _choose_classical(config, reporter, teacher, noise, target, labels)
     reporter.message(f"Best classical solver on training seeds: {classical.description}")
     with clock.phase("training"):
-        solver, training = _learn(config, reporter, teacher, classical, noise, target, labels)
+        solver, training = _learn(config, reporter, teacher, start, noise, target, labels)
     with clock.phase("evaluation"):
-        rows, samples = _judge(config, reporter, teacher, references, guide, classical, solver)
+        rows, samples = _judge(config, reporter, teacher, references, guide, classical, start, solver)
     return DemoResult(
-        rows, samples, classical, solver, training, candidates, config, teacher, features.name, clock.seconds
+        rows=rows,
+        samples=samples,
+        classical=classical,
+        start=start,
+        solver=solver,
+        training=training,
+        candidates=candidates,
+        config=config,
+        teacher=teacher,
+        feature_extractor=features.name,
+        seconds=clock.seconds,
     )
 
 
@@ -238,40 +260,48 @@ def _choose_classical(
     noise: Tensor,
     target: Tensor,
     labels: Tensor,
-) -> tuple[Baseline, dict[str, float]]:
-    """Pick the training-free solver nearest to the teacher on some of the training seeds."""
-    baselines = classical_solvers(teacher.schedule, config.steps, teacher.t_eps)
+) -> tuple[Baseline | Rival, Baseline, dict[str, float]]:
+    """Pick the training-free solver nearest to the teacher on some of the training seeds.
+
+    Returns the nearest of all families, the nearest DPM-Solver++, and all distances.
+    """
+    starts = classical_solvers(teacher.schedule, config.steps, teacher.t_eps)
+    candidates: list[Baseline | Rival] = [
+        *starts,
+        *rivals(teacher.schedule, config.steps, teacher.t_eps, _OTHER_FAMILIES),
+    ]
     part = slice(0, config.selection_samples)
-    with reporter.task("Comparing classical solvers", len(baselines)) as advance:
+    with reporter.task("Comparing classical solvers", len(candidates)) as advance:
         best, distances = select_baseline(
-            baselines,
+            candidates,
             teacher,
             noise[part],
             target[part],
             labels[part],
             prediction_type=teacher.prediction_type,
             batch_size=_BATCH,
-            progress=lambda baseline, distance: advance(1, note=f"L1 {distance:.4f}"),
+            progress=lambda candidate, distance: advance(1, note=f"L1 {distance:.4f}"),
         )
-    return best, {b.description: d for b, d in zip(baselines, distances, strict=True)}
+    start = nearest(starts, distances[: len(starts)])
+    return best, start, {c.description: d for c, d in zip(candidates, distances, strict=True)}
 
 
 def _learn(
     config: DemoConfig,
     reporter: Reporter,
     teacher: DemoTeacher,
-    classical: Baseline,
+    start: Baseline,
     noise: Tensor,
     target: Tensor,
     labels: Tensor,
 ) -> tuple[GeneralizedSolver, TrainingSummary]:
-    """Start from the best classical solver, its weights fitted, and learn all of its numbers."""
+    """Start from the best DPM-Solver++, its weights fitted, and learn all of its numbers."""
     solver = GeneralizedSolver(
         teacher.schedule,
         config.steps,
         t_eps=teacher.t_eps,
-        theory_order=classical.order,
-        timesteps=classical.spacing,
+        theory_order=start.order,
+        timesteps=start.spacing,
         prediction_type=teacher.prediction_type,
     ).to(config.device)
     part = slice(0, config.selection_samples)
@@ -304,12 +334,13 @@ def _judge(
     teacher: DemoTeacher,
     references: References,
     guide: Baseline,
-    classical: Baseline,
+    classical: Baseline | Rival,
+    start: Baseline,
     solver: GeneralizedSolver,
 ) -> tuple[list[Row], list[Tensor]]:
     """Sample held-out seeds with the three solvers; the teacher's samples are the reference."""
     noise, labels = _noise_and_labels(config.held_out_seeds(), teacher, config.device)
-    learned_from = f"learned, started from DPM-Solver++({classical.order}M)"
+    learned_from = f"learned, started from DPM-Solver++({start.order}M)"
     contestants = [
         Contestant("teacher", guide.description, guide.solver),
         Contestant("classical", classical.description, classical.solver),
@@ -383,9 +414,10 @@ def _write_files(result: DemoResult, folder: Path) -> None:
     )
     plot_solver(
         result.solver,
-        result.classical.solver,
+        result.start.solver,
         folder / "times.png",
-        classical_name=result.classical.description,
+        classical_name=result.start.description,
+        role="start",
         title=f"What the {steps}-step solver learned",
     )
     record = result.to_dict()

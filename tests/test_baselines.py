@@ -4,7 +4,15 @@ import pytest
 import torch
 from mixture import SCHEDULE, mixture_denoiser
 
-from gas_ext.baselines import Baseline, classical_solver, classical_solvers, select_baseline
+from gas_ext.baselines import (
+    FAMILIES,
+    Baseline,
+    classical_solver,
+    classical_solvers,
+    rivals,
+    select_baseline,
+)
+from gas_ext.catalog import names
 from gas_ext.sampler import GASSampler
 
 
@@ -61,6 +69,21 @@ def test_selection_takes_the_nearest(problem, batch_size):
     with torch.no_grad():
         direct = (GASSampler(best.solver, mixture_denoiser)(noise) - target).abs().mean().item()
     assert min(distances) == pytest.approx(direct, rel=1e-12)
+
+
+def test_rivals_are_chosen_like_baselines(problem):
+    noise, target = problem
+    candidates = [*classical_solvers(SCHEDULE, 5), *rivals(SCHEDULE, 5)]
+    best, distances = select_baseline(candidates, mixture_denoiser, noise, target)
+    assert distances[candidates.index(best)] == min(distances)
+    by_name = {c.description: d for c, d in zip(candidates, distances, strict=True)}
+    assert by_name["DDIM, EDM times"] == pytest.approx(by_name["DPM-Solver++(1M), EDM times"], rel=1e-9)
+
+
+def test_every_family_is_one_of_the_catalog():
+    short = {name.removesuffix("-bh2") for name in names()}
+    assert {name for family in FAMILIES.values() for name in family} <= short | set(names())
+    assert len({rival.name for rival in rivals(SCHEDULE, 4)}) == len(rivals(SCHEDULE, 4))
 
 
 def test_selection_never_takes_nan(problem):

@@ -87,7 +87,7 @@ def test_training_sees_the_training_seeds_only(run):
 
 
 @pytest.mark.parametrize(("order", "spacing"), [(1, "edm"), (2, "quadratic"), (3, "logsnr")])
-def test_learning_starts_from_the_classical_solver(monkeypatch, order, spacing):
+def test_learning_starts_from_the_dpm_solver(monkeypatch, order, spacing):
     started = []
     monkeypatch.setattr("gas_ext.demo.fit_start", lambda solver, *args, **kwargs: started.append(solver))
     monkeypatch.setattr("gas_ext.demo.train_solver", lambda solver, *args, **kwargs: started.append(solver))
@@ -152,8 +152,12 @@ def test_rows(result):
     assert [row.nfe for row in result.rows] == [20, 2, 2]
     assert result.rows[0].l1_to_teacher == 0
     assert all(row.frechet_to_teacher > 0 and row.frechet_to_data > 0 for row in result.rows)
-    assert len(result.candidates) == 8  # orders 1 and 2 on four spacings
+    # Orders 1 and 2 of DPM-Solver++, UniPC, DEIS, iPNDM and Heun, on four spacings.
+    assert len(result.candidates) == 4 * (2 + 6 + 3 + 3 + 1)
     assert result.candidates[result.classical.description] == min(result.candidates.values())
+    starts = {name: d for name, d in result.candidates.items() if name.startswith("DPM-Solver++")}
+    assert len(starts) == 8
+    assert starts[result.start.description] == min(starts.values())
     assert len(result.training.losses) == 2
 
 
