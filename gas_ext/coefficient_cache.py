@@ -24,6 +24,7 @@ class _Entry(NamedTuple):
     """Coefficients, and everything that they were computed from."""
 
     asked: tuple[Solver, str | None, float | None]
+    stream: torch.cuda.Stream | None
     attributes: list[Any]
     tensors: list[Tensor]
     coefficients: SolverCoefficients
@@ -45,8 +46,8 @@ class CoefficientCache:
     They are computed anew where they need a gradient, inside a graph of `torch.compile`, and whenever an
     attribute, a parameter, a buffer or the device of the solver, or an attribute of its schedule, is not what
     it was. Parameters are compared by value, for a write to `.data` leaves no other trace. On a GPU that
-    comparison would wait for the device, so that there only solvers without parameters are kept. A class
-    derived from `GeneralizedSolver` may depend on anything, and is asked each time.
+    comparison would wait for the device, so that there only solvers without parameters are kept, for one
+    stream at a time. A class derived from `GeneralizedSolver` may depend on anything, and is asked each time.
     """
 
     def __init__(self) -> None:
@@ -67,17 +68,36 @@ class CoefficientCache:
         if recorded or solver._modules or not all([_is_comparable(tensor) for tensor in tensors]):
             return solver.coefficients(prediction_type, guidance_scale)
         asked, entry = (solver, prediction_type, guidance_scale), self._entry
-        if entry is None or entry.asked != asked or not entry.follows_from(solver, tensors):
+        stream = _stream(tensors, entry)
+        if (
+            entry is None
+            or entry.asked != asked
+            or entry.stream != stream
+            or not entry.follows_from(solver, tensors)
+        ):
             with torch.inference_mode(False), torch.no_grad():  # to be of use in any mode
                 coefficients = solver.coefficients(prediction_type, guidance_scale)
                 copies = [tensor.detach().clone() for tensor in tensors]
-            self._entry = entry = _Entry(asked, _attributes(solver), copies, coefficients)
+            self._entry = entry = _Entry(asked, stream, _attributes(solver), copies, coefficients)
         return entry.coefficients
 
 
 def _attributes(solver: Solver) -> list[Any]:
     """All but tensors that are registered: of those the dicts that hold them."""
     return [*vars(solver).values(), *vars(solver.schedule).values()]
+
+
+def _stream(tensors: list[Tensor], entry: _Entry | None) -> torch.cuda.Stream | None:
+    """Return the stream that computes on a GPU: another would not wait for numbers still being written.
+
+    Recording a graph begins with waiting for all that was written, and may copy nothing from the CPU: there
+    the numbers at hand are taken.
+    """
+    if not (tensors and tensors[0].is_cuda and torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
+        return None
+    if entry is not None and torch.cuda.is_current_stream_capturing():
+        return entry.stream
+    return torch.cuda.current_stream(tensors[0].device)
 
 
 def _is_comparable(tensor: Tensor) -> bool:

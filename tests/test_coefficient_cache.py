@@ -179,6 +179,16 @@ def test_a_moved_solver_is_computed_again():
             sampler(noise_of(3, 2))
 
 
+def test_another_stream_computes_its_own(monkeypatch):
+    sampler, noise = GASSampler(UniPCSolver(VP, 4), network), noise_of(3, 2)
+    calls = counted(sampler.solver, monkeypatch)
+    streams = iter(["first", "first", "second", "second", "first"])
+    monkeypatch.setattr("gas_ext.coefficient_cache._stream", lambda tensors, entry: next(streams))
+    with torch.no_grad():
+        counts = [(sampler(noise), len(calls))[1] for _ in range(5)]
+    assert counts == [1, 1, 2, 2, 3]
+
+
 @pytest.mark.parametrize("name", SOLVERS)
 def test_what_is_handed_out_may_be_written_to(name):
     """A network that counts to 1000 may do so in place."""
