@@ -250,14 +250,16 @@ class Denoiser(nn.Module, ABC):
             ) from error
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise ValueError(f"Labels are {labels.dtype}, but must be integers; use .long().")
+        lowest = highest = 0
         # Reading a device's values would stall it; there the network's own indexing checks them.
-        on_device = labels.device.type != "cpu"
-        inside = on_device or bool(((labels >= 0) & (labels <= self.num_classes)).all())
+        if labels.is_cpu and labels.numel():
+            lowest, highest = (int(value) for value in torch.aminmax(labels))
+        inside = lowest >= 0 and highest <= self.num_classes
         if labels.ndim > 1 or not inside:
             raise ValueError(
                 f"Labels of {self.name} are one integer per sample from 0 to {self.num_classes - 1} "
                 f"({self.num_classes} for none), but got shape {tuple(labels.shape)}"
-                + ("." if inside else f" with values {labels.min().item()} to {labels.max().item()}.")
+                + ("." if inside else f" with values {lowest} to {highest}.")
             )
         return labels.to(torch.int64)
 

@@ -28,7 +28,7 @@ def demo(
 ) -> None:
     """Learn a few-step solver for the embedded teacher and compare it with the classical ones.
 
-    Needs no network and no data set, and about two minutes on two cores. When all is done, samples.png,
+    Needs no network and no data set, and about three minutes on two cores. When all is done, samples.png,
     times.png, solver.safetensors and results.json are in the output folder.
     """
     from gas_ext.demo import DemoConfig, run_demo, write_demo
