@@ -13,7 +13,7 @@ from gas_ext.coefficient_cache import CoefficientCache
 from gas_ext.coefficients import SolverCoefficients, check_prediction_type
 from gas_ext.cuda_graphs import SolveGraphs
 from gas_ext.denoisers import Condition, Denoiser, DenoiserFunction, per_sample
-from gas_ext.ops import fused_update
+from gas_ext.ops import UpdateResult, fused_update
 from gas_ext.ops.solve_backward import SolveTape
 from gas_ext.schedules import NoiseSchedule
 from gas_ext.solver import GeneralizedSolver, check_guidance_scale
@@ -222,6 +222,26 @@ class GASSampler(nn.Module):
             sample, trajectory = self._solve(noise, condition, self._table(), return_trajectory)
         return sample if trajectory is None else (sample, trajectory)
 
+    def begin(
+        self, noise: Tensor, condition: Condition = None, unconditional_condition: Condition = None
+    ) -> PartialSolve:
+        """Return a solve that is made step by step, by coefficients that may depend on its states.
+
+        Parameters and errors are those of `forward`.
+
+        Examples
+        --------
+        >>> from gas_ext import GeneralizedSolver, NoiseSchedule
+        >>> sampler = GASSampler(GeneralizedSolver(NoiseSchedule.vp_linear(), 3), lambda x, t, condition: x)
+        >>> solve = sampler.begin(torch.ones(2, 4))
+        >>> for _ in range(3):
+        ...     solve.advance(sampler.coefficients())
+        >>> torch.equal(solve.states[-1], sampler(torch.ones(2, 4)))
+        True
+        """
+        _check_noise(noise)
+        return PartialSolve(self, noise, self._condition(condition, unconditional_condition, noise.shape[0]))
+
     def _table(self) -> SolverCoefficients:
         """Return the numbers of one solve, kept where that is safe."""
         return self._cache.get(self.solver, self.prediction_type, self.guidance_scale)
@@ -321,6 +341,50 @@ class GASSampler(nn.Module):
             self.evaluations += 1
         _check_output(output, seen)
         return output
+
+
+class PartialSolve:
+    """The steps of a solve so far; see `GASSampler.begin`.
+
+    Attributes
+    ----------
+    states : list of Tensor
+        x_0, ..., x_n, of the noise's shape.
+    data : list of Tensor
+        D_0, ..., up to D_n once that has been evaluated.
+    """
+
+    def __init__(self, sampler: GASSampler, noise: Tensor, condition: Condition) -> None:
+        self.states: list[Tensor] = [noise * sampler.solver.schedule.init_noise_sigma]
+        self.data: list[Tensor] = []
+        self._sampler = sampler
+        self._condition = condition
+        self._output: Tensor | None = None  # of the network, for the step that comes
+
+    def evaluate(self, table: SolverCoefficients) -> Tensor:
+        """Evaluate the network for the coming step, once, and return D_n, which its weights do not change."""
+        if self._output is None:
+            n, x = len(self.states) - 1, self.states[-1]
+            _check_device(x, table.timesteps.device)
+            seen = x.to(self._sampler._lower_input_dtype(x) or x.dtype)
+            time = table.evaluation_timesteps[n].clone()  # a network may write into its time
+            self._output = self._sampler._evaluate(seen, time, self._condition)
+            self.data.append(self._update(table).data)
+        return self.data[-1]
+
+    def advance(self, table: SolverCoefficients) -> None:
+        """Make the coming step, by its row of the table."""
+        self.evaluate(table)
+        self.states.append(self._update(table).state)
+        self._output = None
+
+    def _update(self, table: SolverCoefficients) -> UpdateResult:
+        assert self._output is not None
+        n = len(self.states) - 1
+        states_kept, data_kept = (kept.shape[1] for kept in table.weights)
+        recent_data = self.data[n - 1 :: -1] if n else []
+        history = self.states[::-1][:states_kept] + recent_data[: data_kept - 1]
+        return fused_update(history, self._output, table.rows[n], guided=self._sampler.guided)
 
 
 def _agreed(name: str, given: Any, made_for: Any, owner: str) -> Any:

@@ -251,7 +251,7 @@ def fit_corrections(
 
     At fixed times the next state is linear in the weights. So the weights that bring the states of step n
     nearest to the fine trajectory at t_{n+1}, in the mean square over all samples, follow from a small linear
-    system, and the next step is fitted to what this one leaves. No gradients: N (N + substeps)
+    system, and the next step is fitted to what this one leaves. No gradients: N (1 + substeps)
     evaluations per sample in all, and a start for training far better than the theory's.
 
     Parameters
@@ -306,22 +306,26 @@ def _fine_states(sampler: GASSampler, inputs: Inputs, substeps: int) -> list[tup
     return [fine(*batch, return_trajectory=True)[1].states[::substeps] for batch in inputs]
 
 
-def _fit_weights(sampler: GASSampler, inputs: Inputs, wanted: list[tuple[Tensor, ...]], ridge: float) -> None:
-    """Fit the weights of the sampler's solver, step by step, to these states; see `fit_corrections`."""
+def _fit_weights(
+    sampler: GASSampler, inputs: Inputs, wanted: list[tuple[Tensor, ...]], ridge: float
+) -> Tensor:
+    """Fit the weights of the sampler's solver, step by step, to these states; return its samples."""
     solver = sampler.solver
     assert isinstance(solver, GeneralizedSolver)
     learned = get_kind(solver.kind).learned
     weights = StepWeights(*(table.clone() for table in solver.weights()))
+    solves = [sampler.begin(*batch) for batch in inputs]
     for n in range(solver.steps):
         kept = min(n + 1, solver.order)
         now = torch.cat([weights.state[n, :kept], weights.data[n, :kept]])
         free = slice(None) if STATE in learned else slice(kept, None)
         moment = torch.zeros_like(now[free])
         gram = torch.diag(moment)
-        for batch, states in zip(inputs, wanted, strict=True):
-            _, trajectory = sampler(*batch, return_trajectory=True)
+        table = sampler.coefficients()
+        for solve, states in zip(solves, wanted, strict=True):
+            solve.evaluate(table)
             back = range(n, n - kept, -1)
-            terms = [trajectory.states[j] for j in back] + [trajectory.data[j] for j in back]
+            terms = [solve.states[j] for j in back] + [solve.data[j] for j in back]
             matrix = torch.stack([term.double().flatten() for term in terms], dim=1)
             left = states[n + 1].double().flatten() - matrix @ now
             gram += matrix[:, free].T @ matrix[:, free]
@@ -330,6 +334,10 @@ def _fit_weights(sampler: GASSampler, inputs: Inputs, wanted: list[tuple[Tensor,
         now[free] += torch.linalg.solve(gram, moment)
         weights.state[n, :kept], weights.data[n, :kept] = now[:kept], now[kept:]
         _set_weights(solver, weights)
+        table = sampler.coefficients()
+        for solve in solves:
+            solve.advance(table)
+    return torch.cat([solve.states[-1] for solve in solves])
 
 
 def _set_weights(solver: GeneralizedSolver, weights: StepWeights) -> None:
@@ -398,8 +406,7 @@ def fit_start(
             end = torch.ones((), dtype=torch.float64)
             level = schedule.lambda_(end) - math.log(part)
             solver.time_offsets[0] = schedule.inverse_lambda(level) - 1.0
-        _fit_weights(sampler, inputs, wanted, _RIDGE)
-        distance = l1_distance(torch.cat([sampler(*batch) for batch in inputs]), target)
+        distance = l1_distance(_fit_weights(sampler, inputs, wanted, _RIDGE), target)
         found.append((distance, part, {name: value.clone() for name, value in solver.state_dict().items()}))
         if progress is not None:
             progress(part, distance)
