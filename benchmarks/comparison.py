@@ -1,7 +1,8 @@
 """All solvers on the embedded teacher: the numbers of docs/comparison.md.
 
     python benchmarks/comparison.py --nfe 4 5 6 8 10 --samples 5000 -o comparison
-    python benchmarks/comparison.py --nfe 15 20 --teacher-steps 80 --kinds gs --samples 500 -o high
+    python benchmarks/comparison.py --nfe 15 20 --teacher-steps 60 --kinds gs \\
+        --train-samples 256 --screened 32 --samples 250 -o high
 
 Learns one solver of every kind and number of evaluations, judges them on held-out seeds beside the
 training-free ones, and writes tables, plots and the page; with --page docs/comparison.md, the tables and
@@ -32,9 +33,6 @@ from gas_ext.seeds import parse_seeds
 from gas_ext.teachers.folder import load_teacher
 from gas_ext.training import train
 
-# Every family of training-free solvers is judged at its best: with the variant and the times, for each number
-# of evaluations, that come nearest to the teacher on SCREENED training samples.
-SCREENED = 64
 # Label, what is learned (gas_ext.kinds), and the loss.
 LEARNED = {
     "learned-times": ("DPM-Solver++, learned times", "learned-times", "gs"),
@@ -49,7 +47,10 @@ LEARNED = {
 def screen(
     denoiser: Denoiser, batch: SampleBatch, nfes: list[int], t_eps: float, file: Path
 ) -> dict[str, dict[int, str]]:
-    """Choose variant and times of every family; all distances stay in the file."""
+    """Choose variant and times of every family for each number of evaluations: the nearest to the teacher.
+
+    The samples are of training seeds; all distances stay in the file.
+    """
     found: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
     chosen: dict[str, dict[int, str]] = {}
     names = {family: family_names(family) for family in FAMILIES}
@@ -90,13 +91,17 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--kinds", nargs="*", choices=LEARNED, default=list(LEARNED))
     parser.add_argument("--teacher-steps", type=int, default=20, help="evaluations of the teacher")
+    parser.add_argument("--train-samples", type=int, default=1000)
+    parser.add_argument(
+        "--screened", type=int, default=64, help="training samples that choose a family's best"
+    )
     parser.add_argument("--learn-only", action="store_true", help="judge nothing yet")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("-o", "--out", type=Path, default=Path("comparison"))
     parser.add_argument("--page", type=Path, help="docs/comparison.md, to write its tables")
     parser.add_argument("--part", default="comparison", help="which part of the page")
     options = parser.parse_args()
-    changes = ["training.train_samples=1000", "training.validation_samples=128"]
+    changes = [f"training.train_samples={options.train_samples}", "training.validation_samples=128"]
     changes.append(f"teacher_solver.steps={options.teacher_steps}")
     config = load_config("demo", changes)
     denoiser = load_teacher("demo", options.device)
@@ -106,7 +111,7 @@ def main() -> None:
             learn(name, steps, denoiser, options.out / f"{name}-{steps}", changes, source)
     if options.learn_only:
         return
-    batch = source.batch(range(SCREENED), images=False).to(denoiser.device)
+    batch = source.batch(range(options.screened), images=False).to(denoiser.device)
     families = screen(denoiser, batch, options.nfe, config.student.t_eps, options.out / "screening.json")
     learned = {
         LEARNED[name][0]: {
@@ -128,7 +133,7 @@ def main() -> None:
     write_report(comparison, options.out)
     print_table(comparison)
     if options.page:
-        write_page(comparison, families, options.out, options.page, options.part)
+        write_page(comparison, families, options.screened, options.out, options.page, options.part)
 
 
 if __name__ == "__main__":

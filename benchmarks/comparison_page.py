@@ -24,7 +24,12 @@ SHOWN = (
 
 
 def write_page(
-    comparison: Comparison, chosen: dict[str, dict[int, str]], results: Path, page: Path, part: str
+    comparison: Comparison,
+    chosen: dict[str, dict[int, str]],
+    screened: int,
+    results: Path,
+    page: Path,
+    part: str,
 ) -> None:
     """Put the tables between the marks of a part of the page, and copy its plot and numbers beside it.
 
@@ -34,6 +39,8 @@ def write_page(
         What was found.
     chosen : dict
         By family and number of evaluations, the training-free solver that was judged.
+    screened : int
+        Training samples that it was chosen on.
     results : Path
         The report's folder.
     page : Path
@@ -41,7 +48,12 @@ def write_page(
     part : str
         Name of the part, and of its files.
     """
-    lines = [*_settings(comparison), "", "The best of every family, chosen on 64 training samples:", ""]
+    lines = [
+        *_settings(comparison),
+        "",
+        f"The best of every family, chosen on {screened} training samples:",
+        "",
+    ]
     lines += _chosen_table(chosen)
     measures = {measure.key: measure for measure in comparison.measures}
     for key in SHOWN:
