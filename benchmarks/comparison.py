@@ -112,7 +112,9 @@ def main() -> None:
     if options.learn_only:
         return
     batch = source.batch(range(options.screened), images=False).to(denoiser.device)
-    families = screen(denoiser, batch, options.nfe, config.student.t_eps, options.out / "screening.json")
+    families = screen(
+        denoiser, batch, options.nfe, config.student.t_eps, options.out / f"screening-{options.screened}.json"
+    )
     learned = {
         LEARNED[name][0]: {
             nfe: str(options.out / f"{name}-{nfe}" / "last.safetensors") for nfe in options.nfe

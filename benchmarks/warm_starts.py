@@ -74,7 +74,7 @@ def main() -> None:
     steps, seed, out = options.steps, options.seed, options.out
     teacher = load_teacher("demo", options.device)
     denoiser, other = HalfTheClasses(teacher, 5), HalfTheClasses(teacher, 0)
-    starts = {"published": "published", "best classical solver": "classical", "fitted (default)": "fitted"}
+    starts = {"published": "published", "best DPM-Solver++": "classical", "fitted (default)": "fitted"}
     for n in options.from_steps:
         run = learn(denoiser, n, "fitted", seed, out, "source", 300)
         starts[f"learned, {n} steps"] = str(run / "last.safetensors")

@@ -13,13 +13,11 @@ from gas_ext.catalog import SPACING_TITLES, build_solver, describe, display_name
 from gas_ext.denoisers import DenoiserFunction
 from gas_ext.evaluation.drawing import draw_samples
 from gas_ext.metrics import l1_distance
-from gas_ext.sampler import Solver
 from gas_ext.schedules import NoiseSchedule
 from gas_ext.solver import GeneralizedSolver
 from gas_ext.spacings import SPACINGS
 
 ORDERS = (1, 2, 3)
-# The training-free solvers of `gas_ext.catalog`, by families; a family is judged by its best at given times.
 FAMILIES = {
     "DDIM": ("ddim",),
     "DPM-Solver++": ("dpm++-2", "dpm++-3"),
@@ -28,6 +26,7 @@ FAMILIES = {
     "iPNDM": ("ipndm-2", "ipndm-3", "ipndm-4"),
     "Heun": ("heun",),
 }
+"""Training-free solvers of `gas_ext.catalog`, by families; those hardly ever nearest are left out."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +62,12 @@ class Rival:
     ----------
     name : str
         A name of `gas_ext.catalog`, such as "unipc-2-bh1@quadratic".
-    solver : Solver
+    solver : GeneralizedSolver or MultistepSolver
         The solver itself.
     """
 
     name: str
-    solver: Solver
+    solver: Any
 
     @property
     def description(self) -> str:
@@ -147,6 +146,18 @@ def rivals(
     schedule: NoiseSchedule, steps: int, t_eps: float = 1e-3, families: Sequence[str] = tuple(FAMILIES)
 ) -> list[Rival]:
     """Build every solver of some families at every spacing; Heun's needs at least two evaluations.
+
+    Parameters
+    ----------
+    schedule, steps, t_eps
+        As for `build_solver`.
+    families : sequence of str
+        Names of `FAMILIES`.
+
+    Raises
+    ------
+    ValueError
+        If the schedule has alpha(1) = 0 and a family steps in lambda.
 
     Examples
     --------

@@ -72,7 +72,7 @@ def _entries() -> dict[str, _Entry]:
 
 
 _ENTRIES = _entries()
-# UniPC without a variant is bh2, which is the better one at few steps.
+# UniPC without a variant is bh2, the safer one at its usual times.
 _ALIASES = {name.removesuffix("-bh2"): name for name in _ENTRIES if name.endswith("-bh2")}
 
 

@@ -52,6 +52,7 @@ class CoefficientCache:
 
     def __init__(self) -> None:
         self._entry: _Entry | None = None
+        self._recorded: list[SolverCoefficients] = []
 
     def get(
         self, solver: Solver, prediction_type: str | None, guidance_scale: float | None
@@ -79,6 +80,8 @@ class CoefficientCache:
                 coefficients = solver.coefficients(prediction_type, guidance_scale)
                 copies = [tensor.detach().clone() for tensor in tensors]
             self._entry = entry = _Entry(asked, stream, _attributes(solver), copies, coefficients)
+        if stream is not None and torch.cuda.is_current_stream_capturing():
+            self._recorded.append(entry.coefficients)  # a graph reads them for as long as it lives
         return entry.coefficients
 
 
@@ -90,8 +93,8 @@ def _attributes(solver: Solver) -> list[Any]:
 def _stream(tensors: list[Tensor], entry: _Entry | None) -> torch.cuda.Stream | None:
     """Return the stream that computes on a GPU: another would not wait for numbers still being written.
 
-    Recording a graph begins with waiting for all that was written, and may copy nothing from the CPU: there
-    the numbers at hand are taken.
+    Recording with `torch.cuda.graph` begins with waiting for all that was written, and may copy nothing from
+    the CPU: there the numbers at hand are taken.
     """
     if not (tensors and tensors[0].is_cuda and torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
         return None

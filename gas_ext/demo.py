@@ -177,6 +177,7 @@ class DemoResult:
             "steps": self.config.steps,
             "iterations": self.config.iterations,
             "device": self.config.device,
+            "started_from": self.start.description,
             "training_seeds": [self.config.training_seeds()[0], self.config.training_seeds()[-1]],
             "held_out_seeds": [self.config.held_out_seeds()[0], self.config.held_out_seeds()[-1]],
             "classical_chosen_by": "smallest L1 to the teacher on training seeds",

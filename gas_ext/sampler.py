@@ -227,7 +227,8 @@ class GASSampler(nn.Module):
     ) -> PartialSolve:
         """Return a solve that is made step by step, by coefficients that may depend on its states.
 
-        Parameters and errors are those of `forward`.
+        Parameters are those of `forward`, and so are the errors, those of device and network at the first
+        step. `cuda_graph` has no effect on it.
 
         Examples
         --------
@@ -362,18 +363,39 @@ class PartialSolve:
         self._output: Tensor | None = None  # of the network, for the step that comes
 
     def evaluate(self, table: SolverCoefficients) -> Tensor:
-        """Evaluate the network for the coming step, once, and return D_n, which its weights do not change."""
+        """Evaluate the network for the coming step, unless that is done, and return D_n.
+
+        The weights of the step do not change it: `advance` may be given others.
+
+        Parameters
+        ----------
+        table : SolverCoefficients
+            The numbers of the solve, of which the times and the data prediction's p and q are used.
+
+        Returns
+        -------
+        Tensor
+            D_n, of the shape and dtype of the noise.
+
+        Raises
+        ------
+        ValueError
+            If all steps of the table have been made, or what `GASSampler` raises about device and network.
+        """
         if self._output is None:
             n, x = len(self.states) - 1, self.states[-1]
+            if n == len(table.rows):
+                raise ValueError(f"All {n} steps of this solve have been made; begin another one.")
             _check_device(x, table.timesteps.device)
             seen = x.to(self._sampler._lower_input_dtype(x) or x.dtype)
             time = table.evaluation_timesteps[n].clone()  # a network may write into its time
-            self._output = self._sampler._evaluate(seen, time, self._condition)
-            self.data.append(self._update(table).data)
+            output = self._sampler._evaluate(seen, time, self._condition)
+            self._output = output.clone()  # a network may reuse the memory of its output
+            self.data.append(self._update(table).data)  # the same whatever the weights: the state is not kept
         return self.data[-1]
 
     def advance(self, table: SolverCoefficients) -> None:
-        """Make the coming step, by its row of the table."""
+        """Make the coming step, by its row of the table; what is raised is what `evaluate` raises."""
         self.evaluate(table)
         self.states.append(self._update(table).state)
         self._output = None

@@ -252,7 +252,8 @@ def fit_corrections(
     At fixed times the next state is linear in the weights. So the weights that bring the states of step n
     nearest to the fine trajectory at t_{n+1}, in the mean square over all samples, follow from a small linear
     system, and the next step is fitted to what this one leaves. No gradients: N (1 + substeps)
-    evaluations per sample in all, and a start for training far better than the theory's.
+    evaluations per sample in all, and a start for training far better than the theory's. 3 N + 2 tensors per
+    sample are in memory at once.
 
     Parameters
     ----------

@@ -97,3 +97,25 @@ def test_fitting_evaluates_every_state_once():
     noise = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     fit_corrections(GeneralizedSolver(SCHEDULE, 5), network, noise, prediction_type="sample", substeps=3)
     assert len(calls) == 5 * (1 + 3)
+
+
+def test_a_network_may_reuse_its_output():
+    noise = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    memory = torch.empty(3, 4)
+
+    def reusing(x, t, condition):
+        return memory.copy_(mixture_denoiser(x, t, condition))
+
+    fitted = []
+    for network in (mixture_denoiser, reusing):
+        solver = GeneralizedSolver(SCHEDULE, 3)
+        fit_corrections(solver, network, noise, prediction_type="sample", batch_size=3)
+        fitted.append(solver.data_corrections.detach().clone())
+    assert torch.equal(*fitted)
+
+
+def test_the_end_is_told():
+    sampler = GASSampler(GeneralizedSolver(VP, 2), lambda x, t, condition: x)
+    solve = whole(sampler.begin(torch.ones(1, 2)), sampler)
+    with pytest.raises(ValueError, match="All 2 steps"):
+        solve.advance(sampler.coefficients())

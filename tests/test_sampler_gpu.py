@@ -139,6 +139,26 @@ def test_cuda_graphs_equal_the_plain_loop(kind: type, guidance_scale: float | No
     assert all(torch.equal(kept, copied) for kept, copied in samples)
 
 
+def test_a_graph_recorded_by_hand_keeps_its_coefficients() -> None:
+    """Warm up on a side stream, record, go on step by step on another: as torch's documentation has it."""
+    sampler = GASSampler(UniPCSolver(NoiseSchedule.vp_linear(), 4).to("cuda"), denoiser, "sample")
+    given = noise("cuda")
+    with torch.no_grad():
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            sampler(given)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            sample = sampler(given)
+        expected = sampler(given)  # computes coefficients of its own
+        other = [torch.full((64,), torch.nan, device="cuda") for _ in range(64)]  # where the first ones stood
+        graph.replay()
+    assert len(other) == 64
+    assert torch.equal(sample, expected)
+
+
 def test_cuda_graphs_follow_written_and_moved_parameters() -> None:
     graphed, plain = make_pair(GeneralizedSolver(NoiseSchedule.vp_linear(), 4), Convolution())
     x = noise("cuda")

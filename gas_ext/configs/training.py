@@ -46,7 +46,7 @@ class Training(Section):
 
     What is left out follows one of two recipes. With a `rate`, the published one: Adam at that constant
     rate, started from DPM-Solver++(3M) on uniform times. Without, the package's own: started from the best
-    classical solver, its weights fitted to the teacher step by step, and `FullMatrixAdam` with a rate that
+    DPM-Solver++, its weights fitted to the teacher step by step, and `FullMatrixAdam` with a rate that
     falls to 0.
 
     Parameters

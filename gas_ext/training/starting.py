@@ -101,7 +101,7 @@ def _can_be_fitted(solver: GeneralizedSolver, reporter: Reporter) -> bool:
 def _best_baseline(
     config: Config, denoiser: Denoiser, batch: Batch, steps: int, reporter: Reporter
 ) -> Baseline:
-    """Return the classical solver nearest to the teacher."""
+    """Return the DPM-Solver++ nearest to the teacher."""
     candidates = classical_solvers(denoiser.schedule, steps, config.student.t_eps)
     with reporter.task("Comparing classical solvers", len(candidates)) as advance:
         best, _ = select_baseline(

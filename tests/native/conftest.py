@@ -18,7 +18,7 @@ SANITIZERS = {"asan": "address,undefined", "tsan": "thread"}
 
 
 def _commands(compiler: str, sanitizer: str, folder: Path) -> tuple[list[list[str]], list[str]]:
-    """Commands that compile the driver and each set's kernels, as CMake does it, and the one that links."""
+    """Commands that compile the driver and each set's kernels, as CMake but at -O1, and one that links."""
     common = [compiler, "-std=c++20", "-O1", "-g1", "-ffp-contract=off", "-fno-math-errno"]
     common += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-I", str(KERNELS), "-c"]
     jobs = [[str(HERE / "cpu_kernels.cpp")], [str(KERNELS / "fused_update_cpu_dispatch.cpp")]]
@@ -44,7 +44,9 @@ def cpu_kernels(pytestconfig) -> Callable[[str], Path]:
     if compiler is None:
         pytest.skip("g++ is not here")
     sources = [*sorted(KERNELS.glob("*.h")), *sorted(KERNELS.glob("*.cpp")), *sorted(HERE.iterdir())]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources if path.is_file())).hexdigest()
+    version = subprocess.run([compiler, "--version"], capture_output=True).stdout
+    texts = [path.read_bytes() for path in sources if path.is_file()]
+    digest = hashlib.sha256(b"".join([version, *texts])).hexdigest()
     cache = Path(pytestconfig.cache.mkdir("cpu_kernels"))
 
     def build(name: str) -> Path:

@@ -1,12 +1,15 @@
 // Runs the CPU kernels over sizes, dtypes, offsets and options, for the sanitizers to watch.
 //
-// Every tensor is a block of exactly its size, so that a step beyond either is seen. One thread, two threads,
-// and stores past the cache must give the same bits; the number of cases goes to stdout.
+// Every tensor is a block of exactly its size, so that a step beyond its end is seen, and one before its
+// beginning where the offset is 0. Results begin as NaN, and every element must have been written. One
+// thread, two threads, and stores past the cache must give the same bits; the number of cases goes to stdout.
+#include <algorithm>
 #include <cstddef>
 #include <cstdio>
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <new>
 #include <random>
 #include <thread>
 #include <vector>
@@ -21,13 +24,17 @@ int element_bytes(DtypePair dtypes, bool network) {
   return network ? network_bytes(dtypes) : state_bytes(dtypes);
 }
 
+// Stores past the cache go to whole lines: without an offset a tensor begins one.
+constexpr std::align_val_t kLine{64};
+
 // A tensor that begins `offset` elements into its block.
 class Tensor {
  public:
   Tensor(int64_t numel, int bytes, int offset)
-      : size_(static_cast<size_t>(numel * bytes)),
-        start_(static_cast<size_t>(offset * bytes)),
-        block_(std::make_unique_for_overwrite<std::byte[]>(start_ + size_)) {
+      : bytes_(static_cast<size_t>(bytes)),
+        size_(static_cast<size_t>(numel) * bytes_),
+        start_(static_cast<size_t>(offset) * bytes_),
+        block_(static_cast<std::byte*>(::operator new[](start_ + size_, kLine))) {
     std::memset(block_.get(), 0xff, start_ + size_);  // NaN in every dtype
   }
 
@@ -35,12 +42,25 @@ class Tensor {
   const std::byte* begin() const { return block_.get() + start_; }
   size_t size() const { return size_; }
 
+  // Whether no element is as it was at first.
+  bool written() const {
+    const auto untouched = [](std::byte byte) { return byte == std::byte{0xff}; };
+    for (const std::byte* element = begin(); element != begin() + size_; element += bytes_) {
+      if (std::all_of(element, element + bytes_, untouched)) return false;
+    }
+    return true;
+  }
+
  private:
-  size_t size_, start_;
-  std::unique_ptr<std::byte[]> block_;
+  struct Free {
+    void operator()(std::byte* block) const { ::operator delete[](block, kLine); }
+  };
+
+  size_t bytes_, size_, start_;
+  std::unique_ptr<std::byte[], Free> block_;
 };
 
-// Numbers between 1/4 and 2 of either sign, in the bits of the dtype.
+// Numbers between 1/4 and 5/4 of either sign, in the bits of the dtype.
 Tensor random_tensor(std::mt19937& random, int64_t numel, DtypePair dtypes, bool network, int offset) {
   const int bytes = element_bytes(dtypes, network);
   const bool brain = dtypes == DtypePair::bf16_bf16 || (network && dtypes == DtypePair::f32_bf16);
@@ -210,6 +230,9 @@ bool agree(const CpuKernels& kernels, const Case& c) {
       return (problem.*direction)(kernels, threads, streaming);
     };
     const std::vector<Tensor> alone = run(1, false);
+    for (const Tensor& tensor : alone) {
+      if (!tensor.written()) return false;
+    }
     if (!same(alone, run(2, false)) || !same(alone, run(1, true)) || !same(alone, run(2, true))) return false;
   }
   return true;
@@ -224,7 +247,8 @@ std::vector<Case> cases() {
     for (const int64_t numel : sizes) {
       for (int variant = 0; variant < 4; ++variant, ++i) {
         const int terms = numel < 100 && variant == 0 ? kMaxTerms : 1 + (i * 5) % 11;
-        all.push_back({dtypes, numel, terms, (i * 3) % 8, i % 2 == 0, i % 3, i % 5 != 0, (i / 2) % 3});
+        all.push_back({dtypes, numel, terms, (i / 4) % 2 == 0 ? 0 : (i * 3) % 8, i % 2 == 0, i % 3,
+                       i % 5 != 0, (i / 2) % 3});
       }
     }
   }
@@ -238,8 +262,8 @@ int main() {
   int done = 0;
   for (const Case& c : cases()) {
     if (!agree(kernels, c)) {
-      std::printf("other bits: dtypes %d, numel %lld, terms %d, offset %d\n", static_cast<int>(c.dtypes),
-                  static_cast<long long>(c.numel), c.terms, c.offset);
+      std::printf("other bits, or none: dtypes %d, numel %lld, terms %d, offset %d\n",
+                  static_cast<int>(c.dtypes), static_cast<long long>(c.numel), c.terms, c.offset);
       return 1;
     }
     ++done;

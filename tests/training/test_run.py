@@ -94,7 +94,7 @@ def test_a_longer_run_ends_as_if_it_had_been_so_long_from_the_start(folder, loss
     run(folder, loss, {"iterations": 10, "schedule": "constant"})
     longer = run(folder, loss, {"iterations": 12, "schedule": "constant"})
     assert longer.iteration == 12
-    for name in ("last.safetensors", "checkpoints/iteration-00000012.safetensors"):
+    for name in ("solver.safetensors", "last.safetensors", "checkpoints/iteration-00000012.safetensors"):
         ours, theirs = (load_file(result.folder / name) for result in (longer, whole))
         assert ours.keys() == theirs.keys()
         assert [k for k in ours if not torch.equal(ours[k], theirs[k])] == []
