@@ -316,13 +316,13 @@ def _fit_weights(
     learned = get_kind(solver.kind).learned
     weights = StepWeights(*(table.clone() for table in solver.weights()))
     solves = [sampler.begin(*batch) for batch in inputs]
+    table = sampler.coefficients()
     for n in range(solver.steps):
         kept = min(n + 1, solver.order)
         now = torch.cat([weights.state[n, :kept], weights.data[n, :kept]])
         free = slice(None) if STATE in learned else slice(kept, None)
         moment = torch.zeros_like(now[free])
         gram = torch.diag(moment)
-        table = sampler.coefficients()
         for solve, states in zip(solves, wanted, strict=True):
             solve.evaluate(table)
             back = range(n, n - kept, -1)

@@ -117,14 +117,7 @@ class Problem {
 
   std::vector<Tensor> forward(const CpuKernels& kernels, int threads, bool streaming) {
     ForwardArgs args;
-    args.dtypes = case_.dtypes;
-    args.numel = case_.numel;
-    args.terms = case_.terms;
-    for (int k = 0; k < case_.terms; ++k) args.history[k] = history_[static_cast<size_t>(k)].at();
-    args.output = output_[0].at();
-    if (case_.guided) args.output_uncond = output_[1].at();
-    args.coefficients = coefficients();
-    args.coefficients_are_double = case_.double_coefficients;
+    give_inputs(args);
     std::vector<Tensor> results;
     for (int i = 0; i < 2; ++i) results.push_back(empty(false));
     args.data = results[0].at();
@@ -141,19 +134,12 @@ class Problem {
 
   std::vector<Tensor> backward(const CpuKernels& kernels, int threads, bool streaming) {
     BackwardArgs args;
-    args.dtypes = case_.dtypes;
-    args.numel = case_.numel;
-    args.terms = case_.terms;
+    give_inputs(args);
     args.grad_data = case_.next_input == 1 ? nullptr : gradients_[0].at();
     args.grad_state = gradients_[1].at();
     if (case_.next_input != 0) args.grad_next_input = gradients_[2].at();
     args.next_input_in_state_dtype = case_.next_input == 2;
-    for (int k = 0; k < case_.terms; ++k) args.history[k] = history_[static_cast<size_t>(k)].at();
-    args.output = output_[0].at();
-    if (case_.guided) args.output_uncond = output_[1].at();
     args.state = gradients_[0].at();  // some numbers for x_{n+1}
-    args.coefficients = coefficients();
-    args.coefficients_are_double = case_.double_coefficients;
     std::vector<Tensor> results;
     results.reserve(static_cast<size_t>(case_.terms) + 4);
     const auto result = [&](Tensor tensor) { return results.emplace_back(std::move(tensor)).at(); };
@@ -200,6 +186,18 @@ class Problem {
   }
 
  private:
+  // What forward and backward read alike.
+  template <class Args>
+  void give_inputs(Args& args) {
+    args.dtypes = case_.dtypes;
+    args.numel = case_.numel;
+    args.terms = case_.terms;
+    for (int k = 0; k < case_.terms; ++k) args.history[k] = history_[static_cast<size_t>(k)].at();
+    args.output = output_[0].at();
+    if (case_.guided) args.output_uncond = output_[1].at();
+    args.coefficients = coefficients();
+    args.coefficients_are_double = case_.double_coefficients;
+  }
   Tensor tensor(bool network) {
     return random_tensor(random_, case_.numel, case_.dtypes, network, case_.offset);
   }
