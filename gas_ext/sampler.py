@@ -339,7 +339,7 @@ class GASSampler(nn.Module):
         else:
             output = self.denoiser(seen, t, condition)
         if not torch.compiler.is_compiling():
-            self.evaluations += 1
+            vars(self)["evaluations"] += 1  # a microsecond less than through nn.Module's own assignment
         _check_output(output, seen)
         return output
 

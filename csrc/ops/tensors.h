@@ -26,22 +26,6 @@ inline void check(bool condition, const char* message) {
   if (!condition) throw std::runtime_error(std::string("gas_ext: ") + message);
 }
 
-// New tensor with the sizes and memory order of `like` (torch.empty_like, which keeps dense strides).
-inline Tensor empty_like(const Tensor& like, ScalarType dtype) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, 6> stack{from(like),         from(std::optional<ScalarType>(dtype)),
-                                    from(std::nullopt), from(std::nullopt),
-                                    from(std::nullopt), from(std::nullopt)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
-inline Tensor empty_1d(const Tensor& like, int64_t size, ScalarType dtype) {
-  const std::array<int64_t, 1> sizes{size};
-  return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, dtype);
-}
-
 inline bool same_sizes(const Tensor& a, const Tensor& b) {
   const auto sizes_a = a.sizes(), sizes_b = b.sizes();
   return std::equal(sizes_a.begin(), sizes_a.end(), sizes_b.begin(), sizes_b.end());
@@ -61,6 +45,39 @@ inline bool is_dense(const Tensor& tensor) {
     expected *= size;
   }
   return true;
+}
+
+// New tensor of the given sizes and strides, on the device of `like`.
+inline Tensor empty_strided(torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                            torch::headeronly::IntHeaderOnlyArrayRef strides, ScalarType dtype,
+                            const Tensor& like) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  int32_t device_type;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                         strides.data(), to<int32_t>(from(dtype)),
+                                                         device_type, like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+inline Tensor empty_1d(const Tensor& like, int64_t size, ScalarType dtype) {
+  const int64_t stride = 1;
+  return empty_strided({&size, 1}, {&stride, 1}, dtype, like);
+}
+
+// New tensor with the sizes and memory order of `like` (torch.empty_like, which keeps dense strides; the
+// dispatcher takes several times as long as allocating a small tensor).
+inline Tensor empty_like(const Tensor& like, ScalarType dtype) {
+  if (is_dense(like)) return empty_strided(like.sizes(), like.strides(), dtype, like);
+  using torch::stable::detail::from;
+  std::array<StableIValue, 6> stack{from(like),         from(std::optional<ScalarType>(dtype)),
+                                    from(std::nullopt), from(std::nullopt),
+                                    from(std::nullopt), from(std::nullopt)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 inline Tensor made_dense(const Tensor& tensor) {

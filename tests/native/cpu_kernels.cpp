@@ -244,7 +244,7 @@ std::vector<Case> cases() {
                             DtypePair::f16_f16, DtypePair::bf16_bf16}) {
     for (const int64_t numel : sizes) {
       for (int variant = 0; variant < 4; ++variant, ++i) {
-        const int terms = numel < 100 && variant == 0 ? kMaxTerms : 1 + (i * 5) % 11;
+        const int terms = numel < 100 && variant == 0 ? kMaxTerms : 1 + (i * 5) % 23;
         all.push_back({dtypes, numel, terms, (i / 4) % 2 == 0 ? 0 : (i * 3) % 8, i % 2 == 0, i % 3,
                        i % 5 != 0, (i / 2) % 3});
       }

@@ -61,6 +61,24 @@ def test_any_number_of_terms(device: torch.device, terms: int) -> None:
         torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("terms", [5, 6, 10, 11, 23])
+def test_elements_do_not_depend_on_their_neighbors(device: torch.device, terms: int) -> None:
+    """The CPU kernels walk many terms in groups, tile by tile: pieces of a tensor must come out alike."""
+    history, output, coefficients = make_inputs((40_000,), terms, device=device)
+
+    def run(part: slice) -> list[Tensor]:
+        past, network = [tensor[part].clone() for tensor in history], output[part].clone()
+        update = fused_update(past, network, coefficients)
+        gradients, of_output, _ = torch.ops.gas_ext.fused_update_backward(
+            past[-1], network, None, past, network, None, coefficients, False, [*range(terms)], True, True
+        )
+        return [update.data, update.state, *gradients, of_output]
+
+    pieces = [run(slice(begin, begin + 5_000)) for begin in range(0, 40_000, 5_000)]
+    for whole, *parts in zip(run(slice(None)), *pieces, strict=True):
+        assert torch.equal(whole, torch.cat(parts))
+
+
 def fused_update_outputs(history: list[Tensor], output: Tensor, coefficients: Tensor) -> tuple[Tensor, ...]:
     return tuple(fused_update(history, output, coefficients))[:2]  # type: ignore[return-value]
 
@@ -316,9 +334,9 @@ for state, network in (("float64", "float64"), ("float32", "float32"), ("float32
     state, network = getattr(torch, state), getattr(torch, network)
     g = torch.Generator().manual_seed(1)
     n = 100_003
-    history = [torch.randn(n, generator=g).to(state).requires_grad_() for _ in range(9)]
+    history = [torch.randn(n, generator=g).to(state).requires_grad_() for _ in range(13)]
     output = torch.randn(2 * n, generator=g).to(network).requires_grad_()
-    row = torch.randn(14, generator=g, dtype=torch.float64).requires_grad_()
+    row = torch.randn(18, generator=g, dtype=torch.float64).requires_grad_()
     result = fused_update(history, output, row, guided=True, next_input_dtype=network)
     loss = sum((r.double() * torch.arange(n).remainder(7)).sum() for r in result)
     loss.backward()
