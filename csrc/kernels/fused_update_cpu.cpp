@@ -30,7 +30,7 @@ GAS_EXT_INLINE void for_each_block(int64_t begin, int64_t end, Body&& body) {
   if (begin < end) body(Part<int>{begin, static_cast<int>(end - begin)});
 }
 
-inline constexpr int kStreams = 10;
+inline constexpr int kStreams = 10;  // a stream that is written counts for two: its lines are read first
 inline constexpr int64_t kTile = 8192;
 static_assert(kCpuChunk % kTile == 0 && kTile % kBlock == 0);
 
@@ -273,8 +273,6 @@ template <class T, class M>
 void backward_chunks(const BackwardArgs& args, int64_t begin, int64_t end) {
   using W = work_t<T>;
   const int count = args.coefficient_count();
-  const int most =
-      args.partials != nullptr ? kStreams / 2 : kStreams;  // each term read and written, or written
   W c[kMaxCoefficients];
   load_coefficients(args.coefficients, args.coefficients_are_double, count, c);
   Carried<W> state_gradient;
@@ -282,7 +280,7 @@ void backward_chunks(const BackwardArgs& args, int64_t begin, int64_t end) {
     InnerProducts<W> sums;
     for_each_tile(chunk * kCpuChunk, std::min((chunk + 1) * kCpuChunk, args.numel),
                   [&](int64_t first, int64_t last) {
-                    for_each_group(args.terms, most, [&](Group group) {
+                    for_each_group(args.terms, kStreams / 2, [&](Group group) {
                       for_each_block(first, last, [&](auto part) {
                         backward_block<T, M>(args, c, group, part, sums, state_gradient);
                       });

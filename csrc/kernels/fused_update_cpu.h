@@ -32,10 +32,12 @@ void cpu_sum_partials(const BackwardArgs& args);
 // GAS_EXT_CPU_ISA names. Throws std::runtime_error where that one is unknown or cannot run here.
 const CpuKernels& cpu_kernels();
 
-// Whether a call that moves so many bytes should write past the caches. What nearly fits into the last one is
-// found there by whoever reads it next, and streaming it took twice as long; from three times its size on
-// streaming was up to 1.4 times as fast.
-bool cpu_should_stream(int64_t bytes);
+// Whether a call that moves so many bytes should write past the caches: more than `caches` times what the
+// last one holds. An update's results are read next, by the network, and what nearly fits is found there:
+// streaming that took twice as long, and paid from three times the size on. Gradients are read later, if at
+// all: they are streamed from one and a half times on, where that took two thirds of the time.
+inline constexpr double kUpdateCaches = 3, kGradientCaches = 1.5;
+bool cpu_should_stream(int64_t bytes, double caches);
 
 // Names of the sets in this binary, best last, and of those that this processor runs.
 std::vector<std::string> cpu_isas_compiled();

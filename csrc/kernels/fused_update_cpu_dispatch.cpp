@@ -82,7 +82,7 @@ const CpuKernels& cpu_kernels() {
   return chosen;
 }
 
-bool cpu_should_stream(int64_t bytes) {
+bool cpu_should_stream(int64_t bytes, double caches) {
   static const int64_t cache = [] {
     int64_t size = 0;
 #if defined(_SC_LEVEL3_CACHE_SIZE)
@@ -90,7 +90,7 @@ bool cpu_should_stream(int64_t bytes) {
 #endif
     return size > 0 ? size : int64_t{32} << 20;
   }();
-  return bytes > 3 * cache;
+  return static_cast<double>(bytes) > caches * static_cast<double>(cache);
 }
 
 void cpu_sum_partials(const BackwardArgs& args) {

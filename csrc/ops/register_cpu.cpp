@@ -10,14 +10,14 @@ constexpr int64_t kGrainChunks = 2;
 
 struct Cpu {
   static void forward(ForwardArgs args, const Tensor&) {
-    args.streaming = cpu_should_stream(args.bytes());
+    args.streaming = cpu_should_stream(args.bytes(), kUpdateCaches);
     const auto kernel = cpu_kernels().forward;
     torch::stable::parallel_for(0, cpu_chunks(args.numel), kGrainChunks,
                                 [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
   }
 
   static void gather(GatherArgs args, const Tensor&) {
-    args.streaming = cpu_should_stream(args.bytes());
+    args.streaming = cpu_should_stream(args.bytes(), kUpdateCaches);
     const auto kernel = cpu_kernels().gather;
     torch::stable::parallel_for(0, cpu_chunks(args.numel), kGrainChunks,
                                 [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
@@ -28,7 +28,7 @@ struct Cpu {
   }
 
   static void backward(BackwardArgs args, const Tensor&) {
-    args.streaming = cpu_should_stream(args.bytes());
+    args.streaming = cpu_should_stream(args.bytes(), kGradientCaches);
     const auto kernel = cpu_kernels().backward;
     torch::stable::parallel_for(0, cpu_chunks(args.numel), kGrainChunks,
                                 [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
