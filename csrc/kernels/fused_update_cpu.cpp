@@ -30,7 +30,7 @@ GAS_EXT_INLINE void for_each_block(int64_t begin, int64_t end, Body&& body) {
   if (begin < end) body(Part<int>{begin, static_cast<int>(end - begin)});
 }
 
-inline constexpr int kStreams = 10;  // a stream that is written counts for two: its lines are read first
+inline constexpr int kStreams = 10;
 inline constexpr int64_t kTile = 8192;
 static_assert(kCpuChunk % kTile == 0 && kTile % kBlock == 0);
 
@@ -249,7 +249,6 @@ GAS_EXT_INLINE void backward_block(const BackwardArgs& args, const work_t<T>* c,
   Block<W> G, H = {};
   if (group.begin == 0) {
     data_gradients<T, M>(args, c, part, sums, G, H);
-    if (group.end < args.terms) state_gradient.put(G, part);
   } else {
     state_gradient.get(part, G);
   }
@@ -260,6 +259,7 @@ GAS_EXT_INLINE void backward_block(const BackwardArgs& args, const work_t<T>* c,
     read<T>(args.history[k], part, h);
     inner_product(G, h, sums.lanes[kFirstWeight + k]);
   }
+  if (group.begin == 0 && group.end < args.terms) state_gradient.put(G, part);
   for (int k = group.begin; k < group.end; ++k) {
     if (args.grad_history[k] == nullptr) continue;
     Block<W> gradient;
@@ -269,10 +269,18 @@ GAS_EXT_INLINE void backward_block(const BackwardArgs& args, const work_t<T>* c,
   }
 }
 
+// Terms to walk side by side, so that the histories read and the gradients written are ten streams.
+int backward_group(const BackwardArgs& args) {
+  int streams = args.partials != nullptr ? args.terms : 0;
+  for (int k = 0; k < args.terms; ++k) streams += args.grad_history[k] != nullptr;
+  return kStreams * args.terms / std::max(streams, args.terms);
+}
+
 template <class T, class M>
 void backward_chunks(const BackwardArgs& args, int64_t begin, int64_t end) {
   using W = work_t<T>;
   const int count = args.coefficient_count();
+  const int most = backward_group(args);
   W c[kMaxCoefficients];
   load_coefficients(args.coefficients, args.coefficients_are_double, count, c);
   Carried<W> state_gradient;
@@ -280,7 +288,7 @@ void backward_chunks(const BackwardArgs& args, int64_t begin, int64_t end) {
     InnerProducts<W> sums;
     for_each_tile(chunk * kCpuChunk, std::min((chunk + 1) * kCpuChunk, args.numel),
                   [&](int64_t first, int64_t last) {
-                    for_each_group(args.terms, kStreams / 2, [&](Group group) {
+                    for_each_group(args.terms, most, [&](Group group) {
                       for_each_block(first, last, [&](auto part) {
                         backward_block<T, M>(args, c, group, part, sums, state_gradient);
                       });

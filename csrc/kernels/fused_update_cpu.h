@@ -33,9 +33,10 @@ void cpu_sum_partials(const BackwardArgs& args);
 const CpuKernels& cpu_kernels();
 
 // Whether a call that moves so many bytes should write past the caches: more than `caches` times what the
-// last one holds. An update's results are read next, by the network, and what nearly fits is found there:
-// streaming that took twice as long, and paid from three times the size on. Gradients are read later, if at
-// all: they are streamed from one and a half times on, where that took two thirds of the time.
+// last one holds. An update's results, and what is gathered, are read next, and what nearly fits is found
+// there: streaming that took twice as long, and paid from three times the size on. Of a backward call's
+// results all but the output's gradient wait: from one and a half times on, streaming them took two thirds of
+// the time.
 inline constexpr double kUpdateCaches = 3, kGradientCaches = 1.5;
 bool cpu_should_stream(int64_t bytes, double caches);
 

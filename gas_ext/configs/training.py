@@ -14,6 +14,7 @@ STARTS = ("published", "classical", "fitted")
 # whose numbers are the defaults of gas_ext.training.TrainingConfig.
 PUBLISHED = {
     "start": "published",
+    "scale_rates": False,
     "optimizer": "adam",
     "betas": (0.9, 0.999),
     "schedule": "constant",
@@ -23,6 +24,7 @@ PUBLISHED = {
 }
 OWN = {
     "start": "fitted",
+    "scale_rates": True,
     "optimizer": "full_adam",
     "betas": (0.9, 0.98),
     "schedule": "cosine",
@@ -61,6 +63,8 @@ class Training(Section):
         One learning rate for everything, of the published recipe.
     time_rate, offset_rate, coefficient_rate : float
         Learning rates of times, offsets and corrections.
+    scale_rates : bool
+        Whether GS of more than four steps takes less of them; as in `gas_ext.training.TrainingConfig`.
     start : str
         "published", "classical" (the best of DPM-Solver++), "fitted" (that, with fitted weights, where the
         student learns weights), or a solver's file, which may have another number of steps.
@@ -83,6 +87,7 @@ class Training(Section):
     time_rate: Weight
     offset_rate: Weight
     coefficient_rate: Weight
+    scale_rates: bool
     start: str
     optimizer: Literal["full_adam", "adam"]
     betas: Betas

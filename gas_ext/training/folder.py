@@ -47,7 +47,7 @@ _OF_THE_OTHER_LOSS = {
 }
 
 # Settings that there were not always, and what runs did before they could be set.
-_LATER = {"student.kind": "gs", "adversarial.noise_levels": []}
+_LATER = {"student.kind": "gs", "adversarial.noise_levels": [], "training.scale_rates": False}
 
 
 def described(config: Config, loss: LossKind) -> dict[str, Any]:

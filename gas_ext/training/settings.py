@@ -31,8 +31,10 @@ class TrainingConfig:
     batch_size : int
         Samples per step, over all processes; at most the number of training samples is used.
     time_rate, offset_rate, coefficient_rate : float
-        Learning rates of the timestep logits, of the time offsets, and of both correction tables. For GS
-        with "full_adam" they hold up to four steps; P learned numbers take (39 / P)^(1/2) of them.
+        Learning rates of the timestep logits, of the time offsets, and of both correction tables.
+    scale_rates : bool
+        Whether GS of many steps takes less of these rates, with "full_adam": (39 / P)^(1/2) where there are
+        P > 39 numbers, the unused ones of the tables among them. That is 1 at 4 steps, .69 at 6, .42 at 10.
     optimizer : str
         "full_adam" (`gas_ext.optimizers.FullMatrixAdam`) or "adam".
     betas : (float, float)
@@ -66,6 +68,7 @@ class TrainingConfig:
     time_rate: float = 2e-2
     offset_rate: float = 2e-2
     coefficient_rate: float = 2e-2
+    scale_rates: bool = True
     optimizer: str = "full_adam"
     betas: tuple[float, float] = (0.9, 0.98)
     warmup: int = 20
@@ -151,7 +154,7 @@ class TrainingConfig:
         if self.optimizer == "adam":
             optimizer: torch.optim.Optimizer = torch.optim.Adam(groups, betas=self.betas)
         else:
-            if solver.kind == "gs":
+            if self.scale_rates and solver.kind == "gs":
                 groups = [{**group, "lr": _factor_of_many(count) * group["lr"]} for group in groups]
             # A first evaluation that is told less noise than there is (`warm_start.fit_start`) is worth much,
             # and lies in a narrow basin, which long steps leave for good.
@@ -165,8 +168,8 @@ class TrainingConfig:
 def _factor_of_many(count: int) -> float:
     """Return the factor on all rates for so many numbers; 1 for the 39 of GS of four steps.
 
-    `FullMatrixAdam` moves each number by about its rate, P of them by P^(1/2) rates; that length is kept.
-    So GS of 8 and 10 steps ends nearer to the teacher; S4S-Alt, free of theory, does not (docs/training.md).
+    A rule that was found by trying, on the embedded teacher (docs/training.md): GS of 8 and 10 steps ends nearer
+    to the teacher with it, S4S-Alt does not. `FullMatrixAdam` moves all numbers at once, each by about its rate.
     """
     return min(1.0, math.sqrt(39 / count))
 

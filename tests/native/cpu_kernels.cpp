@@ -238,7 +238,17 @@ bool agree(const CpuKernels& kernels, const Case& c) {
 
 std::vector<Case> cases() {
   std::vector<Case> all;
-  const int64_t sizes[] = {1, 15, 63, 64, 65, 1000, kCpuChunk - 1, kCpuChunk + 1, 2 * kCpuChunk + 77};
+  const int64_t sizes[] = {1,
+                           15,
+                           63,
+                           64,
+                           65,
+                           1000,
+                           kCpuChunk / 2 - 1,
+                           kCpuChunk / 2 + 1,
+                           kCpuChunk - 1,
+                           kCpuChunk + 1,
+                           2 * kCpuChunk + 77};
   int i = 0;
   for (const auto dtypes : {DtypePair::f64_f64, DtypePair::f32_f32, DtypePair::f32_f16, DtypePair::f32_bf16,
                             DtypePair::f16_f16, DtypePair::bf16_bf16}) {

@@ -61,10 +61,28 @@ def test_any_number_of_terms(device: torch.device, terms: int) -> None:
         torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("terms", [6, 11, 23])
+@pytest.mark.parametrize(("dtype", "output_dtype"), DTYPE_PAIRS)
+def test_many_terms_over_many_elements(
+    device: torch.device, terms: int, dtype: torch.dtype, output_dtype: torch.dtype
+) -> None:
+    """The CPU kernels walk many terms in groups, tile by tile."""
+    inputs = make_inputs((2, 12_345), terms, True, dtype, output_dtype, device=device)
+    result = fused_update(*inputs, guided=True, next_input_dtype=output_dtype)
+    same_dtype = fused_update_reference(*inputs, guided=True, next_input_dtype=output_dtype)
+    exact = fused_update_reference(*to_float64(*inputs), guided=True, next_input_dtype=torch.float64)
+    for value, reference, truth in zip(result, same_dtype, exact, strict=True):
+        assert value is not None  # float64's own formula has no error here: rounding grows with the terms
+        assert_as_good_as_torch(value, reference, truth, terms / 2 * atol_of(value.dtype))
+
+
 @pytest.mark.parametrize("terms", [5, 6, 10, 11, 23])
-def test_elements_do_not_depend_on_their_neighbors(device: torch.device, terms: int) -> None:
-    """The CPU kernels walk many terms in groups, tile by tile: pieces of a tensor must come out alike."""
-    history, output, coefficients = make_inputs((40_000,), terms, device=device)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_elements_do_not_depend_on_their_neighbors(
+    device: torch.device, terms: int, dtype: torch.dtype
+) -> None:
+    """Pieces of a tensor, each within a tile, come out as they do in the whole."""
+    history, output, coefficients = make_inputs((40_000,), terms, dtype=dtype, device=device)
 
     def run(part: slice) -> list[Tensor]:
         past, network = [tensor[part].clone() for tensor in history], output[part].clone()

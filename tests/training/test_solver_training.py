@@ -177,19 +177,20 @@ def test_rates():
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "kind", "steps", "factor"),
+    ("kind", "steps", "settings", "factor"),
     [
-        ("full_adam", "gs", 3, 1.0),
-        ("full_adam", "gs", 4, 1.0),
-        ("full_adam", "gs", 10, (39 / 219) ** 0.5),  # 9 times, 10 offsets, 2 x 10 x 10 corrections
-        ("full_adam", "ld3", 10, 1.0),
-        ("full_adam", "s4s-alt", 10, 1.0),
-        ("adam", "gs", 10, 1.0),
+        ("gs", 3, {}, 1.0),
+        ("gs", 4, {}, 1.0),
+        ("gs", 10, {}, (39 / 219) ** 0.5),  # 9 times, 10 offsets, 2 x 10 x 10 corrections
+        ("gs", 10, {"scale_rates": False}, 1.0),
+        ("gs", 10, {"optimizer": "adam"}, 1.0),
+        ("ld3", 10, {}, 1.0),
+        ("s4s-alt", 10, {}, 1.0),
     ],
 )
-def test_gs_of_many_steps_learns_at_lower_rates(optimizer, kind, steps, factor):
+def test_gs_of_many_steps_learns_at_lower_rates(kind, steps, settings, factor):
     solver = GeneralizedSolver(SCHEDULE, steps, kind=kind, theory_guidance=kind != "s4s-alt")
-    config = TrainingConfig(optimizer=optimizer, time_rate=1e-2, offset_rate=2e-2, coefficient_rate=3e-2)
+    config = TrainingConfig(time_rate=1e-2, offset_rate=2e-2, coefficient_rate=3e-2, **settings)
     rates = [group["base_lr"] for group in config.make_optimizer(solver).param_groups]
     assert rates == pytest.approx([factor * rate for rate in (1e-2, 2e-2, 3e-2)][: len(rates)])
     assert len(rates) == (2 if kind == "ld3" else 3)

@@ -25,6 +25,7 @@ def test_a_config_with_a_rate_means_the_published_recipe():
         time_rate=1e-3,
         offset_rate=1e-3,
         coefficient_rate=1e-3,
+        scale_rates=False,
         optimizer="adam",
         betas=(0.9, 0.999),
         warmup=0,
