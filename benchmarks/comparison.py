@@ -117,7 +117,7 @@ def main() -> None:
     )
     learned = {
         LEARNED[name][0]: {
-            nfe: str(options.out / f"{name}-{nfe}" / "last.safetensors") for nfe in options.nfe
+            nfe: str(options.out / f"{name}-{nfe}" / "solver.safetensors") for nfe in options.nfe
         }
         for name in options.kinds
     }
