@@ -168,8 +168,9 @@ class TrainingConfig:
 def _factor_of_many(count: int) -> float:
     """Return the factor on all rates for so many numbers; 1 for the 39 of GS of four steps.
 
-    A rule that was found by trying, on the embedded teacher (docs/training.md): GS of 8 and 10 steps ends nearer
-    to the teacher with it, S4S-Alt does not. `FullMatrixAdam` moves all numbers at once, each by about its rate.
+    A rule that was found by trying, on the embedded teacher (docs/training.md): GS of 8 and 10 steps ends
+    nearer to the teacher with it, S4S-Alt does not. `FullMatrixAdam` moves all numbers at once, each by about
+    its rate.
     """
     return min(1.0, math.sqrt(39 / count))
 
