@@ -9,7 +9,7 @@ import pytest
 
 from gas_ext.ops import info
 
-CASES = 6 * 9 * 4  # dtypes, sizes, variants
+CASES = 6 * 11 * 4  # dtypes, sizes, variants
 
 
 BUILD = info()["build"]
