@@ -269,7 +269,7 @@ GAS_EXT_INLINE void backward_block(const BackwardArgs& args, const work_t<T>* c,
   }
 }
 
-// Terms to walk side by side, so that the histories read and the gradients written are ten streams.
+// Terms to walk side by side, so that the histories read and the gradients written are at most ten streams.
 int backward_group(const BackwardArgs& args) {
   int streams = args.partials != nullptr ? args.terms : 0;
   for (int k = 0; k < args.terms; ++k) streams += args.grad_history[k] != nullptr;
