@@ -40,17 +40,17 @@ struct Group {
   int end;
 };
 
-// Call body(group) for even groups of at most `most` out of `terms` terms.
+// Call body(group, part) for each block of the elements [begin, end) and each of even groups of at most
+// `most` out of `terms` terms: tile by tile, and in each tile group by group.
 template <class Body>
-void for_each_group(int terms, int most, Body&& body) {
+GAS_EXT_INLINE void for_each_group_of_blocks(int64_t begin, int64_t end, int terms, int most, Body&& body) {
   const int groups = (terms + most - 1) / most;
-  for (int i = 0; i < groups; ++i) body(Group{terms * i / groups, terms * (i + 1) / groups});
-}
-
-// Call body(begin, end) for each tile of the elements [begin, end).
-template <class Body>
-void for_each_tile(int64_t begin, int64_t end, Body&& body) {
-  for (; begin < end; begin += kTile) body(begin, std::min(begin + kTile, end));
+  for (; begin < end; begin += kTile) {
+    for (int i = 0; i < groups; ++i) {
+      const Group group{terms * i / groups, terms * (i + 1) / groups};
+      for_each_block(begin, std::min(begin + kTile, end), [&](auto part) { body(group, part); });
+    }
+  }
 }
 
 // What one group leaves to the next, for the elements of a tile.
@@ -147,11 +147,8 @@ void forward_chunks(const ForwardArgs& args, int64_t begin, int64_t end) {
   W c[kMaxCoefficients];
   load_coefficients(args.coefficients, args.coefficients_are_double, kFirstWeight + args.terms, c);
   Carried<W> sums;
-  for_each_tile(begin * kCpuChunk, std::min(end * kCpuChunk, args.numel), [&](int64_t first, int64_t last) {
-    for_each_group(args.terms, kStreams, [&](Group group) {
-      for_each_block(first, last, [&](auto part) { forward_block<T, M>(args, c, group, part, sums); });
-    });
-  });
+  for_each_group_of_blocks(begin * kCpuChunk, std::min(end * kCpuChunk, args.numel), args.terms, kStreams,
+                           [&](Group group, auto part) { forward_block<T, M>(args, c, group, part, sums); });
   finish_streaming(args.streaming);
 }
 
@@ -286,14 +283,10 @@ void backward_chunks(const BackwardArgs& args, int64_t begin, int64_t end) {
   Carried<W> state_gradient;
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     InnerProducts<W> sums;
-    for_each_tile(chunk * kCpuChunk, std::min((chunk + 1) * kCpuChunk, args.numel),
-                  [&](int64_t first, int64_t last) {
-                    for_each_group(args.terms, most, [&](Group group) {
-                      for_each_block(first, last, [&](auto part) {
-                        backward_block<T, M>(args, c, group, part, sums, state_gradient);
-                      });
-                    });
-                  });
+    const int64_t last = std::min((chunk + 1) * kCpuChunk, args.numel);
+    for_each_group_of_blocks(chunk * kCpuChunk, last, args.terms, most, [&](Group group, auto part) {
+      backward_block<T, M>(args, c, group, part, sums, state_gradient);
+    });
     if (args.partials == nullptr) continue;
     double* row = static_cast<double*>(args.partials) + chunk * count;
     sums.write(count, row);
