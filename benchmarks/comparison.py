@@ -19,21 +19,21 @@ from typing import Any
 from comparison_page import write_page
 from training_recipes import finished, make_samples
 
-from gas_ext.baselines import FAMILIES, family_names
-from gas_ext.catalog import build_solver
+from gas_ext._utils.files import write_file
+from gas_ext._utils.progress import make_reporter
+from gas_ext._utils.seeds import parse_seeds
 from gas_ext.configs import Config, load_config
 from gas_ext.denoisers import Denoiser
 from gas_ext.evaluation import compare, draw_samples
-from gas_ext.files import write_file
-from gas_ext.metrics import l1_distance
-from gas_ext.progress import make_reporter
-from gas_ext.report import print_table, write_report
+from gas_ext.evaluation.metrics import l1_distance
+from gas_ext.evaluation.report import print_table, write_report
 from gas_ext.samples import SampleBatch
-from gas_ext.seeds import parse_seeds
+from gas_ext.solvers.registry import build_solver
 from gas_ext.teachers.folder import load_teacher
 from gas_ext.training import train
+from gas_ext.training.baselines import FAMILIES, family_names
 
-# Label, what is learned (gas_ext.kinds), and the loss.
+# Label, what is learned (gas_ext.solvers.presets), and the loss.
 LEARNED = {
     "learned-times": ("DPM-Solver++, learned times", "learned-times", "gs"),
     "ld3": ("LD3", "ld3", "gs"),

@@ -7,11 +7,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from gas_ext._utils.files import write_file
 from gas_ext.evaluation import Comparison
 from gas_ext.evaluation.measures import Measure
+from gas_ext.evaluation.report.wording import heading, reach_text, value_text
 from gas_ext.evaluation.results import BEST, NOISE, Cell
-from gas_ext.files import write_file
-from gas_ext.report.wording import heading, reach_text, value_text
 
 # The measures with a table of their own; results.csv has all.
 SHOWN = (

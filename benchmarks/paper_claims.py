@@ -21,14 +21,14 @@ from torch import Tensor
 from training_recipes import finished, make_samples
 
 from gas_ext import GeneralizedSolver
+from gas_ext._utils.files import write_file
+from gas_ext._utils.noise import seed_labels, stacked_noise
+from gas_ext._utils.progress import make_reporter
 from gas_ext.configs import load_config
-from gas_ext.data import seed_labels, stacked_noise
 from gas_ext.denoisers import Denoiser
 from gas_ext.evaluation import draw_samples
-from gas_ext.features import FeatureExtractor, load_features
-from gas_ext.files import write_file
-from gas_ext.metrics import Reference, l1_distance, measure
-from gas_ext.progress import make_reporter
+from gas_ext.evaluation.features import FeatureExtractor, load_features
+from gas_ext.evaluation.metrics import Reference, l1_distance, measure
 from gas_ext.teachers.folder import load_teacher
 from gas_ext.training import train
 

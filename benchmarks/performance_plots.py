@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from results import Results, Row
 
-from gas_ext.plots import GRID_COLOR, MUTED_COLOR, new_figure, save_figure
+from gas_ext._utils.figures import GRID_COLOR, MUTED_COLOR, new_figure, save_figure
 
 # The set of Okabe and Ito; each line also has a mark of its own.
 OURS = ("gas_ext", "#0072B2", "o")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import generator, thorough
 
-from gas_ext.metrics import feature_statistics, frechet_distance, kernel_distance
+from gas_ext.evaluation.metrics import feature_statistics, frechet_distance, kernel_distance
 
 SHAPES = [(1000, 64), thorough(3000, 256)]
 

@@ -7,8 +7,8 @@ import torch
 from cases import generator
 
 from gas_ext import Denoiser, NoiseSchedule
-from gas_ext.classical import DPMSolver
 from gas_ext.samples import TeacherSamples, generate_samples
+from gas_ext.solvers import DPMSolver
 
 COUNT, SHAPE, BATCH = 512, (3, 32, 32), 24
 

@@ -11,11 +11,11 @@ import torch
 from cases import LARGE, TRAINING, case, stack, thorough
 
 from gas_ext import GASSampler, GeneralizedSolver, NoiseSchedule
-from gas_ext.losses import l1_loss
 from gas_ext.teachers.demo import load_demo_teacher
 from gas_ext.training import TrainingConfig
 from gas_ext.training.batches import Batch
 from gas_ext.training.learner import Learner
+from gas_ext.training.losses import l1_loss
 from gas_ext.training.objective import Objective
 
 STEPS = 4

@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from gas_ext._utils.progress import make_reporter
 from gas_ext.configs import Config, load_config
 from gas_ext.denoisers import Denoiser
-from gas_ext.progress import make_reporter
 from gas_ext.samples import TeacherSamples
 from gas_ext.teachers.folder import load_teacher
 from gas_ext.training import TrainingResult, read_log, teacher_samples, train

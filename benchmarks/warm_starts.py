@@ -16,9 +16,9 @@ from typing import Any
 from torch import Tensor
 from training_recipes import finished, make_samples
 
+from gas_ext._utils.progress import make_reporter
 from gas_ext.configs import load_config
 from gas_ext.denoisers import Denoiser
-from gas_ext.progress import make_reporter
 from gas_ext.teachers.folder import load_teacher
 from gas_ext.training import read_log, train
 

@@ -38,10 +38,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gas_ext.data import image_grid, save_png, seed_labels, stacked_noise
-from gas_ext.metrics import Statistics, StreamingStatistics, frechet_distance
+from gas_ext._utils.noise import image_grid, save_png, seed_labels, stacked_noise
+from gas_ext.evaluation.metrics import Statistics, StreamingStatistics, frechet_distance
 from gas_ext.sampler import GASSampler
-from gas_ext.solver import GeneralizedSolver
+from gas_ext.solvers.generalized import GeneralizedSolver
 from gas_ext.teachers.demo import DemoFeatures, DemoTeacher, load_demo_features, load_demo_teacher
 from gas_ext.teachers.demo_network import DemoNetwork, DemoNetworkConfig
 from gas_ext.teachers.features import FeatureNetwork

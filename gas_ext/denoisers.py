@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gas_ext.coefficients import check_prediction_type
 from gas_ext.schedules import NoiseSchedule
-from gas_ext.spacings import check_interval
+from gas_ext.solvers.coefficients import check_prediction_type
+from gas_ext.solvers.timesteps import check_interval
 
 # What networks are given besides x and t: None, a tensor whose first dimension is the batch, or a dict, list
 # or tuple of such.
@@ -62,7 +62,7 @@ class Denoiser(nn.Module, ABC):
 
     Subclasses implement `predict`; those with prompts also `encode_condition` and `unconditional_condition`,
     those that work on latents also `decode`. Make one from a function with `from_callable`, from a diffusers
-    model with `from_diffusers`.
+    model with `gas_ext.teachers.from_diffusers`.
 
     Parameters
     ----------
@@ -185,17 +185,6 @@ class Denoiser(nn.Module, ABC):
             sample_shape=sample_shape,
             **options,
         )
-
-    @staticmethod
-    def from_diffusers(pipeline: Any, **options: Any) -> Denoiser:
-        """Wrap a diffusers pipeline, given itself or as a folder or hub name.
-
-        See `gas_ext.teachers.diffusers.from_diffusers` for the options.
-        """
-        from gas_ext.teachers.diffusers import from_diffusers
-
-        wrapped: Denoiser = from_diffusers(pipeline, **options)
-        return wrapped
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition = None) -> Tensor:
         """Evaluate the network once and count it; see `predict`."""

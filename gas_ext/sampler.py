@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gas_ext.coefficient_cache import CoefficientCache
-from gas_ext.coefficients import SolverCoefficients, check_prediction_type
-from gas_ext.cuda_graphs import SolveGraphs
+from gas_ext._utils.cuda_graphs import SolveGraphs
 from gas_ext.denoisers import Condition, Denoiser, DenoiserFunction, per_sample
 from gas_ext.ops import UpdateResult, fused_update
 from gas_ext.ops.solve_backward import SolveTape
-from gas_ext.schedules import NoiseSchedule
-from gas_ext.solver import GeneralizedSolver, check_guidance_scale
-
-
-@runtime_checkable
-class Solver(Protocol):
-    """What `GASSampler` runs: a schedule, a number of steps, and the numbers of each."""
-
-    schedule: NoiseSchedule
-    steps: int
-    t_eps: float
-    prediction_type: str | None
-    guidance_scale: float | None
-
-    def coefficients(
-        self, prediction_type: str | None = None, guidance_scale: float | None = None
-    ) -> SolverCoefficients:
-        """Return every number of a solve."""
+from gas_ext.solvers.coefficient_cache import CoefficientCache
+from gas_ext.solvers.coefficients import Solver, SolverCoefficients, check_prediction_type
+from gas_ext.solvers.generalized import GeneralizedSolver, check_guidance_scale
 
 
 class Trajectory(NamedTuple):

@@ -7,7 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gas_ext import coefficient_cache, cuda_graphs
+from gas_ext._utils import cuda_graphs
+from gas_ext.solvers import coefficient_cache
 
 READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
 

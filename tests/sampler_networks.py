@@ -1,10 +1,10 @@
-"""Networks and noise for the tests of sampling."""
+"""Networks, noise and changed solvers for the tests of sampling."""
 
 import torch
 from test_schedules import SCHEDULES
 from toy_networks import GaussianMixture
 
-from gas_ext import NoiseSchedule
+from gas_ext import GeneralizedSolver, NoiseSchedule
 
 VP = SCHEDULES["vp_linear"]
 
@@ -23,3 +23,11 @@ def noise_of(*shape: int, dtype=torch.float64) -> torch.Tensor:
 def labelled(x, t, condition):
     """A network that depends on its (B, 1) condition."""
     return torch.tanh(x * (1.0 + condition)) * (1.0 - t) + 0.2 * condition
+
+
+def randomize(solver: GeneralizedSolver, seed: int, scale: float) -> GeneralizedSolver:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in solver.parameters():
+            parameter += scale * torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+    return solver

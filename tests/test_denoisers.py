@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from gas_ext import Denoiser, GASSampler, GeneralizedSolver, NoiseSchedule
-from gas_ext.baselines import classical_solver
 from gas_ext.teachers import load_demo_teacher
+from gas_ext.training.baselines import classical_solver
 
 SCHEDULE = NoiseSchedule.vp_linear()
 

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from gas_ext.catalog import names
 from gas_ext.cli import judging
 from gas_ext.cli.errors import friendly
 from gas_ext.cli.options import Device, Labels, Prompts
+from gas_ext.solvers.registry import names
 
 EPILOG = (
     "Examples:  gas-ext compare --config demo --solver dpm++-2@quadratic --solver unipc-3 --solver demo "
@@ -64,8 +64,8 @@ def compare(
     Interrupted, the same command goes on; with another solver or more samples, it makes what is missing.
     Under torchrun every process makes its share.
     """
-    from gas_ext.report import print_table
-    from gas_ext.report.write import PAGE
+    from gas_ext.evaluation.report import print_table
+    from gas_ext.evaluation.report.write import PAGE
 
     comparison, tells = judging.judge(
         judging.Request(

@@ -11,7 +11,7 @@ from gas_ext.cli.errors import friendly
 from gas_ext.cli.options import Device, check_device
 
 if TYPE_CHECKING:
-    from gas_ext.demo import DemoResult
+    from gas_ext.cli.demo_run import DemoResult
 
 EPILOG = "Examples:  gas-ext demo  |  gas-ext demo --steps 6 --seed 1 --out demo-6"
 
@@ -31,9 +31,9 @@ def demo(
     Needs no network and no data set, and about three minutes on two cores. When all is done, samples.png,
     times.png, solver.safetensors and results.json are in the output folder.
     """
-    from gas_ext.demo import DemoConfig, run_demo, write_demo
-    from gas_ext.files import check_output_folder
-    from gas_ext.progress import make_reporter
+    from gas_ext._utils.files import check_output_folder
+    from gas_ext._utils.progress import make_reporter
+    from gas_ext.cli.demo_run import DemoConfig, run_demo, write_demo
 
     folder = check_output_folder(out)
     config = DemoConfig(

@@ -62,7 +62,7 @@ def evaluate(
     """
     import json
 
-    from gas_ext.report.write import PAGE
+    from gas_ext.evaluation.report.write import PAGE
 
     comparison, tells = judging.judge(
         judging.Request(
@@ -99,7 +99,7 @@ def evaluate(
 
 def _lines(cell: Cell, comparison: Comparison) -> list[str]:
     """Return one number per line, with its interval."""
-    from gas_ext.report.wording import heading, milliseconds, reach_text, value_text
+    from gas_ext.evaluation.report.wording import heading, milliseconds, reach_text, value_text
 
     lines = [f"{cell.label}: {cell.nfe} network evaluations, {comparison.samples:,} samples"]
     for measure in comparison.measures:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from gas_ext.configs import Config
     from gas_ext.denoisers import Denoiser
     from gas_ext.evaluation import Comparison
-    from gas_ext.features import FeatureExtractor
-    from gas_ext.metrics import Reference
+    from gas_ext.evaluation.features import FeatureExtractor
+    from gas_ext.evaluation.metrics import Reference
 
 ConfigName = Annotated[
     str, typer.Option("--config", "-c", help="A data set (cifar10, ffhq, ..., demo) or a YAML file.")
@@ -94,12 +94,12 @@ def judge(request: Request) -> tuple[Comparison, bool]:
     """Judge solvers and write the report; return what was found, and whether this process tells of it."""
     import torch
 
+    from gas_ext._utils.processes import join_processes
+    from gas_ext._utils.progress import make_reporter
+    from gas_ext._utils.seeds import parse_seeds
     from gas_ext.configs import load_config
     from gas_ext.evaluation import compare
-    from gas_ext.progress import make_reporter
-    from gas_ext.report import write_report
-    from gas_ext.seeds import parse_seeds
-    from gas_ext.training.processes import join_processes
+    from gas_ext.evaluation.report import write_report
 
     config = load_config(request.config, request.override)
     seeds = _seeds(request, config)
@@ -146,7 +146,7 @@ def judge(request: Request) -> tuple[Comparison, bool]:
 
 
 def _seeds(request: Request, config: Config) -> list[int]:
-    from gas_ext.seeds import parse_seeds
+    from gas_ext._utils.seeds import parse_seeds
 
     if request.seeds is not None:
         if request.samples is not None:
@@ -162,7 +162,7 @@ def _seeds(request: Request, config: Config) -> list[int]:
 
 
 def _evaluations(request: Request, config: Config) -> list[int]:
-    from gas_ext.seeds import parse_seeds
+    from gas_ext._utils.seeds import parse_seeds
 
     if request.nfe is None:
         return list(config.student.steps)
@@ -178,7 +178,7 @@ def _evaluations(request: Request, config: Config) -> list[int]:
 
 
 def _features(request: Request, denoiser: Denoiser) -> list[FeatureExtractor]:
-    from gas_ext.features import load_features
+    from gas_ext.evaluation.features import load_features
     from gas_ext.teachers.demo import DemoTeacher
 
     names = list(request.features) or (["demo"] if isinstance(denoiser, DemoTeacher) else ["none"])
@@ -198,7 +198,7 @@ def _features(request: Request, denoiser: Denoiser) -> list[FeatureExtractor]:
 
 def _reference(request: Request, denoiser: Denoiser, features: list[FeatureExtractor]) -> Reference | None:
     """Return real data: what was asked for, or the embedded statistics where they fit."""
-    from gas_ext.metrics import Reference, Statistics
+    from gas_ext.evaluation.metrics import Reference, Statistics
     from gas_ext.teachers.demo import DemoTeacher, load_demo_statistics
 
     if request.reference is not None:

@@ -66,9 +66,9 @@ def load_teacher_of(config: Config, teacher: str | None, device: str) -> Denoise
     ValueError
         If it has not been imported, or makes samples of another shape or with other conditions.
     """
-    from gas_ext.plan import teacher_folder
     from gas_ext.teachers.folder import CARD, load_teacher
     from gas_ext.teachers.sources import import_command
+    from gas_ext.training.plan import teacher_folder
 
     source, teacher = config.teacher, teacher or teacher_folder(config)
     if teacher != "demo" and not (Path(teacher) / CARD).is_file():
@@ -116,7 +116,7 @@ def read_labels(text: str) -> list[int]:
     >>> read_labels("0-2,7")
     [0, 1, 2, 7]
     """
-    from gas_ext.seeds import parse_seeds
+    from gas_ext._utils.seeds import parse_seeds
 
     try:
         if os.path.isfile(text):  # Path.is_file fails where a long list of labels is no possible name

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gas_ext.denoisers import Denoiser
-    from gas_ext.solver import GeneralizedSolver
+    from gas_ext.solvers.generalized import GeneralizedSolver
 
 EPILOG = (
     "Examples:  gas-ext sample --out grid.png  |  "
@@ -41,10 +41,10 @@ def sample(
     columns: Annotated[int, typer.Option(min=0, help="Images per row; 0 for a square.")] = 0,
 ) -> None:
     """Draw samples with a saved solver and write them as one PNG grid, or as tensors."""
-    from gas_ext.data import parse_seeds, stacked_noise
+    from gas_ext._utils.files import check_output_folder
+    from gas_ext._utils.noise import parse_seeds, stacked_noise
+    from gas_ext._utils.progress import make_reporter
     from gas_ext.evaluation import draw_samples
-    from gas_ext.files import check_output_folder
-    from gas_ext.progress import make_reporter
     from gas_ext.samples import spread_conditions
 
     numbers = parse_seeds(seeds)
@@ -79,7 +79,7 @@ def sample(
 
 def _load(path: str, folder: str, device: str) -> tuple[GeneralizedSolver, Denoiser]:
     """Load a solver file and its teacher, and check that they belong together."""
-    from gas_ext.solver import GeneralizedSolver
+    from gas_ext.solvers.generalized import GeneralizedSolver
     from gas_ext.teachers.demo import WEIGHTS
     from gas_ext.teachers.folder import load_teacher
 
@@ -109,7 +109,7 @@ def _decode(teacher: Denoiser, samples: Tensor, batch_size: int) -> Tensor:
 
 
 def _write_grid(images: Tensor, out: Path, columns: int) -> None:
-    from gas_ext.data import image_grid, save_png
+    from gas_ext._utils.noise import image_grid, save_png
 
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(
@@ -124,7 +124,7 @@ def _write_tensors(samples: Tensor, images: Tensor, seeds: list[int], out: Path)
     import torch
     from safetensors.torch import save
 
-    from gas_ext.files import write_file
+    from gas_ext._utils.files import write_file
 
     tensors = {"samples": samples.cpu().contiguous(), "seeds": torch.tensor(seeds)}
     if images.shape != samples.shape or not torch.equal(images, tensors["samples"]):

@@ -88,9 +88,9 @@ def teach(
     Run again after an interruption it goes on where it stopped; given more seeds, the folder grows. Under
     torchrun every process makes its share.
     """
+    from gas_ext._utils.progress import make_reporter
+    from gas_ext._utils.seeds import parse_seeds
     from gas_ext.configs import load_config
-    from gas_ext.progress import make_reporter
-    from gas_ext.seeds import parse_seeds
     from gas_ext.training.teacher_samples import compares_images, make_samples
 
     if verify is not None:
@@ -144,7 +144,7 @@ def _resumable() -> Iterator[None]:
 
 
 def _verify(folder: Path) -> None:
-    from gas_ext.progress import make_reporter
+    from gas_ext._utils.progress import make_reporter
     from gas_ext.samples import verify_samples
 
     damaged = verify_samples(folder, reporter=make_reporter())

@@ -33,7 +33,7 @@ class LossKind(str, Enum):
 
 
 class SolverKind(str, Enum):
-    """What of a solver is learned; see `gas_ext.kinds`."""
+    """What of a solver is learned; see `gas_ext.solvers.presets`."""
 
     gs = "gs"
     ld3 = "ld3"
@@ -119,7 +119,7 @@ def train(
     import json
 
     from gas_ext.configs import load_config
-    from gas_ext.plan import make_plan
+    from gas_ext.training.plan import make_plan
     from gas_ext.training.run import resolve
 
     short = {"iterations": iterations, "seed": seed, "recompute": recompute, "autocast": autocast}
@@ -152,10 +152,10 @@ def _learn(
     config: Config, folder: Path, prompts: list[str] | None, device: str, resume: bool, wandb: str | None
 ) -> None:
     """Load the teacher, learn, and say what came out."""
-    from gas_ext.progress import make_reporter
+    from gas_ext._utils.processes import join_processes
+    from gas_ext._utils.progress import make_reporter
     from gas_ext.training import train as run_training
     from gas_ext.training.folder import RunFolder
-    from gas_ext.training.processes import join_processes
 
     assert config.run is not None
     RunFolder(folder).check_owner()  # before a large teacher is loaded

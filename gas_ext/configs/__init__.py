@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from gas_ext.catalog import SpacingName, build_solver, names
+from gas_ext._utils.seeds import parse_seeds
 from gas_ext.configs.base import Positive, Section, TimeEpsilon, sentence
 from gas_ext.configs.training import RATES, Adversarial, Run, Training
-from gas_ext.kinds import KindName
-from gas_ext.seeds import parse_seeds
+from gas_ext.solvers.presets import KindName
+from gas_ext.solvers.registry import SpacingName, build_solver, names
 
 if TYPE_CHECKING:
-    from gas_ext.sampler import Solver
     from gas_ext.schedules import NoiseSchedule
+    from gas_ext.solvers.coefficients import Solver
 
 __all__ = ["Config", "Run", "config_names", "config_text", "load_config"]
 
@@ -89,7 +89,7 @@ class TeacherSolver(Section):
     variant : str
         B(h) of UniPC, "bh1" or "bh2".
     timesteps : str
-        A spacing of `gas_ext.spacings`, or "gits".
+        A spacing of `gas_ext.solvers.timesteps`, or "gits".
     t_eps : float
         Last time.
     guidance_scale : float, optional
@@ -112,7 +112,7 @@ class TeacherSolver(Section):
 
     @property
     def name(self) -> str:
-        """Name in `gas_ext.catalog`, such as "unipc-3-bh1@logsnr"."""
+        """Name in `gas_ext.solvers.registry`, such as "unipc-3-bh1@logsnr"."""
         family = "dpm++" if self.kind == "dpm-solver++" else self.kind
         variant = f"-{self.variant}" if self.kind == "unipc" else ""
         return f"{family}-{self.order}{variant}@{self.timesteps}"
@@ -129,12 +129,19 @@ class TeacherSolver(Section):
         ValueError
             If there are no GITS times for so many steps, or for this schedule.
         """
-        from gas_ext.baselines import classical_solver
+        from gas_ext.solvers.generalized import GeneralizedSolver
 
         steps = self.steps_for(student_steps)
         if self.kind == "dpm-solver++" and self.timesteps != "gits":
             # The same as the catalog's, but in the form by which samples made so far are known.
-            return classical_solver(schedule, steps, self.order, self.timesteps, self.t_eps).solver
+            return GeneralizedSolver(
+                schedule,
+                steps,
+                order=min(self.order, steps),
+                t_eps=self.t_eps,
+                theory_order=self.order,
+                timesteps=self.timesteps,
+            ).requires_grad_(False)
         return build_solver(self.name, schedule, steps, self.t_eps)
 
 
@@ -148,8 +155,8 @@ class Student(Section):
     t_eps : float
         Last time.
     kind : str
-        What of the solver is learned, a name of `gas_ext.kinds.KINDS`: "gs" (everything), or one of its
-        rivals "ld3", "learned-times", "s4s", "s4s-alt".
+        What of the solver is learned, a name of `gas_ext.solvers.presets.KINDS`: "gs" (everything), or one
+        of its rivals "ld3", "learned-times", "s4s", "s4s-alt".
     """
 
     steps: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]

@@ -146,7 +146,7 @@ class Adversarial(Section):
     discriminator : str
         "r3gan-cifar10" or "r3gan-ffhq64" (published snapshots), "r3gan-random" (R3GAN's network for latents,
         from random weights), the name of any registered discriminator, from random weights, or a file of
-        `gas_ext.discriminators.save_discriminator`.
+        `gas_ext.training.discriminators.save_discriminator`.
     settings : dict
         Its class's own arguments, where it is built from random weights.
     rate : float
@@ -161,7 +161,7 @@ class Adversarial(Section):
         "relativistic", or "gan" for the ordinary one.
     noise_levels : list of float
         Noise levels (sigma / alpha) at which the discriminator is shown the teacher's corrections beside the
-        samples, see `gas_ext.discriminators.TeacherView`; none: the samples alone, as published.
+        samples, see `gas_ext.training.discriminators.TeacherView`; none: the samples alone, as published.
     """
 
     discriminator: str

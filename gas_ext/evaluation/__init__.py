@@ -4,10 +4,10 @@
 `evaluate` judges a few in memory.
 """
 
-from gas_ext.evaluation.drawing import SampleRun, draw_samples
 from gas_ext.evaluation.in_memory import Contestant, References, Row, evaluate
 from gas_ext.evaluation.results import Cell, Comparison
 from gas_ext.evaluation.run import compare
+from gas_ext.samples.draw import SampleRun, draw_samples
 
 __all__ = [
     "Cell",

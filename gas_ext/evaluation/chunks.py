@@ -20,9 +20,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from gas_ext._utils.files import write_file
+from gas_ext._utils.sealed_files import checksum, read_safetensors, write_sealed
 from gas_ext.evaluation.setup import Chunk
-from gas_ext.files import write_file
-from gas_ext.sealed_file import checksum, read_safetensors, write_sealed
 
 FORMAT_VERSION = 1
 _KEY = "gas_ext_chunk"

@@ -10,15 +10,16 @@ from typing import Any, TypeAlias
 
 import torch
 
-from gas_ext.classical import DPMSolver
+from gas_ext._utils.sealed_files import checksum
+from gas_ext._utils.seeds import parse_seeds
 from gas_ext.denoisers import Denoiser
-from gas_ext.sampler import GASSampler, Solver
-from gas_ext.sealed_file import checksum
-from gas_ext.seeds import parse_seeds
-from gas_ext.solver import GeneralizedSolver
+from gas_ext.sampler import GASSampler
+from gas_ext.solvers import DPMSolver
+from gas_ext.solvers.coefficients import Solver
+from gas_ext.solvers.generalized import GeneralizedSolver
 
-# A name of `gas_ext.catalog`, a solver file (with {nfe} for the number of evaluations), one name for each
-# number of evaluations, or a solver itself.
+# A name of `gas_ext.solvers.registry`, a solver file (with {nfe} for the number of evaluations), one name for
+# each number of evaluations, or a solver itself.
 SolverLike: TypeAlias = str | Mapping[int, str] | Solver
 TeacherLike: TypeAlias = Solver | Callable[[int], Solver]
 
@@ -110,7 +111,7 @@ def _split(solver: SolverLike) -> tuple[str, SolverLike]:
 
 
 def _is_file(name: str) -> bool:
-    from gas_ext.catalog import LEARNED_SUFFIX
+    from gas_ext.solvers.registry import LEARNED_SUFFIX
 
     return name.endswith(LEARNED_SUFFIX) or name == SHIPPED
 
@@ -164,7 +165,7 @@ def _named(
     label: str, solver: str | Mapping[int, str], nfes: Sequence[int], denoiser: Denoiser, t_eps: float
 ) -> tuple[list[tuple[str, str, str, Solver]], list[LeftOut]]:
     """Build what a name, or one name for each number of evaluations, stands for; a file once."""
-    from gas_ext.catalog import build_solver, display_name
+    from gas_ext.solvers.registry import build_solver, display_name
 
     names = dict.fromkeys(nfes, solver) if isinstance(solver, str) else solver
     found: dict[str, tuple[str, str, str, Solver]] = {}

@@ -10,9 +10,15 @@ import torch
 from torch import Tensor
 
 from gas_ext.denoisers import DenoiserFunction
-from gas_ext.evaluation.drawing import draw_samples
-from gas_ext.metrics import Statistics, StreamingStatistics, finite_or_none, frechet_distance, l1_distance
-from gas_ext.sampler import Solver
+from gas_ext.evaluation.metrics import (
+    Statistics,
+    StreamingStatistics,
+    finite_or_none,
+    frechet_distance,
+    l1_distance,
+)
+from gas_ext.samples.draw import draw_samples
+from gas_ext.solvers.coefficients import Solver
 
 
 @dataclass(frozen=True)

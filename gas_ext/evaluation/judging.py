@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gas_ext._utils.files import write_file
 from gas_ext.evaluation.chunks import CellFolder, features_name
+from gas_ext.evaluation.features import FeatureExtractor
 from gas_ext.evaluation.measures import measure_key
+from gas_ext.evaluation.metrics import METRICS, Estimate, Reference, mean_estimate, measure
+from gas_ext.evaluation.metrics.arrays import all_finite
 from gas_ext.evaluation.setup import Setup, extractor_of
-from gas_ext.features import FeatureExtractor
-from gas_ext.files import write_file
-from gas_ext.metrics import METRICS, Estimate, Reference, mean_estimate, measure
-from gas_ext.metrics.arrays import all_finite
 from gas_ext.samples.manifest import short_hash
 
 FORMAT_VERSION = 1

@@ -13,7 +13,7 @@ from torch import Tensor
 from gas_ext.evaluation.entries import LeftOut
 from gas_ext.evaluation.judging import Numbers
 from gas_ext.evaluation.measures import Measure, in_order
-from gas_ext.metrics import Estimate
+from gas_ext.evaluation.metrics import Estimate
 
 LEVEL = 0.95  # of confidence
 BEST, NOISE = "best", "within noise of the best"
@@ -91,7 +91,7 @@ class Comparison:
     settings : dict
         What all cells share: teacher, guidance, precision, features, as plain values.
     seeds : str
-        The seeds, as `gas_ext.seeds.format_seeds` writes them.
+        The seeds, as `gas_ext._utils.seeds.format_seeds` writes them.
     samples : int
         How many they are.
     cells : list of Cell

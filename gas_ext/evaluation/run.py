@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
+from gas_ext._utils.files import check_output_folder
+from gas_ext._utils.progress import Reporter, SilentReporter
+from gas_ext._utils.seeds import format_seeds
 from gas_ext.denoisers import Denoiser
 from gas_ext.evaluation.chunks import CellFolder
 from gas_ext.evaluation.entries import (
@@ -21,23 +24,22 @@ from gas_ext.evaluation.entries import (
     named_solvers,
     solver_identity,
 )
+from gas_ext.evaluation.features import FeatureExtractor, load_features
 from gas_ext.evaluation.judging import GROUPS, Judge
+from gas_ext.evaluation.metrics import Reference
 from gas_ext.evaluation.results import Cell, Comparison, mark_cells
 from gas_ext.evaluation.sampling import ChunkSampler
 from gas_ext.evaluation.setup import Setup, cell_identity, check_setup
-from gas_ext.features import FeatureExtractor, load_features
-from gas_ext.files import check_output_folder
-from gas_ext.metrics import Reference
-from gas_ext.progress import Reporter, SilentReporter
 from gas_ext.samples import spread_conditions
-from gas_ext.seeds import format_seeds
 
 if TYPE_CHECKING:
-    from gas_ext.training.processes import Processes
+    from gas_ext._utils.processes import Processes
 
 CELLS = "cells"
 
-Features: TypeAlias = str | FeatureExtractor  # a name of `gas_ext.features`, or an extractor itself
+Features: TypeAlias = (
+    str | FeatureExtractor
+)  # a name of `gas_ext.evaluation.features`, or an extractor itself
 
 
 def compare(
@@ -75,9 +77,9 @@ def compare(
     denoiser : Denoiser
         The network, on the device to compute on.
     solvers : sequence or mapping
-        Names of `gas_ext.catalog`, files of learned solvers (``{nfe}`` in a path stands for the number of
-        evaluations), or solvers; "LABEL=NAME", or a mapping, says what they are called in tables. Under a
-        label {nfe: name} gives another name or file for each number of evaluations.
+        Names of `gas_ext.solvers.registry`, files of learned solvers (``{nfe}`` in a path stands for
+        the number of evaluations), or solvers; "LABEL=NAME", or a mapping, says what they are called in
+        tables. Under a label {nfe: name} gives another name or file for each number of evaluations.
     nfe : sequence of int
         Numbers of network evaluations.
     folder : path
@@ -118,7 +120,7 @@ def compare(
     Returns
     -------
     Comparison
-        See `gas_ext.report.write_report` for tables, plots and the page.
+        See `gas_ext.evaluation.report.write_report` for tables, plots and the page.
 
     Raises
     ------
@@ -133,7 +135,7 @@ def compare(
     Examples
     --------
     >>> import tempfile
-    >>> from gas_ext.catalog import build_solver
+    >>> from gas_ext.solvers.registry import build_solver
     >>> from gas_ext.teachers.demo import load_demo_teacher
     >>> denoiser = load_demo_teacher()
     >>> teacher = build_solver("dpm++-3@logsnr", denoiser.schedule, 3)
@@ -142,7 +144,7 @@ def compare(
     >>> [(cell.label, cell.nfe) for cell in comparison.cells]
     [('teacher', 3), ('ddim', 1), ('ddim', 2)]
     """
-    from gas_ext.training.processes import join_processes  # training draws pictures of what is judged
+    from gas_ext._utils.processes import join_processes  # training draws pictures of what is judged
 
     if not isinstance(denoiser, Denoiser):
         raise TypeError(

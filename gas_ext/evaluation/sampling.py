@@ -8,12 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gas_ext.data import stacked_noise, to_uint8
+from gas_ext._utils.noise import stacked_noise, to_uint8
 from gas_ext.evaluation.chunks import ChunkResult, features_name
-from gas_ext.evaluation.drawing import SampleRun, draw_samples
 from gas_ext.evaluation.entries import Entry
+from gas_ext.evaluation.metrics import l1_distances, l2_distances, perceptual_distances, psnr_values
 from gas_ext.evaluation.setup import Chunk, Setup, evaluating
-from gas_ext.metrics import l1_distances, l2_distances, perceptual_distances, psnr_values
+from gas_ext.samples.draw import SampleRun, draw_samples
 
 
 class ChunkSampler:

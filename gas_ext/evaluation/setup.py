@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gas_ext.data import stacked_noise
+from gas_ext._utils.noise import stacked_noise
+from gas_ext._utils.sealed_files import checksum
 from gas_ext.denoisers import Denoiser
-from gas_ext.features import FeatureExtractor
-from gas_ext.metrics import Reference
-from gas_ext.metrics.measure import agreed_extractor
+from gas_ext.evaluation.features import FeatureExtractor
+from gas_ext.evaluation.metrics import Reference
+from gas_ext.evaluation.metrics.measure import agreed_extractor
 from gas_ext.samples.generate import Conditions
 from gas_ext.samples.manifest import plain, short_hash
-from gas_ext.sealed_file import checksum
 
 _CHUNK = 250  # samples per file, rounded up to whole batches: what an interruption costs at most
 FEWEST = 20  # samples that a distance of distributions needs at least

@@ -9,7 +9,7 @@ Samples of one's own model:
 
 >>> import tempfile
 >>> from gas_ext import Denoiser, NoiseSchedule
->>> from gas_ext.classical import UniPCSolver
+>>> from gas_ext.solvers import UniPCSolver
 >>> denoiser = Denoiser.from_callable(
 ...     lambda x, t, condition: 0.5 * x, schedule=NoiseSchedule.vp_linear(), prediction_type="sample",
 ...     sample_shape=(1, 64))
@@ -20,6 +20,7 @@ Samples of one's own model:
 (torch.Size([2, 1, 64]), torch.Size([2, 1, 64]), [7, 2])
 """
 
+from gas_ext._utils.noise import stacked_noise
 from gas_ext.samples.batches import ShuffledBatches
 from gas_ext.samples.filling import verify_samples
 from gas_ext.samples.generate import generate_samples, spread_conditions
@@ -35,5 +36,6 @@ __all__ = [
     "convert_dataset",
     "generate_samples",
     "spread_conditions",
+    "stacked_noise",
     "verify_samples",
 ]

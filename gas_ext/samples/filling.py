@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gas_ext.files import check_output_folder
-from gas_ext.progress import Advance, Reporter, SilentReporter
+from gas_ext._utils.files import check_output_folder
+from gas_ext._utils.progress import Advance, Reporter, SilentReporter
+from gas_ext._utils.seeds import parse_seeds
 from gas_ext.samples.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from gas_ext.samples.shard import Shard, seal, write_shard
-from gas_ext.seeds import parse_seeds
 
 _FOREIGN = "belongs to samples made with other settings"
 _LEFT_OVER = "is left of an attempt to make other samples"

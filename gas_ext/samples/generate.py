@@ -15,16 +15,17 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from gas_ext.data import seed_labels, stacked_noise
+from gas_ext._utils.noise import seed_labels, stacked_noise
+from gas_ext._utils.progress import Advance, Reporter
+from gas_ext._utils.sealed_files import checksum
+from gas_ext._utils.seeds import format_seeds, parse_seeds
 from gas_ext.denoisers import Denoiser
-from gas_ext.progress import Advance, Reporter
-from gas_ext.sampler import GASSampler, Solver
+from gas_ext.sampler import GASSampler
 from gas_ext.samples.filling import Content, SampleFolder, fill
 from gas_ext.samples.manifest import Manifest, first_noise, plain, read_manifest, short_hash
 from gas_ext.samples.reading import TeacherSamples
-from gas_ext.sealed_file import checksum
-from gas_ext.seeds import format_seeds, parse_seeds
-from gas_ext.solver import GeneralizedSolver
+from gas_ext.solvers.coefficients import Solver
+from gas_ext.solvers.generalized import GeneralizedSolver
 
 # One entry per sample: labels (n,) or other tensors (n, ...), prompts, or nothing.
 Conditions: TypeAlias = Tensor | list[str] | None

@@ -16,8 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from gas_ext.data import stacked_noise
-from gas_ext.files import write_file
+from gas_ext._utils.files import write_file
+from gas_ext._utils.noise import stacked_noise
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1

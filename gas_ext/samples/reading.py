@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from gas_ext.data import stacked_noise
+from gas_ext._utils.noise import stacked_noise
 from gas_ext.denoisers import Denoiser
 from gas_ext.samples.filling import REMEDY, SampleFolder, verify_samples
 from gas_ext.samples.manifest import MANIFEST, first_noise, same_noise

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gas_ext.data import stacked_noise
-from gas_ext.files import file_hash
-from gas_ext.progress import Advance, Reporter
+from gas_ext._utils.files import file_hash
+from gas_ext._utils.noise import stacked_noise
+from gas_ext._utils.progress import Advance, Reporter
+from gas_ext._utils.seeds import format_seeds
 from gas_ext.safe_pickle import PickledTensor, read_pickle
 from gas_ext.samples.filling import Content, SampleFolder, fill
 from gas_ext.samples.generate import default_shard_size
 from gas_ext.samples.manifest import Manifest, first_noise, plain
 from gas_ext.samples.reading import Indices, SampleBatch, TeacherSamples, check_indices
-from gas_ext.seeds import format_seeds
 
 _PUBLISHED_SEEDS = range(50_000)
 _KEYS = ("noise", "latents", "images", "condition")

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from gas_ext.files import remove_leftovers, write_file
-from gas_ext.sealed_file import checksum
+from gas_ext._utils.files import remove_leftovers, write_file
+from gas_ext._utils.sealed_files import checksum
 
 FORMAT_VERSION = 1
 _KEY = "gas_ext_samples"

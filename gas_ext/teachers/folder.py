@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from gas_ext._utils.files import check_output_folder, file_hash, umask
 from gas_ext.denoisers import Denoiser
-from gas_ext.files import check_output_folder, file_hash, umask
 
 CARD = "teacher.json"
 FORMAT_VERSION = 1

@@ -14,8 +14,8 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from gas_ext.files import file_hash
-from gas_ext.teachers.optional import require
+from gas_ext._utils.files import file_hash
+from gas_ext._utils.optional import require
 
 # Parts of pipelines that teachers never run: they judge or describe images.
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")

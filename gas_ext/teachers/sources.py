@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gas_ext._utils.files import file_hash
 from gas_ext.configs import Config, config_names, load_config
 from gas_ext.denoisers import Denoiser
-from gas_ext.files import file_hash
 from gas_ext.teachers import hub
 from gas_ext.teachers.folder import CARD, check_new_folder, save_teacher
 

@@ -5,10 +5,11 @@ trained. `train_solver` works on tensors in memory; `train` makes a run in a fol
 and pictures, which goes on where it was stopped.
 """
 
+from gas_ext._utils.progress import make_reporter
+from gas_ext.training.in_memory import train_solver
 from gas_ext.training.logs import read_log
 from gas_ext.training.run import TrainingResult, train
 from gas_ext.training.settings import TrainingConfig, TrainingSummary
-from gas_ext.training.solver_training import train_solver
 from gas_ext.training.validation import Validation
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "TrainingResult",
     "TrainingSummary",
     "Validation",
+    "make_reporter",
     "read_log",
     "train",
     "train_solver",

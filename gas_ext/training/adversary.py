@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gas_ext.adversarial import Adversary
 from gas_ext.configs import Config
 from gas_ext.configs.training import Adversarial
 from gas_ext.denoisers import Denoiser
-from gas_ext.discriminators import (
+from gas_ext.training.adversarial import Adversary
+from gas_ext.training.discriminators import (
     Discriminator,
     TeacherView,
     build_discriminator,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gas_ext.data import stacked_noise, take
+from gas_ext._utils.noise import stacked_noise, take
 
 
 @dataclass(frozen=True)

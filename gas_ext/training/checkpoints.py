@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 from torch import Tensor
 
-from gas_ext.sealed_file import checksum, read_safetensors, write_sealed
+from gas_ext._utils.sealed_files import checksum, read_safetensors, write_sealed
 
 FORMAT_VERSION = 1
 KEPT = 2  # the newest ones

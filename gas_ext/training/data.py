@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gas_ext._utils.processes import Processes
 from gas_ext.denoisers import Denoiser
 from gas_ext.samples import SampleBatch, ShuffledBatches
 from gas_ext.samples.reading import SampleSource
 from gas_ext.training.batches import Batch, fresh_noise
-from gas_ext.training.processes import Processes
 from gas_ext.training.settings import TrainingConfig
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
+from gas_ext._utils.files import check_output_folder, remove_leftovers, write_file
 from gas_ext.configs import Config, config_text
 from gas_ext.configs.base import LossKind
-from gas_ext.files import check_output_folder, remove_leftovers, write_file
 from gas_ext.training.checkpoints import Checkpoint, newest_checkpoint, remove_newer
 
 CONFIG = "config.yaml"
@@ -173,7 +173,7 @@ class RunFolder:
         write_file(self.path / CONFIG, config_text(config).encode())
 
     def _remove_unfinished(self) -> None:
-        """Remove what a killed process was writing; see `gas_ext.files`."""
+        """Remove what a killed process was writing; see `gas_ext._utils.files`."""
         for name in (CONFIG, START, BEST, LAST, LOG):
             remove_leftovers(self.path / name)
         for path in (self.path / IMAGES).glob(".*.partial.png"):

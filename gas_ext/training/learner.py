@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gas_ext.solver import GeneralizedSolver
+from gas_ext.solvers.generalized import GeneralizedSolver
 from gas_ext.training.batches import Batch, derived_seed
 from gas_ext.training.objective import Objective
 from gas_ext.training.settings import TrainingConfig

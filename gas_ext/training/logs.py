@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from gas_ext.files import write_file
-from gas_ext.metrics import finite_or_none
-from gas_ext.teachers.optional import require
+from gas_ext._utils.distances import finite_or_none
+from gas_ext._utils.files import write_file
+from gas_ext._utils.optional import require
 from gas_ext.training.folder import LOG, TENSORBOARD, WANDB_ID
 
 

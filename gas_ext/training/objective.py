@@ -1,6 +1,6 @@
 """What solver and discriminator minimize: GS and GAS (arXiv 2510.17699, section 3), part by part of a batch.
 
-The gradients are those of `gas_ext.adversarial.gas_iteration`, summed over parts and processes.
+The gradients are those of `gas_ext.training.adversarial.gas_iteration`, summed over parts and processes.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gas_ext.adversarial import Adversary, discriminator_loss
-from gas_ext.losses import Loss
+from gas_ext._utils.processes import Processes
 from gas_ext.sampler import GASSampler
+from gas_ext.training.adversarial import Adversary, discriminator_loss
 from gas_ext.training.batches import Batch
-from gas_ext.training.processes import Processes
+from gas_ext.training.losses import Loss
 
 # Fields of a DiscriminatorLoss, and what the logs call their means.
 _PARTS = {

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gas_ext.data import image_grid, save_png
+from gas_ext._utils.noise import image_grid, save_png
 from gas_ext.denoisers import Denoiser
-from gas_ext.plots import plot_solver
 from gas_ext.sampler import GASSampler
-from gas_ext.solver import GeneralizedSolver
+from gas_ext.solvers.generalized import GeneralizedSolver
+from gas_ext.solvers.plots import plot_solver
 from gas_ext.training.batches import Batch
 from gas_ext.training.objective import Objective
 

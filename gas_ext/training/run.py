@@ -12,29 +12,29 @@ from typing import Any
 
 import torch
 
+from gas_ext._utils.processes import Processes, join_processes
+from gas_ext._utils.progress import Reporter, SilentReporter
+from gas_ext._utils.seeds import format_seeds
 from gas_ext.configs import Config, Run
 from gas_ext.configs.base import LossKind
 from gas_ext.denoisers import Denoiser
-from gas_ext.losses import get_loss
-from gas_ext.plan import samples_folder
-from gas_ext.progress import Reporter, SilentReporter
 from gas_ext.sampler import GASSampler
 from gas_ext.samples import TeacherSamples
 from gas_ext.samples.manifest import short_hash
 from gas_ext.samples.reading import SampleSource
-from gas_ext.seeds import format_seeds
-from gas_ext.solver import GeneralizedSolver
+from gas_ext.solvers.generalized import GeneralizedSolver
 from gas_ext.training.adversary import make_adversary, takes_labels
 from gas_ext.training.checkpoints import Checkpoint
 from gas_ext.training.data import RunData
 from gas_ext.training.folder import BEST, IMAGES, START, RunFolder, described
 from gas_ext.training.learner import Learner
 from gas_ext.training.logs import Logs, open_logs
+from gas_ext.training.losses import get_loss
 from gas_ext.training.objective import Objective
 from gas_ext.training.pictures import Pictures
-from gas_ext.training.processes import Processes, join_processes
+from gas_ext.training.plan import samples_folder
 from gas_ext.training.settings import AUTOCAST, TrainingConfig
-from gas_ext.training.starting import make_start
+from gas_ext.training.start import make_start
 from gas_ext.training.teacher_samples import compares_images, open_samples
 from gas_ext.training.trainer import Trainer
 from gas_ext.training.validation import Validation

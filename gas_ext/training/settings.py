@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from gas_ext.losses import LOSS_NAMES
-from gas_ext.metrics import finite_or_none
-from gas_ext.optimizers import FullMatrixAdam
-from gas_ext.solver import GeneralizedSolver
+from gas_ext._utils.distances import finite_or_none
+from gas_ext.solvers.generalized import GeneralizedSolver
+from gas_ext.training.losses import LOSS_NAMES
+from gas_ext.training.optimizers import FullMatrixAdam
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,7 +36,7 @@ class TrainingConfig:
         Whether GS of many steps takes less of these rates, with "full_adam": (39 / P)^(1/2) where there are
         P > 39 numbers, the unused ones of the tables among them. That is 1 at 4 steps, .69 at 6, .42 at 10.
     optimizer : str
-        "full_adam" (`gas_ext.optimizers.FullMatrixAdam`) or "adam".
+        "full_adam" (`gas_ext.training.optimizers.FullMatrixAdam`) or "adam".
     betas : (float, float)
         Decay of the optimizer's first and second moments.
     warmup : int
@@ -44,14 +44,15 @@ class TrainingConfig:
     schedule : str
         "cosine" (to zero at the last iteration) or "constant", after the warm-up.
     loss : str
-        A name of `gas_ext.losses.LOSS_NAMES`; `train_solver` takes a callable in its place.
+        A name of `gas_ext.training.losses.LOSS_NAMES`; `train_solver` takes a callable in its place.
     clip : float or None
         Largest norm of the gradient over all parameters.
     ema : float
         Decay of the running average of the parameters that is the result; 0 takes the last parameters.
     accumulation : int
         Parts into which each process's share of the batch is cut. One part is in memory at a time; for losses
-        that are means over the batch, as all of `gas_ext.losses` are, the step is the same up to rounding.
+        that are means over the batch, as all of `gas_ext.training.losses` are, the step is the same up to
+        rounding.
     recompute : bool
         Evaluate the network again in the backward pass instead of keeping its activations; see `GASSampler`.
     autocast : str or None

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
+from gas_ext._utils.processes import Processes
+from gas_ext._utils.progress import Reporter
+from gas_ext._utils.seeds import parse_seeds
 from gas_ext.configs import Config
 from gas_ext.denoisers import Denoiser
-from gas_ext.progress import Reporter
 from gas_ext.samples import TeacherSamples, generate_samples
 from gas_ext.samples.manifest import read_manifest
 from gas_ext.samples.reading import SampleSource
-from gas_ext.seeds import parse_seeds
-from gas_ext.training.processes import Processes
 from gas_ext.training.settings import AUTOCAST
 
 PIXEL_LOSSES = ("lpips", "perceptual")

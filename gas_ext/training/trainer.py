@@ -10,17 +10,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gas_ext.metrics import finite_or_none
-from gas_ext.progress import Reporter, SilentReporter
+from gas_ext._utils.distances import finite_or_none
+from gas_ext._utils.progress import Reporter, SilentReporter
 from gas_ext.sampler import GASSampler
 from gas_ext.training.checkpoints import Checkpoint, save_checkpoint
 from gas_ext.training.data import RunData
 from gas_ext.training.folder import BEST, CHECKPOINTS, LAST
+from gas_ext.training.in_memory import prepared
 from gas_ext.training.learner import Learner, assign
 from gas_ext.training.logs import Logs
 from gas_ext.training.pictures import Pictures
 from gas_ext.training.settings import TrainingSummary
-from gas_ext.training.solver_training import prepared
 from gas_ext.training.stopping import StopRequest
 from gas_ext.training.validation import Validation, validate
 

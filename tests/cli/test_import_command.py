@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from gas_ext import GASSampler, GeneralizedSolver
+from gas_ext._utils.noise import stacked_noise
 from gas_ext.cli import app
-from gas_ext.data import stacked_noise
 from gas_ext.teachers.folder import load_teacher
 
 SNAPSHOT = GOLDEN / "edm/ddpmpp_vp.scrubbed_era2022.pkl"  # 16x16, three channels

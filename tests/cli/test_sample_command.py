@@ -6,8 +6,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from gas_ext import GASSampler, GeneralizedSolver, NoiseSchedule
+from gas_ext._utils.noise import seed_labels, stacked_noise, to_uint8
 from gas_ext.cli import app
-from gas_ext.data import seed_labels, stacked_noise, to_uint8
 from gas_ext.teachers.demo import load_demo_teacher
 
 

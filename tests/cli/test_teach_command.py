@@ -9,13 +9,13 @@ import torch
 from typer.testing import CliRunner
 
 from gas_ext import Denoiser, GASSampler, NoiseSchedule
-from gas_ext.baselines import classical_solver
+from gas_ext._utils.noise import seed_labels, stacked_noise
 from gas_ext.cli import app
 from gas_ext.cli.options import local_device, read_labels, read_prompts
 from gas_ext.configs import load_config
-from gas_ext.data import seed_labels, stacked_noise
 from gas_ext.samples import TeacherSamples
 from gas_ext.teachers.demo import load_demo_teacher
+from gas_ext.training.baselines import classical_solver
 
 DEMO = ("--config", "demo", "--seeds", "0-4", "--batch-size", "2", "--shard-size", "2")
 

@@ -12,7 +12,7 @@ from gas_ext import GeneralizedSolver
 from gas_ext.cli import app
 from gas_ext.cli.train import SolverKind
 from gas_ext.configs import load_config
-from gas_ext.kinds import KINDS
+from gas_ext.solvers.presets import KINDS
 from gas_ext.training import read_log
 
 FEW = ("training.train_samples=4", "training.validation_samples=2", "training.batch_size=2")

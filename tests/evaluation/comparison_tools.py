@@ -3,9 +3,9 @@
 import torch
 
 from gas_ext import Denoiser, NoiseSchedule
-from gas_ext.catalog import build_solver
 from gas_ext.evaluation import compare
-from gas_ext.features import FeatureExtractor
+from gas_ext.evaluation.features import FeatureExtractor
+from gas_ext.solvers.registry import build_solver
 
 SCHEDULE = NoiseSchedule.vp_linear()
 SHAPE = (1, 4, 4)

@@ -8,13 +8,13 @@ import torch
 from comparison_tools import SCHEDULE, SHAPE, make_denoiser, make_features, network, run_comparison
 
 from gas_ext import GASSampler, GeneralizedSolver
-from gas_ext.catalog import build_solver
-from gas_ext.data import stacked_noise
+from gas_ext._utils.noise import stacked_noise
+from gas_ext._utils.processes import Processes
 from gas_ext.evaluation import compare
+from gas_ext.evaluation.features import FeatureExtractor
+from gas_ext.evaluation.metrics import Reference, feature_statistics, frechet_distance
 from gas_ext.evaluation.setup import Setup
-from gas_ext.features import FeatureExtractor
-from gas_ext.metrics import Reference, feature_statistics, frechet_distance
-from gas_ext.training.processes import Processes
+from gas_ext.solvers.registry import build_solver
 
 
 def draw(name, steps, seeds):

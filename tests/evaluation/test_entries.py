@@ -2,8 +2,8 @@ import pytest
 from comparison_tools import SCHEDULE, make_denoiser
 
 from gas_ext import GeneralizedSolver
-from gas_ext.catalog import build_solver
 from gas_ext.evaluation.entries import build_entries, named_solvers, solver_identity
+from gas_ext.solvers.registry import build_solver
 
 
 def test_labels():

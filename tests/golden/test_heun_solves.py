@@ -6,7 +6,7 @@ from golden_data import arrays, index, tensor
 from toy_networks import GaussianMixture
 
 from gas_ext import GASSampler, NoiseSchedule
-from gas_ext.classical import HeunSolver
+from gas_ext.solvers import HeunSolver
 
 CASES = [case for case in index()["files"].get("edm/heun.npz", {}).get("cases", {}) if case.endswith("f64")]
 

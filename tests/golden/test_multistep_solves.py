@@ -5,7 +5,7 @@ import torch
 from golden_data import GOLDEN, arrays, index, knots, network_of, tensor
 
 from gas_ext import GASSampler, NoiseSchedule
-from gas_ext.classical import IPNDMSolver, MultistepSolver, UniPCSolver
+from gas_ext.solvers import IPNDMSolver, MultistepSolver, UniPCSolver
 
 SPACINGS = {"logSNR": "logsnr", "time_uniform": "uniform", "time_quadratic": "quadratic"}
 

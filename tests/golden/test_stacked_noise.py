@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gas_ext.data import StackedGenerator, stacked_noise
+from gas_ext._utils.noise import StackedGenerator, stacked_noise
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "stacked_noise.npz"
 COPY = Path(__file__).resolve().parents[1] / "data" / "stacked_noise.npz"

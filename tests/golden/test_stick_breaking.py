@@ -4,7 +4,7 @@ import pytest
 import torch
 from golden_data import arrays, note, tensor
 
-from gas_ext.spacings import inverse_stick_breaking, stick_breaking
+from gas_ext.solvers.timesteps import inverse_stick_breaking, stick_breaking
 
 CASES = sorted({key.rsplit("/", 1)[0] for key in arrays("timesteps.npz") if key.endswith("/mu_logit")})
 

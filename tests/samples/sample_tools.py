@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from gas_ext import Denoiser, NoiseSchedule
-from gas_ext.classical import UniPCSolver
 from gas_ext.samples import generate_samples
+from gas_ext.solvers import UniPCSolver
 
 
 def make_denoiser(shape=(2, 3), function=None, **options):

@@ -19,9 +19,9 @@ from sample_tools import (
 )
 
 import gas_ext.samples.filling as filling
-from gas_ext.classical import UniPCSolver
-from gas_ext.progress import LogReporter
+from gas_ext._utils.progress import LogReporter
 from gas_ext.samples import TeacherSamples, verify_samples
+from gas_ext.solvers import UniPCSolver
 
 
 @pytest.mark.parametrize(

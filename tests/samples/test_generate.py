@@ -8,11 +8,11 @@ from safetensors.torch import load_file
 from sample_tools import listing, make_denoiser, make_samples, manifest, shard_bytes
 
 from gas_ext import GASSampler, GeneralizedSolver, NoiseSchedule
-from gas_ext.baselines import classical_solver
-from gas_ext.classical import UniPCSolver
-from gas_ext.data import stacked_noise
+from gas_ext._utils.noise import stacked_noise
 from gas_ext.samples import TeacherSamples, generate_samples
 from gas_ext.samples.generate import default_shard_size
+from gas_ext.solvers import UniPCSolver
+from gas_ext.training.baselines import classical_solver
 
 
 def test_samples_are_those_of_the_sampler(tmp_path):

@@ -15,7 +15,7 @@ from sample_tools import (
     tanh_denoiser,
 )
 
-from gas_ext.progress import LogReporter
+from gas_ext._utils.progress import LogReporter
 from gas_ext.samples import TeacherSamples, verify_samples
 
 

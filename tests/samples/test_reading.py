@@ -15,7 +15,7 @@ from sample_tools import flip_bit, make_denoiser, make_samples, manifest
 from torch.utils.data import DataLoader
 
 import gas_ext.samples.reading as reading
-from gas_ext.data import stacked_noise
+from gas_ext._utils.noise import stacked_noise
 from gas_ext.samples import SampleSource, TeacherSamples
 from gas_ext.samples.manifest import read_manifest, write_manifest
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sample_tools import flip_bit, listing, make_denoiser, shard_bytes
 
-from gas_ext.data import stacked_noise
+from gas_ext._utils.noise import stacked_noise
 from gas_ext.samples import ReferenceDataset, SampleSource, TeacherSamples, convert_dataset, verify_samples
 
 NAMES = ("pixel", "latent_class", "latent_prompt")

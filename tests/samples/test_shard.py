@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from sample_tools import listing
 
-from gas_ext.files import umask
+from gas_ext._utils.files import umask
 from gas_ext.samples.shard import _DTYPES, Shard, seal, write_shard
 
 TENSORS = {"seeds": torch.arange(3), "samples": torch.linspace(0, 1, 12).reshape(3, 4)}

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from gas_ext.data import seed_labels, stacked_noise
-from gas_ext.metrics import frechet_distance
+from gas_ext._utils.noise import seed_labels, stacked_noise
+from gas_ext.evaluation.metrics import frechet_distance
 from gas_ext.sampler import GASSampler
-from gas_ext.solver import GeneralizedSolver
+from gas_ext.solvers.generalized import GeneralizedSolver
 from gas_ext.teachers import DemoTeacher, load_demo_features, load_demo_statistics, load_demo_teacher
 from gas_ext.teachers.demo import WEIGHTS
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gas_ext.losses import PerceptualLoss
-from gas_ext.metrics import feature_statistics, frechet_distance
+from gas_ext.evaluation.metrics import feature_statistics, frechet_distance
 from gas_ext.teachers import DemoFeatures, load_demo_features, load_demo_teacher
+from gas_ext.training.losses import PerceptualLoss
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import torch
 import yaml
 from golden_data import GOLDEN
 
+from gas_ext._utils.files import file_hash
 from gas_ext.configs import load_config
-from gas_ext.files import file_hash
 from gas_ext.teachers.edm import load_edm_snapshot
 from gas_ext.teachers.folder import load_teacher, read_card
 from gas_ext.teachers.sources import ImportOptions, find_weights, import_teacher, missing_weights

@@ -12,7 +12,7 @@ import torch
 from toy_run import run
 
 from gas_ext import GeneralizedSolver
-from gas_ext.progress import SilentReporter
+from gas_ext._utils.progress import SilentReporter
 from gas_ext.training import read_log
 
 PROGRAM = Path(__file__).with_name("toy_run.py")

@@ -5,13 +5,13 @@ import torch
 from mixture import SCHEDULE, mixture_denoiser
 
 from gas_ext import GASSampler, GeneralizedSolver
-from gas_ext.adversarial import Adversary
-from gas_ext.discriminators import build_discriminator
-from gas_ext.losses import l1_loss
 from gas_ext.training import TrainingConfig
+from gas_ext.training.adversarial import Adversary
 from gas_ext.training.batches import Batch, fresh_noise
 from gas_ext.training.checkpoints import load_checkpoint, save_checkpoint
+from gas_ext.training.discriminators import build_discriminator
 from gas_ext.training.learner import Learner
+from gas_ext.training.losses import l1_loss
 from gas_ext.training.objective import Objective
 
 

@@ -8,11 +8,11 @@ import torch
 from mixture import SCHEDULE, mixture_denoiser
 
 from gas_ext import GASSampler, GeneralizedSolver
-from gas_ext.adversarial import Adversary, gas_iteration
 from gas_ext.denoisers import Denoiser
-from gas_ext.discriminators import TeacherView, build_discriminator
-from gas_ext.losses import l1_loss
+from gas_ext.training.adversarial import Adversary, gas_iteration
 from gas_ext.training.batches import Batch
+from gas_ext.training.discriminators import TeacherView, build_discriminator
+from gas_ext.training.losses import l1_loss
 from gas_ext.training.objective import Objective
 
 

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from toy_run import TRAIN, VALIDATION, make_toy_samples, run, toy_config, toy_denoiser
 
 from gas_ext import Denoiser, GASSampler, GeneralizedSolver
+from gas_ext._utils.progress import SilentReporter
 from gas_ext.configs import Config, load_config
-from gas_ext.progress import SilentReporter
 from gas_ext.samples import SampleBatch, TeacherSamples
 from gas_ext.training import read_log, train
 
@@ -234,7 +234,7 @@ def test_what_cannot_be_is_refused_before_anything_is_made(tmp_path):
 
 
 def test_a_batch_that_processes_cannot_share(tmp_path, monkeypatch):
-    from gas_ext.training.processes import Processes
+    from gas_ext._utils.processes import Processes
 
     three = Processes()
     three.count = 3
@@ -245,7 +245,7 @@ def test_a_batch_that_processes_cannot_share(tmp_path, monkeypatch):
 
 
 def test_the_discriminator_gets_labels_if_it_takes_them(folder, monkeypatch):
-    from gas_ext.discriminators import ConvolutionDiscriminator
+    from gas_ext.training.discriminators import ConvolutionDiscriminator
 
     seen = []
     forward = ConvolutionDiscriminator.forward
@@ -271,7 +271,7 @@ def test_the_discriminator_gets_labels_if_it_takes_them(folder, monkeypatch):
 
 
 def test_a_discriminator_s_file(folder):
-    from gas_ext.discriminators import build_discriminator, save_discriminator
+    from gas_ext.training.discriminators import build_discriminator, save_discriminator
 
     path = folder / "discriminator.safetensors"
     save_discriminator(build_discriminator("convolution", (2, 8), seed=5, width=4), path)
@@ -286,7 +286,7 @@ def test_a_discriminator_s_file(folder):
 
 
 def test_a_discriminator_that_is_shown_the_teacher_s_corrections(folder, monkeypatch):
-    from gas_ext.discriminators import ConvolutionDiscriminator, TeacherView
+    from gas_ext.training.discriminators import ConvolutionDiscriminator, TeacherView
 
     seen = set()
     forward = ConvolutionDiscriminator.forward
@@ -362,7 +362,7 @@ def test_pictures_of_signals_are_of_the_solver_alone(folder):
 
 
 def test_latents_are_decoded_for_a_loss_on_images(tmp_path, monkeypatch):
-    from gas_ext.losses import l1_loss
+    from gas_ext.training.losses import l1_loss
 
     seen = []
 

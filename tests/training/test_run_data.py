@@ -3,12 +3,12 @@ import torch
 from toy_run import toy_config, toy_denoiser
 
 from gas_ext import GASSampler, GeneralizedSolver
-from gas_ext.losses import l1_loss
+from gas_ext._utils.processes import Processes
 from gas_ext.samples import TeacherSamples, generate_samples
 from gas_ext.training import TrainingConfig
 from gas_ext.training.data import RunData
+from gas_ext.training.losses import l1_loss
 from gas_ext.training.objective import Objective
-from gas_ext.training.processes import Processes
 from gas_ext.training.validation import Validation, validate
 
 

@@ -6,11 +6,11 @@ from mixture import SCHEDULE
 from toy_run import TRAIN, VALIDATION, make_toy_samples, toy_config, toy_denoiser
 
 from gas_ext import Denoiser, GASSampler
-from gas_ext.data import stacked_noise
-from gas_ext.progress import LogReporter, SilentReporter
+from gas_ext._utils.noise import stacked_noise
+from gas_ext._utils.processes import Processes
+from gas_ext._utils.progress import LogReporter, SilentReporter
 from gas_ext.samples import TeacherSamples, convert_dataset, generate_samples
 from gas_ext.training import train
-from gas_ext.training.processes import Processes
 from gas_ext.training.teacher_samples import make_samples, open_samples
 
 SOLVER = toy_config().teacher_solver.model_dump()

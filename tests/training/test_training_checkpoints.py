@@ -95,7 +95,7 @@ def test_the_one_before_is_taken_and_that_is_told(tmp_path):
 def test_another_format_is_refused(tmp_path):
     from safetensors.torch import load_file, save_file
 
-    from gas_ext.sealed_file import checksum
+    from gas_ext._utils.sealed_files import checksum
 
     path = save_checkpoint(tmp_path, 1, {"a": torch.ones(1)})
     tensors = load_file(path)

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from gas_ext._utils.optional import require
 from gas_ext.teachers.diffusers.networks import NETWORKS
 from gas_ext.teachers.diffusers.parts import Parts, convert, parts_of
 from gas_ext.teachers.hub import UNUSED_PARTS, fetch_pipeline, has_variant, parse_hub_reference
-from gas_ext.teachers.optional import require
 
 _INDEX = "model_index.json"
 _LIBRARIES = ("diffusers", "transformers")

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gas_ext._utils.optional import require
 from gas_ext.teachers.hub import UNUSED_PARTS
-from gas_ext.teachers.optional import require
 
 _NETWORKS = ("unet", "transformer")
 # More than one network, or a second input at every step: not a function of state, time and condition alone.

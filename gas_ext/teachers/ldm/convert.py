@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gas_ext._utils.optional import require
 from gas_ext.teachers.ldm.architecture import Weights
 from gas_ext.teachers.ldm.checkpoint import listed
-from gas_ext.teachers.optional import require
 
 EXTRA = "diffusers"
 

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from gas_ext.denoisers import Denoiser
+from gas_ext.teachers.diffusers.teacher import from_diffusers
 from gas_ext.teachers.ldm.checkpoint import (
     Checkpoint,
     first_stage_weights,
@@ -71,7 +72,7 @@ def load_checkpoint(
         loaded_tokenizer = load_tokenizer(tokenizer)
         with _naming(path):
             pipeline = build_pipeline(checkpoint, tokenizer=loaded_tokenizer, **options)
-        return Denoiser.from_diffusers(pipeline, name=name, **own)
+        return from_diffusers(pipeline, name=name, **own)
     with _naming(path):
         if tokenizer is not None:
             raise ValueError("it takes no prompts; leave the tokenizer out")
@@ -162,9 +163,7 @@ def load_stable_diffusion_checkpoint(
         See `load_checkpoint`.
     """
     pipeline = load_stable_diffusion_pipeline(path, tokenizer=tokenizer, **options)
-    return Denoiser.from_diffusers(
-        pipeline, name=name or Path(path).stem, guidance_scale=guidance_scale, t_eps=t_eps
-    )
+    return from_diffusers(pipeline, name=name or Path(path).stem, guidance_scale=guidance_scale, t_eps=t_eps)
 
 
 def load_stable_diffusion_pipeline(

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gas_ext._utils.optional import require
 from gas_ext.teachers.ldm import architecture
 from gas_ext.teachers.ldm.checkpoint import Checkpoint
 from gas_ext.teachers.ldm.convert import EXTRA, build_first_stage, build_text_encoder, build_unet
-from gas_ext.teachers.optional import require
 
 # Published conventions, where the weights do not tell.
 HEADS = 8

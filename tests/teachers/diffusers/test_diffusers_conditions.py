@@ -18,7 +18,7 @@ from tiny_pipelines import (
 )
 
 from gas_ext import GASSampler, GeneralizedSolver
-from gas_ext.data import take
+from gas_ext._utils.noise import take
 from gas_ext.teachers.diffusers import from_diffusers
 
 CONDITIONAL = [family for family, (_, _, condition) in FAMILIES.items() if condition is not None]

@@ -27,8 +27,8 @@ from tiny_pipelines import (
     unet_2d,
 )
 
-from gas_ext import Denoiser, GASSampler, GeneralizedSolver
-from gas_ext.data import take
+from gas_ext import GASSampler, GeneralizedSolver
+from gas_ext._utils.noise import take
 from gas_ext.teachers.diffusers import NETWORKS, DiffusersTeacher, from_diffusers
 from gas_ext.teachers.folder import save_teacher
 from gas_ext.training import TrainingConfig, train_solver
@@ -248,7 +248,7 @@ def test_defaults_come_from_the_pipeline():
     assert from_diffusers(stable_diffusion()).name == "UNet2DConditionModel"
     assert teacher_of("sd3").flow_shift == 3.0
     assert teacher_of("stable-diffusion").flow_shift is None
-    assert isinstance(Denoiser.from_diffusers(stable_diffusion()), DiffusersTeacher)
+    assert isinstance(from_diffusers(stable_diffusion()), DiffusersTeacher)
 
 
 def test_another_scheduler_leaves_the_pipeline_alone():

@@ -111,10 +111,10 @@ def test_zero_terminal_snr(cls, golden_record):
 def test_a_noise_prediction_at_zero_terminal_snr_is_refused():
     from tiny_pipelines import stable_diffusion
 
-    from gas_ext import Denoiser
+    from gas_ext.teachers import from_diffusers
 
     with pytest.raises(ValueError, match="A noise prediction says nothing"):
-        Denoiser.from_diffusers(stable_diffusion(rescale_betas_zero_snr=True))
+        from_diffusers(stable_diffusion(rescale_betas_zero_snr=True))
 
 
 def test_trained_betas():
@@ -136,7 +136,7 @@ def test_tables_that_the_configuration_does_not_explain_are_taken_as_they_are(kn
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_prediction_types_mean_what_they_do_in_diffusers(prediction_type):
     """Data from a network's output, by our coefficients and by two schedulers."""
-    from gas_ext.coefficients import data_prediction_coefficients
+    from gas_ext.solvers.coefficients import data_prediction_coefficients
 
     scheduler = DDIMScheduler(prediction_type=prediction_type, clip_sample=False)
     preconditioning = read_scheduler(scheduler).preconditioning

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from gas_ext import GASSampler, GeneralizedSolver, NoiseSchedule
-from gas_ext.baselines import classical_solver
-from gas_ext.classical import HeunSolver
 from gas_ext.configs import load_config
+from gas_ext.solvers import HeunSolver
 from gas_ext.teachers.edm import EDMTeacher, load_edm_snapshot
 from gas_ext.teachers.edm.teacher import build_teacher
 from gas_ext.teachers.folder import load_teacher, save_teacher
+from gas_ext.training.baselines import classical_solver
 
 SONG = {
     "network": "SongUNet",

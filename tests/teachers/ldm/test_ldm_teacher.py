@@ -18,11 +18,11 @@ from ldm_checkpoints import (
 from safetensors.torch import save_file
 
 from gas_ext import GASSampler, NoiseSchedule
-from gas_ext.baselines import classical_solver
+from gas_ext._utils.optional import require
 from gas_ext.safe_pickle import DamagedPickleError, UnsafePickleError
 from gas_ext.teachers.folder import load_teacher, save_teacher
 from gas_ext.teachers.ldm import identify_checkpoint, load_checkpoint, load_ldm_checkpoint
-from gas_ext.teachers.optional import require
+from gas_ext.training.baselines import classical_solver
 
 SMALL = [name for name in names("cin", "lsun") if not name.endswith("full")]
 needs_cin = pytest.mark.skipif("cin_small" not in SMALL, reason="golden data not here")

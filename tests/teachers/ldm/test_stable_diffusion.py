@@ -19,7 +19,6 @@ from ldm_checkpoints import (
 from safetensors.torch import save_file
 
 from gas_ext import GASSampler
-from gas_ext.baselines import classical_solver
 from gas_ext.teachers.folder import load_teacher, save_teacher
 from gas_ext.teachers.ldm import (
     load_checkpoint,
@@ -28,6 +27,7 @@ from gas_ext.teachers.ldm import (
     load_stable_diffusion_pipeline,
 )
 from gas_ext.teachers.ldm.stable_diffusion import load_tokenizer
+from gas_ext.training.baselines import classical_solver
 
 transformers = pytest.importorskip("transformers")
 

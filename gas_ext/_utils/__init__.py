@@ -1,0 +1,1 @@
+"""What every room uses: files, seeds and noise, progress, processes, optional imports."""

@@ -1,0 +1,51 @@
+"""Matplotlib figures outside of pyplot's global state, in one set of colors.
+
+The colors are from the set of Okabe and Ito, which people with any common color vision can tell apart.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gas_ext._utils.files import temporary_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CLASSICAL_COLOR = "#E69F00"  # orange
+LEARNED_COLOR = "#0072B2"  # blue
+TEACHER_COLOR = "#404040"
+GRID_COLOR = "#D9D9D9"
+MUTED_COLOR = "#595959"
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of the given size in inches, outside of pyplot's global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=160, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write the figure as PNG, atomically."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = temporary_path(path)
+    try:
+        figure.savefig(partial, format="png")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def clear_frame(axes: Axes) -> None:
+    """Leave only the axes' lower line."""
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(GRID_COLOR)

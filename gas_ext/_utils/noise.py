@@ -1,0 +1,218 @@
+"""Seeds, noise and images: everything between a list of integers and a PNG file.
+
+A sample belongs to its seed. The noise of seed s is drawn by a generator of its own, so a sample does not
+depend on the batch it was drawn in, on the batch size, or on the device that computes it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gas_ext._utils.files import temporary_path
+from gas_ext._utils.seeds import parse_seeds
+
+__all__ = [
+    "StackedGenerator",
+    "image_grid",
+    "parse_seeds",
+    "save_png",
+    "seed_labels",
+    "stacked_noise",
+    "take",
+    "to_uint8",
+]
+
+_SEED_MODULUS = 2**32  # mt19937 is seeded with 32 bits; larger and negative seeds wrap around
+
+
+class StackedGenerator:
+    """One random generator per sample; each call continues every sample's own stream.
+
+    The numbers are always drawn on the CPU (mt19937) and then moved, so a seed means the same noise on
+    every device.
+
+    Parameters
+    ----------
+    seeds : sequence of int
+        One seed per sample, taken modulo 2**32.
+
+    Examples
+    --------
+    >>> generator = StackedGenerator([0, 1])
+    >>> generator.randn((3, 8, 8)).shape
+    torch.Size([2, 3, 8, 8])
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._generators = [torch.Generator().manual_seed(int(seed) % _SEED_MODULUS) for seed in seeds]
+
+    def randn(
+        self,
+        shape: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Draw standard normal noise of shape ``(len(seeds), *shape)``."""
+        if not self._generators:
+            return torch.empty((0, *shape), dtype=dtype, device=device)
+        draws = [torch.randn(tuple(shape), generator=g, dtype=dtype) for g in self._generators]
+        return torch.stack(draws).to(device)
+
+
+def stacked_noise(
+    seeds: Sequence[int],
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Draw the initial noise of each seed from a generator of its own.
+
+    Parameters
+    ----------
+    seeds : sequence of int
+        One seed per sample, taken modulo 2**32.
+    shape : sequence of int
+        Shape of one sample, without the batch dimension.
+    dtype : torch.dtype
+        Floating dtype of the draw. float32 and float64 draws of one seed are different numbers.
+    device : torch.device or str
+        Where the result is put; the draw itself is made on the CPU.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(len(seeds), *shape)``.
+
+    Examples
+    --------
+    >>> a = stacked_noise([5, 6, 7], (2, 2))
+    >>> b = stacked_noise([7], (2, 2))
+    >>> torch.equal(a[2:], b)
+    True
+    """
+    return StackedGenerator(seeds).randn(shape, dtype, device)
+
+
+def seed_labels(seeds: Sequence[int], num_classes: int, device: torch.device | str = "cpu") -> Tensor:
+    """Class label of each seed, ``seed % num_classes``, as an int64 tensor of shape ``(len(seeds),)``.
+
+    Examples
+    --------
+    >>> seed_labels([0, 9, 10], num_classes=10).tolist()
+    [0, 9, 0]
+    """
+    return torch.tensor([int(seed) % num_classes for seed in seeds], dtype=torch.int64, device=device)
+
+
+def take(condition: Any, index: Tensor | slice) -> Any:
+    """Select samples of a condition: a tensor, None, or a dict, list or tuple of such.
+
+    Examples
+    --------
+    >>> take({"label": torch.arange(5), "scale": None}, slice(1, 3))
+    {'label': tensor([1, 2]), 'scale': None}
+    """
+    if condition is None:
+        return None
+    if isinstance(condition, Tensor):
+        return condition[index.to(condition.device) if isinstance(index, Tensor) else index]
+    if isinstance(condition, Mapping):
+        return {name: take(value, index) for name, value in condition.items()}
+    if isinstance(condition, list | tuple):
+        parts = [take(value, index) for value in condition]
+        # A named tuple takes its fields one by one.
+        return type(condition)(*parts) if hasattr(condition, "_fields") else type(condition)(parts)
+    raise TypeError(
+        f"a condition of type {type(condition).__name__} cannot be split: use tensors or containers of them"
+    )
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Quantize images from [-1, 1] to 0..255.
+
+    The rule is ``floor(127.5 x + 128)`` clamped to 0..255: -1 becomes 0, +1 becomes 255, and what lies
+    between is rounded to the nearest level.
+
+    Examples
+    --------
+    >>> to_uint8(torch.tensor([-1.2, -1.0, 0.0, 1.0])).tolist()
+    [0, 0, 128, 255]
+    """
+    return (images * 127.5 + 128.0).clamp(0, 255).to(torch.uint8)
+
+
+def image_grid(images: Tensor, columns: int, padding: int = 2, background: float = 1.0) -> Tensor:
+    """Tile images into one, row by row.
+
+    Parameters
+    ----------
+    images : Tensor
+        Shape ``(B, C, H, W)``.
+    columns : int
+        Images per row, at least 1.
+    padding : int
+        Pixels between neighbors and around the edge.
+    background : float
+        Value of the padding and of empty places.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(C, rows (H + padding) + padding, columns (W + padding) + padding)``.
+
+    Examples
+    --------
+    >>> image_grid(torch.zeros(5, 1, 8, 8), columns=3, padding=1).shape
+    torch.Size([1, 19, 28])
+    """
+    if images.ndim != 4:
+        raise ValueError(
+            f"images have shape {tuple(images.shape)}; expected (batch, channels, height, width)"
+        )
+    if columns < 1:
+        raise ValueError(f"columns is {columns}; expected at least 1")
+    batch, channels, height, width = images.shape
+    rows = -(-batch // columns)
+    grid = images.new_full(
+        (channels, rows * (height + padding) + padding, columns * (width + padding) + padding), background
+    )
+    for index, image in enumerate(images):
+        top = padding + (index // columns) * (height + padding)
+        left = padding + (index % columns) * (width + padding)
+        grid[:, top : top + height, left : left + width] = image
+    return grid
+
+
+def save_png(image: Tensor, path: str | Path, scale: int = 1) -> None:
+    """Write one image of shape ``(C, H, W)`` in [-1, 1], C = 1 or 3, as a PNG file, atomically.
+
+    Parameters
+    ----------
+    image : Tensor
+        The image; quantized by `to_uint8`.
+    path : str or Path
+        The file; missing folders are made.
+    scale : int
+        Integer enlargement by pixel repetition.
+    """
+    from PIL import Image
+
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(f"image has shape {tuple(image.shape)}; expected (1 or 3, height, width)")
+    pixels = to_uint8(image.detach().float().cpu()).permute(1, 2, 0)
+    pixels = pixels.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+    array = pixels.squeeze(-1).numpy()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = temporary_path(path)
+    try:
+        Image.fromarray(array).save(partial, format="PNG")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

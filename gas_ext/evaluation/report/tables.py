@@ -1,0 +1,146 @@
+"""Tables of a comparison: on the terminal, as CSV, as Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from typing import IO
+
+from gas_ext.evaluation.measures import Measure
+from gas_ext.evaluation.report.wording import (
+    ABSENT,
+    ALMOST,
+    PLUS_MINUS,
+    group_headings,
+    heading,
+    mark_text,
+    milliseconds,
+    reach_text,
+    sections,
+    settings_lines,
+    short_heading,
+    value_text,
+)
+from gas_ext.evaluation.results import BEST, LEVEL, NOISE, Cell, Comparison
+
+# What fits on a terminal; the files have everything.
+_ON_TERMINAL = ("l1", "psnr", "frechet_to_teacher", "frechet_to_data", "kid_to_data")
+_WIDTH = 160  # where there is no terminal
+
+
+def print_table(comparison: Comparison, file: IO[str] | None = None) -> None:
+    """Print the main numbers as a table, solvers of as many evaluations together."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    measures = [measure for measure in comparison.measures if measure.base in _ON_TERMINAL]
+    table = Table(title=escape(comparison.title) or None, title_justify="left")
+    table.add_column("solver", no_wrap=True)
+    table.add_column("NFE", justify="right")
+    for measure in measures:
+        title = heading(measure, comparison).replace(" to ", "\nto ").replace(" (", "\n(")
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("ms/image", justify="right")
+    for cells in sections(comparison):
+        for cell in cells:
+            texts = [_terminal_text(measure, cell) for measure in measures]
+            style = "dim" if cell.kind == "teacher" else None
+            table.add_row(escape(cell.label), str(cell.nfe), *texts, milliseconds(cell), style=style)
+        table.add_section()
+    file = file or sys.stdout
+    console = Console(file=file, width=None if file.isatty() else _WIDTH, highlight=False)
+    console.print(table)
+    note = f"* best of as many evaluations, {ALMOST} within noise of it"
+    if comparison.groups:
+        note += f"; {PLUS_MINUS} {LEVEL:.0%} intervals over {comparison.samples:,} seeds"
+    console.print(note, style="dim", markup=False)
+
+
+def _terminal_text(measure: Measure, cell: Cell) -> str:
+    estimate, mark = cell.estimate(measure.key), cell.marks.get(measure.key)
+    text = f"{value_text(measure, estimate)} {reach_text(measure, estimate)}".rstrip()
+    text += f" {mark_text(mark)}" if mark else "  "
+    return f"[bold]{text}[/bold]" if mark == BEST else text
+
+
+def to_csv(comparison: Comparison) -> str:
+    """Return all numbers as CSV: a value, both ends of its interval and its mark for every measure.
+
+    Examples
+    --------
+    >>> to_csv(Comparison("", {}, "", 0, [], None, [], 0)).splitlines()
+    ['solver,kind,description,nfe,samples,ms_per_image']
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = ["solver", "kind", "description", "nfe", "samples", "ms_per_image"]
+    keys = [measure.key for measure in comparison.measures]
+    for key in keys:
+        columns += [key, f"{key}_low", f"{key}_high", f"{key}_mark"]
+    writer.writerow(columns)
+    for cell in comparison.cells:
+        row = [
+            cell.label,
+            cell.kind,
+            cell.description,
+            cell.nfe,
+            comparison.samples,
+            cell.numbers.ms_per_image,
+        ]
+        for key in keys:
+            estimate = cell.estimate(key)
+            if estimate is None:
+                row += [None] * 4
+                continue
+            ends = estimate.interval(LEVEL) if estimate.replicates else (None, None)
+            row += [estimate.value, *ends, cell.marks.get(key)]
+        writer.writerow(row)
+    return text.getvalue()
+
+
+def to_markdown(comparison: Comparison) -> str:
+    """Return the tables, and how they came about, as Markdown."""
+    lines = [f"# {comparison.title or 'Comparison of solvers'}", ""]
+    lines += [f"- {name}: {text}" for name, text in settings_lines(comparison)]
+    lines += ["", "**Best** of as many evaluations; *within noise* of the best.", ""]
+    for title, measures in group_headings(comparison).items():
+        lines += [f"## Distance {title}", "", *_markdown_table(comparison, measures), ""]
+    if comparison.left_out:
+        lines += ["## Left out", ""]
+        lines += [f"- {it.label} with {it.nfe} evaluations: {it.reason}" for it in comparison.left_out]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _markdown_table(comparison: Comparison, measures: list[Measure]) -> list[str]:
+    names = [short_heading(m, comparison) + (f" ({m.unit})" if m.unit else "") for m in measures]
+    arrows = ["higher is better" if m.higher_is_better else "lower is better" for m in measures]
+    columns = [f"{name}, {arrow}" for name, arrow in zip(names, arrows, strict=True)]
+    rows = [["solver", "NFE", *columns, "ms per image"], ["---", *["---:"] * (len(measures) + 2)]]
+    for section in sections(comparison):
+        for cell in section:
+            texts = [_markdown_text(measure, cell) for measure in measures]
+            rows.append([_escape(cell.label), str(cell.nfe), *texts, milliseconds(cell)])
+    return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def _escape(text: str) -> str:
+    r"""Return text that Markdown takes as it is.
+
+    Examples
+    --------
+    >>> _escape("a|b*c")
+    'a\\|b\\*c'
+    """
+    return "".join(f"\\{sign}" if sign in "\\|*_`<[" else sign for sign in text)
+
+
+def _markdown_text(measure: Measure, cell: Cell) -> str:
+    estimate, mark = cell.estimate(measure.key), cell.marks.get(measure.key)
+    if estimate is None:
+        return ABSENT
+    value = value_text(measure, estimate)
+    face = {BEST: "**", NOISE: "*"}.get(mark or "", "")
+    return f"{face}{value}{face} {reach_text(measure, estimate)}".rstrip()

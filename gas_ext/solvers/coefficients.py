@@ -1,0 +1,279 @@
+"""From a schedule, times and corrections to every number a solve needs, for all steps at once.
+
+With lambda = log(alpha / sigma), h_n = lambda_{n+1} - lambda_n and D_n the data prediction at step n, one
+step of DPM-Solver++ (multistep, Lu et al. 2022) is x_{n+1} = sigma_{n+1} / sigma_n x_n + sum_j c_nj D_j. A
+learned solver adds corrections to it (GAS, arXiv 2510.17699, section 3). Everything here is float64,
+differentiable, on the device of its inputs, and free of host synchronization.
+
+Where alpha(1) = 0, lambda_0 = -inf and h_0 = inf: all weights are written so that they reach their finite
+limits (h_0 stands only in denominators and in exp(-h_0)).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from gas_ext.schedules import NoiseSchedule
+
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction")
+
+
+class StepWeights(NamedTuple):
+    """Weights of one update x_{n+1} = sum_j state[n, j] x_{n-j} + sum_j data[n, j] D_{n-j}, for all n.
+
+    Both are float64, (N, states kept) and (N, data predictions kept); entries with j > n are zero.
+    """
+
+    state: Tensor
+    data: Tensor
+
+
+class SolverCoefficients(NamedTuple):
+    """All numbers of a solve.
+
+    Attributes
+    ----------
+    rows : tuple of Tensor
+        One float64 row per step, in the layout of `gas_ext.ops.fused_update`: [p, q, guidance, next scale,
+        weight of D_n, weights of x_n, x_{n-1}, ..., D_{n-1}, D_{n-2}, ...], as many as step n has and keeps.
+    timesteps : Tensor
+        (N + 1,) float64, from 1 to t_eps.
+    evaluation_timesteps : Tensor
+        (N,) float64, the times the network sees.
+    weights : StepWeights
+        The same weights as two tables.
+    """
+
+    rows: tuple[Tensor, ...]
+    timesteps: Tensor
+    evaluation_timesteps: Tensor
+    weights: StepWeights
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """What `GASSampler` runs: a schedule, a number of steps, and the numbers of each."""
+
+    schedule: NoiseSchedule
+    steps: int
+    t_eps: float
+    prediction_type: str | None
+    guidance_scale: float | None
+
+    def coefficients(
+        self, prediction_type: str | None = None, guidance_scale: float | None = None
+    ) -> SolverCoefficients:
+        """Return every number of a solve."""
+
+
+def data_prediction_coefficients(
+    schedule: NoiseSchedule, timesteps: Tensor, evaluation_timesteps: Tensor, prediction_type: str
+) -> tuple[Tensor, Tensor]:
+    """Return p, q of D = p x + q m, where m is the network's output at (x, evaluation time).
+
+    Outputs "epsilon", "v_prediction" and "flow_prediction" are read at the unshifted time t. A "sample" is
+    first turned into noise at the evaluation time t', as published solvers do:
+    D = (x - sigma(t) (x - alpha(t') m) / sigma(t')) / alpha(t); on schedules with alpha(1) = 0 that has no
+    limit, and the output is taken as D itself. All agree where t' = t.
+
+    Parameters
+    ----------
+    schedule : NoiseSchedule
+        The schedule of x.
+    timesteps, evaluation_timesteps : Tensor
+        Times t of x and t' of the network, of one shape.
+    prediction_type : str
+        "epsilon": m = eps; "sample": m = x_0; "flow_prediction": m = eps - x_0; "v_prediction":
+        m = (alpha eps - sigma x_0) / sqrt(alpha^2 + sigma^2) (Salimans and Ho 2022).
+
+    Returns
+    -------
+    tuple of Tensor
+        p and q, float64.
+
+    Raises
+    ------
+    ValueError
+        If the prediction type is unknown, or "epsilon" where alpha(1) = 0.
+
+    Examples
+    --------
+    >>> t = torch.tensor([0.5], dtype=torch.float64)
+    >>> p, q = data_prediction_coefficients(NoiseSchedule.flow(), t, t, "flow_prediction")
+    >>> p.item(), q.item()
+    (1.0, -0.5)
+    """
+    check_prediction_type(schedule, prediction_type)
+    alpha, sigma = schedule.alpha(timesteps), schedule.sigma(timesteps)
+    if prediction_type == "epsilon":
+        return 1.0 / alpha, -sigma / alpha
+    if prediction_type == "v_prediction":
+        square = alpha**2 + sigma**2
+        return alpha / square, -sigma / torch.sqrt(square)
+    if prediction_type == "flow_prediction":
+        return 1.0 / (alpha + sigma), -sigma / (alpha + sigma)
+    if schedule.zero_terminal_snr:
+        return torch.zeros_like(alpha), torch.ones_like(alpha)
+    alpha_seen, sigma_seen = schedule.alpha(evaluation_timesteps), schedule.sigma(evaluation_timesteps)
+    scale = alpha * sigma_seen
+    return (sigma_seen - sigma) / scale, sigma * alpha_seen / scale
+
+
+def check_prediction_type(schedule: NoiseSchedule, prediction_type: str) -> None:
+    """Raise ValueError unless the prediction type is known and can be turned into data on this schedule."""
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(
+            f"Prediction type {prediction_type!r} is unknown; expected one of {', '.join(PREDICTION_TYPES)}."
+        )
+    if prediction_type == "epsilon" and schedule.zero_terminal_snr:
+        raise ValueError(
+            f"A noise prediction says nothing about the data at t = 1, where {schedule!r} has alpha = 0; "
+            "use a network that predicts sample, v_prediction or flow_prediction."
+        )
+
+
+def guided_weights(
+    schedule: NoiseSchedule,
+    timesteps: Tensor,
+    data_corrections: Tensor,
+    state_corrections: Tensor,
+    theory_order: int = 3,
+) -> StepWeights:
+    """Return DPM-Solver++ weights of the current times plus corrections ("theory guidance").
+
+    Parameters
+    ----------
+    schedule : NoiseSchedule
+        The schedule of x.
+    timesteps : Tensor
+        (N + 1,) decreasing.
+    data_corrections, state_corrections : Tensor
+        (order, N). Row i acts i steps back. State corrections add to the weights of x. Of the data
+        corrections, the first min(n + 1, order, theory_order) act on the theory's own terms (D_n and its
+        divided differences) with the signs of published solvers, the others on D_{n-i} itself.
+    theory_order : int
+        1, 2 or 3: order of the multistep formula.
+
+    Returns
+    -------
+    StepWeights
+    """
+    order, steps = data_corrections.shape
+    corrections = mask_inactive(data_corrections.to(torch.float64))
+    alpha_next = schedule.alpha(timesteps[1:])
+    h = schedule.lambda_(timesteps).diff()
+    highest = min(order, theory_order, steps)
+    blocks = []
+    for k in range(1, highest + 1):  # step k - 1 is the first with k terms; from `highest` on it stays so
+        first, end = k - 1, k if k < highest else steps
+        previous = [h[first - i : end - i] for i in range(k)]
+        blocks.append(_theory_block(alpha_next[first:end], previous, corrections[:, first:end]))
+    sigma = schedule.sigma(timesteps)
+    return StepWeights(_state_weights(sigma[1:] / sigma[:-1], state_corrections), torch.cat(blocks))
+
+
+def _theory_block(alpha_next: Tensor, h: list[Tensor], c: Tensor) -> Tensor:
+    """Return the data weights (rows, order) of steps whose theory has k = len(h) terms.
+
+    h[i] is the step in lambda i steps back. In the divided differences d0 = (D_n - D_{n-1}) / r0 and
+    d1 = (D_{n-1} - D_{n-2}) / r1 with r_i = h[i + 1] / h[0], the theory reads (Lu et al. 2022, appendix B)
+        k = 1: -alpha p1 D_n
+        k = 2: -alpha p1 D_n - alpha p1 / 2 d0
+        k = 3: -alpha p1 D_n + alpha p2 E1 - alpha p3 E2,
+               E1 = d0 + r0 / (r0 + r1) (d0 - d1), E2 = (d0 - d1) / (r0 + r1).
+    """
+    k = len(h)
+    p1 = alpha_next * torch.expm1(-h[0])
+    newest = -(p1 + c[0])
+    if k == 1:
+        columns = [newest]
+    elif k == 2:
+        on_d0 = -(0.5 * p1 + c[1]) * (h[0] / h[1])
+        columns = [newest + on_d0, -on_d0]
+    else:
+        p2, p3 = _phi_tails(h[0])
+        first, second = alpha_next * p2 + c[1], -(alpha_next * p3 + c[2])
+        rest = (first * h[1] + second * h[0]) / (h[1] + h[2])  # weight of d0 - d1
+        on_d0, on_d1 = (first + rest) * (h[0] / h[1]), -rest * (h[0] / h[2])
+        columns = [newest + on_d0, on_d1 - on_d0, -on_d1]
+    return torch.stack([*columns, *c[k:]], dim=1)
+
+
+def _phi_tails(h: Tensor) -> tuple[Tensor, Tensor]:
+    """Return p2 = expm1(-h) / h + 1 and p3 = p2 / h - 1/2, by their series where the formulas cancel."""
+    small = h.abs() < 0.1
+    near, far = torch.where(small, h, 0.0), torch.where(small, 1.0, h)
+    p2 = torch.expm1(-far) / far + 1.0
+    p3 = p2 / far - 0.5
+    series = torch.zeros_like(h)  # p3 = -h/3! + h^2/4! - h^3/5! + ...
+    factorial = 3628800.0 * 11.0
+    for n in range(11, 2, -1):
+        series = ((-1.0) ** n / factorial + series) * near
+        factorial /= n
+    return torch.where(small, near * (series + 0.5), p2), torch.where(small, series, p3)
+
+
+def free_weights(
+    schedule: NoiseSchedule, timesteps: Tensor, data_corrections: Tensor, state_corrections: Tensor
+) -> StepWeights:
+    """Return the weights of a linear multistep solver that does not follow the times (S4S style).
+
+    x_{n+1} = sigma_{n+1} / sigma_n x_n + sum_i c_i D_{n-i} + sum_i a_i x_{n-i}: the data corrections are the
+    weights themselves. Parameters as in `guided_weights`.
+    """
+    sigma = schedule.sigma(timesteps)
+    data = mask_inactive(data_corrections.to(torch.float64)).T
+    return StepWeights(_state_weights(sigma[1:] / sigma[:-1], state_corrections), data)
+
+
+def reference_s4s_weights(
+    schedule: NoiseSchedule, timesteps: Tensor, data_corrections: Tensor, state_corrections: Tensor
+) -> StepWeights:
+    """Return what the published code computes without theory guidance.
+
+    With r = sigma_{n+1} / sigma_n and C = alpha_{n+1} (1 - exp(-h)):
+    x_{n+1} = r (r x_n + C sum_i c_i D_{n-i}) + C sum_i a_i D_{n-i}, that is, r enters twice and the "state"
+    corrections act on D. Parameters as in `guided_weights`.
+    """
+    sigma = schedule.sigma(timesteps)
+    ratio, scale = sigma[1:] / sigma[:-1], data_scale(schedule, timesteps)
+    c, a = data_corrections.to(torch.float64), state_corrections.to(torch.float64)
+    state = _state_weights(ratio**2, torch.zeros_like(a))
+    return StepWeights(state, mask_inactive(scale * (ratio * c + a)).T)
+
+
+def data_scale(schedule: NoiseSchedule, timesteps: Tensor) -> Tensor:
+    """Return alpha_{n+1} (1 - exp(-h_n)), (N,): the sum of the data weights of any consistent step."""
+    return -schedule.alpha(timesteps[1:]) * torch.expm1(-schedule.lambda_(timesteps).diff())
+
+
+def mask_inactive(corrections: Tensor) -> Tensor:
+    """Set to zero what step n cannot use: rows i > n of an (order, N) table."""
+    order, steps = corrections.shape
+    back = torch.arange(order, device=corrections.device)
+    step = torch.arange(steps, device=corrections.device)
+    return torch.where(back[:, None] <= step, corrections, 0.0)
+
+
+def _state_weights(ratio: Tensor, state_corrections: Tensor) -> Tensor:
+    """Return (N, order): the corrections, plus `ratio` on the newest state."""
+    weights = mask_inactive(state_corrections.to(torch.float64)).T
+    return torch.cat([weights[:, :1] + ratio[:, None], weights[:, 1:]], dim=1)
+
+
+def fused_rows(
+    p: Tensor, q: Tensor, weights: StepWeights, guidance_scale: float | None = None
+) -> tuple[Tensor, ...]:
+    """Return one row per step in the layout of `gas_ext.ops.fused_update`; see `SolverCoefficients`."""
+    steps, data_kept = weights.data.shape
+    states_kept = weights.state.shape[1]
+    guidance = torch.full_like(p, 1.0 if guidance_scale is None else guidance_scale)
+    head = torch.stack([p, q, guidance, torch.ones_like(p), weights.data[:, 0]], dim=1)
+    rows = []
+    for n in range(steps):
+        states, data = min(n + 1, states_kept), min(n + 1, data_kept)
+        rows.append(torch.cat([head[n], weights.state[n, :states], weights.data[n, 1:data]]))
+    return tuple(rows)

@@ -1,0 +1,252 @@
+"""Solvers by name: ``unipc-3-bh2@logsnr`` is UniPC of order 3 on times uniform in logSNR.
+
+A name is a solver, and after an @ where its times stand: a spacing, or the times themselves. Without that,
+they are those usual for the solver. A path that ends in .safetensors is a learned solver.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:  # names are listed without waiting for torch
+    from gas_ext.schedules import NoiseSchedule
+    from gas_ext.solvers.coefficients import Solver
+    from gas_ext.solvers.generalized import GeneralizedSolver
+
+SpacingName = Literal["uniform", "quadratic", "logsnr", "edm", "gits"]
+
+SPACING_TITLES: dict[str, str] = {
+    "uniform": "uniform",
+    "quadratic": "quadratic",
+    "logsnr": "logSNR",
+    "edm": "EDM",
+    "gits": "GITS",
+}
+LEARNED_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A training-free solver: its usual spacing, and its class in `gas_ext.solvers` with the arguments."""
+
+    title: str
+    source: str
+    spacing: str
+    solver: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def _entries() -> dict[str, _Entry]:
+    entries: dict[str, _Entry] = {}
+
+    def add(name: str, title: str, source: str, spacing: str, solver: str, **options: Any) -> None:
+        entries[name] = _Entry(title, source, spacing, solver, options)
+
+    ddim = ("Song et al. 2021", "uniform", "DPMSolver")
+    add("euler", "Euler", *ddim, order=1)
+    add("ddim", "DDIM", *ddim, order=1)
+    dpm = ("Lu et al. 2022", "logsnr", "DPMSolver")
+    for order in (1, 2, 3):
+        add(f"dpm++-{order}", f"DPM-Solver++({order}M)", *dpm, order=order)
+    for order in (2, 3):
+        title = f"DPM-Solver++({order}M), lower order at the end"
+        add(f"dpm++-{order}-lower", title, *dpm, order=order, lower_order_final=True)
+    unipc = ("Zhao et al. 2023", "logsnr", "UniPCSolver")
+    for name, title, corrector in (("unipc", "UniPC", True), ("unip", "UniP", False)):
+        for order in (1, 2, 3, 4):
+            for variant in ("bh1", "bh2"):
+                full, shown = f"{name}-{order}-{variant}", f"{title}-{order} ({variant})"
+                add(full, shown, *unipc, order=order, variant=variant, corrector=corrector)
+    deis = ("Zhang and Chen 2023", "quadratic", "DEISSolver")
+    for order in (1, 2, 3):  # the degree of the polynomial, as in the paper
+        add(f"deis-{order}", f"DEIS tAB-{order}", *deis, order=order)
+    ipndm = ("Zhang and Chen 2023", "edm", "IPNDMSolver")
+    for order in (1, 2, 3, 4):  # the number of evaluations
+        add(f"ipndm-{order}", f"iPNDM-{order}", *ipndm, order=order)
+    edm = ("Karras et al. 2022", "edm", "HeunSolver")
+    add("heun", "Heun", *edm)  # how the last step is made follows from the number of evaluations
+    add("edm", "EDM sampler", *edm, last="zero")
+    return entries
+
+
+_ENTRIES = _entries()
+# UniPC without a variant is bh2, the safer one at its usual times.
+_ALIASES = {name.removesuffix("-bh2"): name for name in _ENTRIES if name.endswith("-bh2")}
+
+
+def names() -> list[str]:
+    """Return the names of all training-free solvers, without their times.
+
+    Examples
+    --------
+    >>> [name for name in names() if name.startswith("deis")]
+    ['deis-1', 'deis-2', 'deis-3']
+    """
+    return list(_ENTRIES)
+
+
+def build_solver(name: str, schedule: NoiseSchedule, steps: int | None = None, t_eps: float = 1e-3) -> Solver:
+    """Build a solver by its name.
+
+    Parameters
+    ----------
+    name : str
+        SOLVER or SOLVER@TIMES. Solvers: `names`, where unipc-3 is short for unipc-3-bh2. Times: "uniform",
+        "quadratic", "logsnr", "edm", "gits", or decreasing numbers such as "1,0.5,0.001"; the last two end
+        where they end. Or the path of a learned solver, ending in .safetensors.
+    schedule : NoiseSchedule
+        Schedule of the states.
+    steps : int, optional
+        Network evaluations. A learned solver has its own, which must be the same if this is given.
+    t_eps : float
+        Last time; a learned solver has its own.
+
+    Returns
+    -------
+    Solver
+        On the CPU. `heun` takes any number of evaluations from 2: two per step, and if odd one in the last.
+        `edm` takes odd ones from 3, as the last step goes to sigma = 0 and is Euler's.
+
+    Raises
+    ------
+    ValueError
+        If there is no such solver, or it cannot be built for this schedule and number of steps.
+    FileNotFoundError
+        If there is no such file.
+
+    Examples
+    --------
+    >>> from gas_ext import NoiseSchedule
+    >>> build_solver("dpm++-2@1,0.4,0.001", NoiseSchedule.vp_linear(), 2).timesteps().tolist()
+    [1.0, 0.4, 0.001]
+    """
+    if name.endswith(LEARNED_SUFFIX):
+        return _learned_solver(name, schedule, steps)
+    entry, _, spacing = _parse(name)
+    if steps is None:
+        raise ValueError(f"{name} can be built for any number of steps; say how many.")
+    import gas_ext.solvers
+
+    timesteps = spacing if spacing in SPACING_TITLES else [float(time) for time in spacing.split(",")]
+    options = dict(entry.options)
+    if entry.solver == "HeunSolver":
+        options.setdefault("last", "euler" if steps % 2 else "heun")
+        _check_heun(name, steps, options["last"])
+        steps = (steps + 1) // 2  # of one or two evaluations
+    solver: Solver = getattr(gas_ext.solvers, entry.solver)(
+        schedule, steps, t_eps=t_eps, timesteps=timesteps, **options
+    )
+    return solver
+
+
+def _check_heun(name: str, evaluations: int, last: str) -> None:
+    if last == "zero" and (evaluations % 2 == 0 or evaluations < 3):
+        raise ValueError(
+            f"{name} makes 2 N - 1 network evaluations, at least 3, but {evaluations} are asked for; take "
+            "an odd number, or heun, which takes any from 2."
+        )
+    if evaluations < 2:
+        raise ValueError(f"{name} needs at least 2 network evaluations, but {evaluations} are asked for.")
+
+
+def _learned_solver(path: str, schedule: NoiseSchedule, steps: int | None) -> GeneralizedSolver:
+    from gas_ext.solvers.generalized import GeneralizedSolver
+
+    solver = GeneralizedSolver.load(path, schedule=schedule)
+    if steps is not None and solver.steps != steps:
+        raise ValueError(f"{path} makes {solver.steps} network evaluations, not {steps}.")
+    return solver
+
+
+def _parse(name: str) -> tuple[_Entry, str, str]:
+    """Return a solver, its full name and its times."""
+    base, at, times = name.partition("@")
+    base = _ALIASES.get(base, base)
+    if base not in _ENTRIES or (at and not _are_times(times)):
+        short = [known.removesuffix("-bh2") for known in _ENTRIES if not known.endswith("-bh1")]
+        raise ValueError(
+            f"There is no solver {name!r}; expected one of {', '.join(short)} (unipc and unip also with "
+            f"-bh1), for other times than the usual with @ and one of {', '.join(SPACING_TITLES)} or a list "
+            f"such as 1,0.5,0.001, or a learned solver's file ({LEARNED_SUFFIX})."
+        )
+    entry = _ENTRIES[base]
+    return entry, base, times or entry.spacing
+
+
+def _are_times(text: str) -> bool:
+    try:
+        return text in SPACING_TITLES or len([float(time) for time in text.split(",")]) > 1
+    except ValueError:
+        return False
+
+
+def _title_of(times: str) -> str:
+    return SPACING_TITLES.get(times, "own")
+
+
+def canonical_name(name: str) -> str:
+    """Return a name with everything that it means.
+
+    Examples
+    --------
+    >>> canonical_name("unipc-3")
+    'unipc-3-bh2@logsnr'
+    """
+    if name.endswith(LEARNED_SUFFIX):
+        return name
+    _, base, times = _parse(name)
+    return f"{base}@{times}"
+
+
+def display_name(name: str) -> str:
+    """Return a name as it stands in tables; a learned solver's file is read.
+
+    Examples
+    --------
+    >>> display_name("deis-2"), display_name("ddim@1,0.5,0.1")
+    ('DEIS tAB-2, quadratic times', 'DDIM, own times')
+    """
+    if name.endswith(LEARNED_SUFFIX):
+        return f"{describe(name)['solver']} ({Path(name).parent.name or Path(name).stem})"
+    entry, _, times = _parse(name)
+    return f"{entry.title}, {_title_of(times)} times"
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Return what is known of a solver without building it, as plain values.
+
+    Examples
+    --------
+    >>> list(describe("ipndm-2@gits").values())
+    ['ipndm-2@gits', 'iPNDM-2', 'GITS', 'Zhang and Chen 2023', False]
+    """
+    if name.endswith(LEARNED_SUFFIX):
+        return _describe_learned(name)
+    entry, _, times = _parse(name)
+    return {
+        "name": canonical_name(name),
+        "solver": entry.title,
+        "times": _title_of(times),
+        "source": entry.source,
+        "learned": False,
+    }
+
+
+def _describe_learned(path: str) -> dict[str, Any]:
+    from gas_ext.solvers.generalized import GeneralizedSolver
+    from gas_ext.solvers.presets import KINDS
+
+    solver = GeneralizedSolver.load(path)
+    kind = KINDS[solver.kind]
+    title = kind.title
+    if solver.training_summary.get("objective") == "gas":
+        title = "GAS" if solver.kind == "gs" else f"{title} with GAS"
+    return {
+        "name": path,
+        "solver": title,
+        "times": "learned" if "timestep_logits" in kind.learned else "fixed",
+        "source": kind.about,
+        "learned": True,
+    }

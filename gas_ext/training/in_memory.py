@@ -1,0 +1,169 @@
+"""Learning a solver from tensors in memory: ten lines, no files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gas_ext._utils.noise import take
+from gas_ext.denoisers import DenoiserFunction
+from gas_ext.sampler import GASSampler
+from gas_ext.samples.batches import ShuffledBatches
+from gas_ext.solvers.generalized import GeneralizedSolver
+from gas_ext.training.adversarial import Adversary, frozen
+from gas_ext.training.batches import Batch, fresh_noise
+from gas_ext.training.learner import Learner, assign
+from gas_ext.training.losses import Loss, get_loss
+from gas_ext.training.objective import Objective
+from gas_ext.training.settings import AUTOCAST, TrainingConfig, TrainingSummary
+
+Progress = Callable[[int, float], None]  # iteration, counted from 1, and its loss
+
+
+def train_solver(
+    solver: GeneralizedSolver,
+    denoiser: DenoiserFunction,
+    noise: Tensor,
+    target: Tensor,
+    condition: Any = None,
+    *,
+    config: TrainingConfig | None = None,
+    loss: Loss | None = None,
+    adversary: Adversary | None = None,
+    prediction_type: str | None = None,
+    guidance_scale: float | None = None,
+    unconditional_condition: Any = None,
+    progress: Progress | None = None,
+) -> TrainingSummary:
+    """Fit a solver's numbers to the teacher's samples, in place, by back-propagating through the solve.
+
+    Parameters
+    ----------
+    solver : GeneralizedSolver
+        Trained in place; on an exception it is left as it was. It also records the prediction type and the
+        guidance scale it was trained for, and the summary, so that its file says them.
+    denoiser : callable
+        As for `GASSampler`; differentiable in x and t. The network's parameters get no gradient.
+    noise, target : Tensor
+        Shape ``(samples, ...)``: initial noise (standard normal) and the teacher's sample from it.
+    condition : tensor or tuple, list, dict of such, optional
+        Conditions, first dimension `samples`.
+    config : TrainingConfig, optional
+        The settings.
+    loss : callable, optional
+        ``loss(prediction, target) -> scalar``, in place of ``config.loss``.
+    adversary : Adversary, optional
+        Discriminator and its optimizer, which learn along: GAS instead of GS.
+    prediction_type, guidance_scale, unconditional_condition
+        As for `GASSampler`.
+    progress : callable, optional
+        Called after each iteration with its number, from 1, and its loss.
+
+    Returns
+    -------
+    TrainingSummary
+        Loss curve, seconds and settings. The same inputs and settings give the same solver, bit for bit.
+
+    Raises
+    ------
+    ValueError
+        If noise and target differ in shape or hold no sample, if the condition has another number of
+        samples, or if there is nothing to learn: under `torch.no_grad`, or without a parameter that requires
+        a gradient.
+    RuntimeError
+        If ``config.max_rejected`` iterations in a row have no finite loss and gradient.
+
+    Examples
+    --------
+    >>> from gas_ext import NoiseSchedule
+    >>> solver = GeneralizedSolver(NoiseSchedule.vp_linear(), steps=2)
+    >>> noise = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+    >>> summary = train_solver(solver, lambda x, t, condition: torch.tanh(x), noise, 0.5 * noise.tanh(),
+    ...                        config=TrainingConfig(iterations=20))
+    >>> summary.losses[-1] < summary.losses[0]
+    True
+    """
+    config = config or TrainingConfig()
+    if noise.shape != target.shape or len(noise) == 0:
+        raise ValueError(
+            f"noise has shape {tuple(noise.shape)} and target {tuple(target.shape)}; expected one shape "
+            "with at least one sample"
+        )
+    _check_condition(condition, len(noise))
+    if not (torch.is_grad_enabled() and any(parameter.requires_grad for parameter in solver.parameters())):
+        raise ValueError(
+            "there is nothing to learn, as gradients are off: call solver.requires_grad_() first, and train "
+            "outside torch.no_grad()"
+        )
+    sampler = GASSampler(solver, denoiser, prediction_type, guidance_scale, recompute=config.recompute)
+    objective = Objective(
+        sampler,
+        loss or get_loss(config.loss, noise.device),
+        adversary=adversary,
+        unconditional_condition=unconditional_condition,
+        autocast=AUTOCAST[config.autocast] if config.autocast else None,
+    )
+    learner = Learner(solver, objective, config)
+    initial = [value.clone() for value in learner.average]
+    order = ShuffledBatches(len(noise), config.batch_size, config.seed)
+    start = time.perf_counter()
+    try:
+        with prepared(denoiser, noise.device):
+            while learner.iteration < config.iterations:
+                index = order.whole_batch(learner.iteration)
+                batch = Batch(noise[index], target[index], take(condition, index))
+                if adversary is not None:
+                    batch = _with_fresh_noise(batch, adversary, learner)
+                learner.step(batch)
+                learner.check()
+                if progress is not None:
+                    progress(learner.iteration, learner.losses[-1])
+    except BaseException:
+        assign(solver, initial)
+        raise
+    learner.average_into(solver)
+    solver.zero_grad(set_to_none=True)
+    seconds = time.perf_counter() - start
+    summary = TrainingSummary(learner.losses, learner.rejected, seconds, len(noise), config)
+    solver.prediction_type, solver.guidance_scale = sampler.prediction_type, sampler.guidance_scale
+    solver.training_summary = summary.to_dict()
+    return summary
+
+
+def _with_fresh_noise(batch: Batch, adversary: Adversary, learner: Learner) -> Batch:
+    """Add what GAS needs: noise for the fakes, and the labels of a conditional discriminator."""
+    shape, dtype, device = batch.noise.shape[1:], batch.noise.dtype, batch.noise.device
+    noise = fresh_noise(learner.config.seed, learner.iteration, range(len(batch)), shape, dtype, device)
+    labels = batch.condition if adversary.discriminator.num_classes else None
+    return replace(batch, labels=labels, fresh_noise=noise)
+
+
+def _check_condition(condition: Any, samples: int) -> None:
+    """Refuse a condition with another number of samples than the noise."""
+    if isinstance(condition, Tensor):
+        if condition.ndim == 0 or len(condition) != samples:
+            raise ValueError(
+                f"condition has shape {tuple(condition.shape)} for {samples} noise samples; expected one "
+                "entry per sample"
+            )
+    elif isinstance(condition, Mapping):
+        for value in condition.values():
+            _check_condition(value, samples)
+    elif isinstance(condition, list | tuple):
+        for value in condition:
+            _check_condition(value, samples)
+
+
+@contextmanager
+def prepared(denoiser: DenoiserFunction, device: torch.device) -> Iterator[None]:
+    """Keep the network's parameters out of graphs, and the caller's random generators as they are."""
+    devices = [device] if device.type == "cuda" else []
+    network = frozen(denoiser) if isinstance(denoiser, nn.Module) else nullcontext()
+    with torch.random.fork_rng(devices), network:
+        yield

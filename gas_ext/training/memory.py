@@ -1,0 +1,166 @@
+"""What a training solve keeps in memory, counted without computing anything.
+
+The network is run once on the "meta" device, where tensors have shapes but no elements, and autograd is asked
+what it would keep for the backward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
+
+from gas_ext._utils.optional import require
+from gas_ext.configs import Config
+
+__all__ = ["activation_bytes", "meta_network", "training_bytes"]
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Attention as fused kernels keep it: inputs and output, not the matrix of weights."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = query.new_empty((*query.shape[:-1], value.shape[-1]))
+        ctx.save_for_backward(query, key, value, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise NotImplementedError("Memory is counted in the forward pass alone.")
+
+
+class _WithFusedAttention(TorchFunctionMode):
+    """Takes attention for fused: on "meta", torch itself would build the matrix of weights."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if function is F.scaled_dot_product_attention:
+            return _FusedAttention.apply(*args[:3]) if len(args) >= 3 else self._by_name(args, kwargs)
+        return function(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _by_name(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Any:
+        named = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs or {})
+        return _FusedAttention.apply(named["query"], named["key"], named["value"])
+
+
+def activation_bytes(evaluate: Callable[[], Any], network: nn.Module) -> int:
+    """Return what autograd keeps of one evaluation, without the network's own parameters.
+
+    Parameters
+    ----------
+    evaluate : callable
+        Runs the network once on inputs that require gradients, all on one device.
+    network : nn.Module
+        Its parameters are there anyway and not counted.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(10, 10, device="meta")
+    >>> x = torch.empty(4, 10, device="meta", requires_grad=True)
+    >>> activation_bytes(lambda: layer(x).exp(), layer)  # the input, for the weight, and the exponential
+    320
+    """
+    own = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor), _WithFusedAttention():
+        evaluate()
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def meta_network(config: Config) -> nn.Module:
+    """Build the teacher's network of a config on the "meta" device, frozen.
+
+    Raises
+    ------
+    ValueError
+        If the config does not describe it.
+    ImportError
+        If it is a network of diffusers, which is not installed.
+    """
+    if config.teacher.kind == "embedded":
+        from gas_ext.teachers.demo_network import DemoNetwork, DemoNetworkConfig
+
+        with torch.device("meta"):
+            return DemoNetwork(DemoNetworkConfig()).requires_grad_(False)
+    architecture = config.teacher.architecture
+    if architecture is None:
+        raise ValueError(f"The config {config.name} does not describe its network (teacher.architecture).")
+    if config.teacher.kind == "edm":
+        from gas_ext.teachers.edm.teacher import build_teacher
+
+        channels, height, width = config.space.shape
+        with torch.device("meta"):
+            return build_teacher("EDMPrecond", architecture, (channels, height, width)).network
+    arguments = {name: value for name, value in architecture.items() if name != "network"}
+    network_class = getattr(require("diffusers", "diffusers"), architecture["network"])
+    with torch.device("meta"):
+        network: nn.Module = network_class(**arguments).requires_grad_(False)
+    return network
+
+
+def _evaluate(config: Config, network: nn.Module) -> None:
+    """Evaluate the network of `meta_network` once, on a batch of training."""
+    guided = config.teacher_solver.guidance_scale is not None
+    batch = config.training.batch_size * (2 if guided else 1)
+    x = torch.empty(batch, *config.space.shape, device="meta", requires_grad=True)
+    t = torch.empty(batch, device="meta", requires_grad=True)
+    width = (config.teacher.architecture or {}).get("cross_attention_dim")
+    if width is not None:
+        tokens = 77 if config.conditions.kind == "prompt" else 1
+        context = torch.empty(batch, tokens, width, device="meta")
+        network(x, t, encoder_hidden_states=context)
+    elif config.teacher.kind == "embedded":
+        network(x, t.double(), torch.empty(batch, dtype=torch.int64, device="meta"))
+    else:
+        network(x, t)
+
+
+def training_bytes(config: Config, steps: int) -> dict[str, int]:
+    """Estimate what one training iteration of GS holds, in float32.
+
+    Parameters
+    ----------
+    config : Config
+        Data set, batch size and network.
+    steps : int
+        Network evaluations of the student.
+
+    Returns
+    -------
+    dict of str to int
+        Bytes of "weights" (of the denoiser), "activations" (of all evaluations, kept for the backward pass),
+        "history" (states and data predictions) and their "total". Workspaces of kernels, the loss's own
+        network and the discriminator come on top.
+
+    Raises
+    ------
+    ValueError, ImportError
+        As for `meta_network`.
+    """
+    network = meta_network(config)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
+    activations = steps * activation_bytes(lambda: _evaluate(config, network), network)
+    state = 4 * config.training.batch_size * math.prod(config.space.shape)
+    history = (2 * steps + 1) * state
+    return {
+        "weights": weights,
+        "activations": activations,
+        "history": history,
+        "total": weights + activations + history,
+    }

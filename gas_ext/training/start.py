@@ -1,0 +1,156 @@
+"""Where the training of a solver starts."""
+
+from __future__ import annotations
+
+from gas_ext._utils.progress import Reporter
+from gas_ext.configs import Config
+from gas_ext.configs.training import STARTS
+from gas_ext.denoisers import Denoiser
+from gas_ext.solvers.generalized import MAX_ORDER, GeneralizedSolver
+from gas_ext.solvers.presets import DATA, get_kind
+from gas_ext.training.baselines import Baseline, classical_solver, classical_solvers, select_baseline
+from gas_ext.training.batches import Batch
+from gas_ext.training.data import RunData
+from gas_ext.training.warm_start import FIRST_LEVELS, fit_corrections, fit_start, with_steps
+
+_SAMPLES = 64  # training samples on which the start is chosen and fitted
+
+
+def make_start(
+    config: Config, denoiser: Denoiser, data: RunData, steps: int, reporter: Reporter
+) -> tuple[GeneralizedSolver, str]:
+    """Make the solver that training starts from, as ``config.training.start`` says.
+
+    It is of the kind ``config.student.kind``. Where that learns no weights, "fitted" is the same as
+    "classical": the weights stay those of the theory.
+
+    Parameters
+    ----------
+    config : Config
+        See `gas_ext.configs.training.Training`.
+    denoiser : Denoiser
+        The network.
+    data : RunData
+        Its training samples are used.
+    steps : int
+        Network evaluations of the solver.
+    reporter : Reporter
+        Told of the progress.
+
+    Returns
+    -------
+    (GeneralizedSolver, str)
+        On the network's device, in float64; and what it is, in words.
+
+    Raises
+    ------
+    ValueError
+        If it is a file that does not fit.
+    """
+    start = config.training.start
+    batch = data.first(_SAMPLES)
+    if start not in STARTS:
+        solver = _from_file(config, denoiser)
+        if solver.steps == steps:
+            return solver, start
+        # Other steps need other corrections, which are fitted as for any other start.
+        solver = with_steps(solver, steps, min(steps, MAX_ORDER)).to(denoiser.device)
+        solver.set_kind(config.student.kind)
+        name = f"{start}, laid along {steps} steps"
+        if not _can_be_fitted(solver, reporter):
+            return solver, name
+        with reporter.task("Fitting the start", 1) as advance:
+            size = config.training.batch_size
+            fit_corrections(solver, denoiser, batch.noise, batch.condition, batch_size=size)
+            advance()
+        return solver, f"{name}, fitted"
+    if start == "published":
+        baseline = classical_solver(denoiser.schedule, steps, 3, "uniform", config.student.t_eps)
+        return _learnable(baseline, config, denoiser), baseline.description
+    baseline = _best_baseline(config, denoiser, batch, steps, reporter)
+    solver = _learnable(baseline, config, denoiser)
+    if start == "classical":
+        return solver, baseline.description
+    name = baseline.description
+    if not _can_be_fitted(solver, reporter):
+        return solver, name
+    with reporter.task("Fitting the start", len(FIRST_LEVELS)) as advance:
+        part = fit_start(
+            solver,
+            denoiser,
+            batch.noise,
+            batch.target,
+            batch.condition,
+            batch_size=config.training.batch_size,
+            progress=lambda part, distance: advance(1, note=f"L1 {distance:.4f}"),
+        )
+    told = "" if part == 1.0 else f", first evaluation told 1/{1 / part:.0f} of the noise"
+    return solver, f"{name}, fitted{told}"
+
+
+def _can_be_fitted(solver: GeneralizedSolver, reporter: Reporter) -> bool:
+    """Whether the weights can be fitted to fine trajectories; tell where only the schedule forbids it."""
+    if DATA not in get_kind(solver.kind).learned:
+        return False
+    if solver.schedule.zero_terminal_snr:
+        reporter.message(f"Training starts unfitted, as {solver.schedule!r} is infinite in lambda at t = 1.")
+        return False
+    return True
+
+
+def _best_baseline(
+    config: Config, denoiser: Denoiser, batch: Batch, steps: int, reporter: Reporter
+) -> Baseline:
+    """Return the DPM-Solver++ nearest to the teacher."""
+    candidates = classical_solvers(denoiser.schedule, steps, config.student.t_eps)
+    with reporter.task("Comparing classical solvers", len(candidates)) as advance:
+        best, _ = select_baseline(
+            candidates,
+            denoiser,
+            batch.noise,
+            batch.target,
+            batch.condition,
+            guidance_scale=config.teacher_solver.guidance_scale,
+            batch_size=config.training.batch_size,
+            progress=lambda baseline, distance: advance(1, note=f"L1 {distance:.4f}"),
+        )
+    return best
+
+
+def _learnable(baseline: Baseline, config: Config, denoiser: Denoiser) -> GeneralizedSolver:
+    """Return a classical solver as one that learns, its weights written out if they are to be free."""
+    kind = config.student.kind
+    return GeneralizedSolver(
+        denoiser.schedule,
+        baseline.solver.steps,
+        t_eps=config.student.t_eps,
+        theory_guidance=not get_kind(kind).free,
+        theory_order=baseline.order,
+        timesteps=baseline.spacing,
+        prediction_type=denoiser.prediction_type,
+        guidance_scale=config.teacher_solver.guidance_scale,
+        kind=kind,
+    ).to(denoiser.device)
+
+
+def _from_file(config: Config, denoiser: Denoiser) -> GeneralizedSolver:
+    """Return a learned solver, which may come from another data set or have another number of steps."""
+    path, t_eps = config.training.start, config.student.t_eps
+    solver = GeneralizedSolver.load(path, schedule=denoiser.schedule)
+    if solver.t_eps != t_eps:
+        raise ValueError(
+            f"{path} ends at t_eps {solver.t_eps:g}, not {t_eps:g}: start from another solver, or set "
+            f"student.t_eps={solver.t_eps:g}."
+        )
+    kind = config.student.kind
+    more = set(get_kind(solver.kind).learned) - set(get_kind(kind).learned)
+    if more or get_kind(kind).free == solver.theory_guidance:
+        raise ValueError(
+            f"{path} is a solver of kind {solver.kind}, which cannot go on as one of kind {kind}: start from "
+            f"another one, or set student.kind={solver.kind}."
+        )
+    solver.set_kind(kind)
+    solver.prediction_type = denoiser.prediction_type
+    solver.guidance_scale = config.teacher_solver.guidance_scale
+    solver.teacher, solver.training_summary = {}, {}
+    return solver.double().to(denoiser.device)

@@ -1,0 +1,112 @@
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from gas_ext._utils.noise import image_grid, parse_seeds, save_png, seed_labels, stacked_noise, take, to_uint8
+
+
+@given(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 5)), min_size=1, max_size=6))
+def test_parse_seeds_reads_ranges_in_order(ranges):
+    text = ", ".join(f"{first}-{first + extra}" for first, extra in ranges)
+    expected = [seed for first, extra in ranges for seed in range(first, first + extra + 1)]
+    assert parse_seeds(text) == expected
+
+
+@given(st.lists(st.integers(-(2**40), 2**40), min_size=1))
+def test_parse_seeds_reads_integers(seeds):
+    assert parse_seeds(",".join(map(str, seeds))) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "3-", "1,,2", "1.5", "5-2", "0-99999999999"])
+def test_parse_seeds_refuses_what_it_cannot_read(text):
+    with pytest.raises(ValueError, match="seed"):
+        parse_seeds(text)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.lists(st.integers(-(2**40), 2**40), max_size=4),
+    st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+def test_noise_of_a_seed_does_not_depend_on_its_batch(seeds, shape, dtype):
+    batch = stacked_noise(seeds, shape, dtype)
+    assert batch.shape == (len(seeds), *shape)
+    assert batch.dtype == dtype
+    for seed, noise in zip(seeds, batch, strict=True):
+        assert torch.equal(noise, stacked_noise([seed], shape, dtype)[0])
+
+
+def test_noise_leaves_the_global_generator_alone():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    stacked_noise([0, 1], (4,))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_labels_follow_the_seed():
+    assert seed_labels([0, 3, 13, 29], 10).tolist() == [0, 3, 3, 9]
+
+
+def test_to_uint8_rounds_to_the_nearest_level():
+    levels = torch.arange(256, dtype=torch.float64)
+    exact = levels / 127.5 - 1
+    assert torch.equal(to_uint8(exact), levels.to(torch.uint8))
+    assert torch.equal(to_uint8(exact + 0.4 / 127.5), levels.to(torch.uint8))
+    assert torch.equal(to_uint8(exact - 0.4 / 127.5), levels.to(torch.uint8))
+
+
+def test_grid_puts_every_image_in_its_place():
+    images = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 3, 2, 4)
+    grid = image_grid(images, columns=2, padding=1, background=-1.0)
+    assert grid.shape == (3, 10, 11)
+    for index in range(5):
+        top, left = 1 + 3 * (index // 2), 1 + 5 * (index % 2)
+        assert (grid[:, top : top + 2, left : left + 4] == index).all()
+    assert (grid[:, 7:9, 6:10] == -1).all()  # the empty sixth place
+    assert (grid[:, :, 5] == -1).all()
+
+
+def test_grid_names_the_wrong_shape():
+    with pytest.raises(ValueError, match="batch, channels"):
+        image_grid(torch.zeros(3, 4, 4), columns=2)
+    with pytest.raises(ValueError, match="columns"):
+        image_grid(torch.zeros(1, 1, 4, 4), columns=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_png_holds_the_quantized_pixels(tmp_path, channels):
+    image = torch.rand(channels, 5, 7, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    path = tmp_path / "new" / "image.png"
+    save_png(image, path, scale=2)
+    with Image.open(path) as opened:
+        assert opened.size == (14, 10)
+        pixel = opened.getpixel((12, 4))
+    found = [pixel] if channels == 1 else list(pixel)
+    assert found == to_uint8(image[:, 2, 6]).tolist()
+    assert [file.name for file in path.parent.iterdir()] == ["image.png"]
+
+
+def test_png_failure_leaves_no_file(tmp_path):
+    with pytest.raises(ValueError, match="expected"):
+        save_png(torch.zeros(2, 4, 4), tmp_path / "image.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_take_keeps_the_kind_of_container():
+    class Pair(NamedTuple):
+        label: torch.Tensor
+        scale: torch.Tensor | None
+
+    found = take(Pair(torch.arange(5), None), torch.tensor([3, 1]))
+    assert isinstance(found, Pair)
+    assert found.label.tolist() == [3, 1]
+    assert found.scale is None
+    for kind in (list, tuple):
+        found = take(kind([torch.arange(5)]), slice(1, 3))
+        assert isinstance(found, kind)
+        assert found[0].tolist() == [1, 2]

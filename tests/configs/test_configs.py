@@ -1,0 +1,143 @@
+"""The configs that ship, and what is said about one's own."""
+
+from typing import get_args
+
+import pytest
+import torch
+import yaml
+
+from gas_ext import GASSampler, NoiseSchedule
+from gas_ext._utils.seeds import parse_seeds
+from gas_ext.configs import TeacherSolver, config_names, load_config
+from gas_ext.solvers.registry import SpacingName, build_solver, canonical_name
+
+# Stable Diffusion's, which GITS times want.
+BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+SD = NoiseSchedule.vp_discrete(torch.cumprod(1.0 - BETAS, 0))
+
+# Settings of arXiv 2510.17699: teacher steps at student NFE 4, order, variant, times, t_eps, guidance.
+PAPER = {
+    "cifar10": (20, 3, "bh1", "logsnr", 1e-4, None),
+    "ffhq": (20, 3, "bh1", "logsnr", 1e-4, None),
+    "afhqv2": (20, 3, "bh1", "logsnr", 1e-4, None),
+    "lsun-bedroom": (20, 3, "bh2", "uniform", 1e-3, None),
+    "imagenet": (10, 3, "bh2", "quadratic", 1e-3, 2.0),
+    "coco": (5, 2, "bh1", "gits", 1e-3, 7.5),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_paper_s_teacher_solvers(name):
+    solver = load_config(name).teacher_solver
+    found = (
+        solver.steps_for(4),
+        solver.order,
+        solver.variant,
+        solver.timesteps,
+        solver.t_eps,
+        solver.guidance_scale,
+    )
+    assert found == PAPER[name]
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_config_builds_its_teacher_solver(name):
+    config = load_config(name)
+    for steps in config.student.steps:
+        solver = config.teacher_solver.build(SD, steps)
+        assert solver.steps == config.teacher_solver.steps_for(steps)
+        assert len(solver.coefficients("epsilon").rows) == solver.steps
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_teacher_and_evaluation_seeds_do_not_meet(name):
+    seeds = load_config(name).seeds
+    assert not set(parse_seeds(seeds.teacher)) & set(parse_seeds(seeds.evaluation))
+
+
+def edited(tmp_path, change) -> str:
+    """Write the CIFAR-10 config with one change; return the path."""
+    values = load_config("cifar10").model_dump(mode="json")
+    change(values)
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+def test_one_s_own_file(tmp_path):
+    path = edited(tmp_path, lambda values: values["training"].update(batch_size=7))
+    assert load_config(path).training.batch_size == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.update(speed=1), r"own.yaml: speed is not a known setting; remove it\."),
+        (lambda v: v["training"].pop("loss"), r"training\.loss is missing; add it\."),
+        (
+            lambda v: v["training"].update(batch_size=0),
+            r"training\.batch_size is 0: .* greater",
+        ),
+        (lambda v: v["training"].update(batch_size="8"), r"training\.batch_size is '8': .* integer"),
+        (lambda v: v["teacher_solver"].update(kind="euler"), r"teacher_solver\.kind is 'euler': .* 'unipc'"),
+        (lambda v: v["student"].update(t_eps=1.5), r"student\.t_eps is 1\.5"),
+        (lambda v: v["seeds"].update(teacher="9-0"), r"seeds\.teacher is '9-0': .*backward"),
+        (lambda v: v["conditions"].update(kind="label"), r"num_classes belongs to labels"),
+    ],
+)
+def test_a_fault_is_told_in_one_sentence(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        load_config(edited(tmp_path, change))
+    assert "\n" not in str(caught.value)
+
+
+def test_gits_times_with_any_multistep_solver():
+    change = "teacher_solver.kind=dpm-solver++"
+    config = load_config("coco", [change])
+    with pytest.raises(ValueError, match=r"GITS times were found for Stable Diffusion 1\.5"):
+        config.teacher_solver.build(NoiseSchedule.flow(), 4)
+
+
+@pytest.mark.parametrize("kind", ["unipc", "ipndm", "dpm-solver++"])
+@pytest.mark.parametrize("timesteps", get_args(SpacingName))
+def test_the_teacher_s_solver_is_that_of_its_name(kind, timesteps):
+    values = {"kind": kind, "steps": 6, "order": 2, "variant": "bh2", "timesteps": timesteps, "t_eps": 0.01}
+    config = TeacherSolver(**values)
+    assert config.name == {"unipc": "unipc-2-bh2", "ipndm": "ipndm-2", "dpm-solver++": "dpm++-2"}[kind] + (
+        f"@{timesteps}"
+    )
+    assert canonical_name(config.name) == config.name
+    solver, named = config.build(SD, 4), build_solver(config.name, SD, 6, 0.01)
+    x = torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found, expected = (
+        GASSampler(each, lambda x, t, c: torch.tanh(x), "sample")(x) for each in (solver, named)
+    )
+    assert (found - expected).abs().max() <= 1e-10
+
+
+def test_orders_that_a_teacher_s_solver_has():
+    assert load_config("cifar10", ["teacher_solver.order=4"]).teacher_solver.name == "unipc-4-bh1@logsnr"
+    with pytest.raises(ValueError, match=r"teacher_solver is .*: dpm-solver\+\+ has no order 4, take"):
+        load_config("demo", ["teacher_solver.order=4"])
+
+
+def test_the_kind_of_student():
+    assert load_config("demo").student.kind == "gs"
+    assert load_config("demo", ["student.kind=s4s-alt"]).student.kind == "s4s-alt"
+    with pytest.raises(ValueError, match=r"student\.kind is 'dpm': .*'ld3'"):
+        load_config("demo", ["student.kind=dpm"])
+
+
+def test_unknown_names_list_what_there_is():
+    with pytest.raises(ValueError, match="expected one of afhqv2, cifar10"):
+        load_config("cifar100")
+    with pytest.raises(ValueError, match="There is no config file"):
+        load_config("missing.yaml")
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2", "!!python/object/apply:os.system ['true']"])
+def test_what_is_no_config(tmp_path, text):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"is not YAML|is no config"):
+        load_config(path)

@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+import torch
+from metric_tools import mapped, normal
+
+from gas_ext._utils.files import file_hash
+from gas_ext.evaluation.metrics import Reference, feature_statistics, merge_statistics
+
+DESCRIPTION = {"extractor": "means", "size": 3, "resize": "none", "quantization": "none"}
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_save_and_load(tmp_path, keep):
+    made = Reference.from_features("made", normal(0, 20, 3), DESCRIPTION, keep)
+    made.save(tmp_path / "reference.safetensors")
+    read = Reference.load(tmp_path / "reference.safetensors")
+    assert (read.name, read.count, read.extractor, read.sha256) == ("made", 20, DESCRIPTION, made.sha256)
+    assert torch.equal(read.statistics.mean, made.statistics.mean)
+    assert torch.equal(read.statistics.covariance, made.statistics.covariance)
+    assert (read.features is not None) == keep
+    if keep:
+        assert torch.equal(read.features, normal(0, 20, 3).float())
+    assert [path.name for path in tmp_path.iterdir()] == ["reference.safetensors"]
+
+
+def test_the_hash_is_of_the_contents():
+    features = normal(0, 20, 3)
+    first = Reference.from_features("a", features)
+    assert first.sha256 == Reference.from_features("a", features.clone()).sha256
+    others = [
+        Reference.from_features("b", features),
+        Reference.from_features("a", features + 1e-6),
+        Reference.from_features("a", features, DESCRIPTION),
+        Reference.from_features("a", features, keep=False),
+        Reference("a", feature_statistics(features + 1)),
+    ]
+    assert len({first.sha256, *(other.sha256 for other in others)}) == 6
+
+
+def test_mapped_features(tmp_path):
+    features = normal(1, 20, 3)
+    expected = Reference.from_features("a", features)
+    assert Reference.from_features("a", mapped(features, tmp_path)).sha256 == expected.sha256
+
+
+def test_edm_statistics(tmp_path):
+    features = normal(1, 50, 4)
+    path = tmp_path / "cifar10-32x32.npz"
+    np.savez(path, mu=features.numpy().mean(0), sigma=np.cov(features.numpy(), rowvar=False))
+    reference = Reference.load(path)
+    assert (reference.name, reference.count, reference.features) == ("cifar10-32x32", None, None)
+    assert reference.sha256 == file_hash(path)
+    torch.testing.assert_close(reference.statistics.covariance, feature_statistics(features).covariance)
+
+
+def test_clean_fid_features(tmp_path):
+    path = tmp_path / "custom_clean_kid.npz"
+    np.savez_compressed(path, feats=normal(2, 50, 4).float().numpy())
+    reference = Reference.load(path, name="mine")
+    assert (reference.name, reference.count, tuple(reference.features.shape)) == ("mine", 50, (50, 4))
+
+
+def test_damaged_and_foreign_files(tmp_path):
+    path = tmp_path / "reference.safetensors"
+    Reference.from_features("made", normal(0, 20, 3)).save(path)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="checksum does not fit"):
+        Reference.load(path)
+    path.write_bytes(data[:40])
+    with pytest.raises(ValueError, match="damaged"):
+        Reference.load(path)
+    with pytest.raises(FileNotFoundError, match="check the path"):
+        Reference.load(tmp_path / "none.npz")
+
+
+def test_npz_files_of_other_kinds(tmp_path):
+    path = tmp_path / "other.npz"
+    np.savez(path, images=np.zeros(3))
+    with pytest.raises(ValueError, match='"mu" and "sigma"'):
+        Reference.load(path)
+    np.savez(path, mu=np.zeros(3), sigma=np.zeros(3))
+    with pytest.raises(ValueError, match="expected \\(F,\\)"):
+        Reference.load(path)
+    np.savez(path, mu=np.array([{}], dtype=object), sigma=np.zeros(3))
+    with pytest.raises(ValueError, match="damaged"):  # rather than unpickled
+        Reference.load(path)
+    path.write_bytes(b"PK\x03\x04 no archive")
+    with pytest.raises(ValueError, match="damaged"):
+        Reference.load(path)
+
+
+def test_parts_of_several_processes_are_merged_from_files(tmp_path):
+    """Each process leaves the moments of its share; nobody holds all features."""
+    features = normal(3, 90, 4)
+    for i, part in enumerate(features.split([40, 15, 35])):
+        Reference.from_features(f"part {i}", part, DESCRIPTION, keep=False).save(
+            tmp_path / f"{i}.safetensors"
+        )
+    parts = [Reference.load(path) for path in sorted(tmp_path.iterdir())]
+    merged = Reference(
+        "all", merge_statistics(part.statistics for part in parts), extractor=parts[0].extractor
+    )
+    whole = feature_statistics(features)
+    assert merged.count == 90
+    torch.testing.assert_close(merged.statistics.covariance, whole.covariance, rtol=1e-12, atol=1e-13)

@@ -1,0 +1,116 @@
+"""Spacings of timesteps and their stick-breaking form."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_schedules import SCHEDULES
+
+from gas_ext import NoiseSchedule
+from gas_ext.solvers.timesteps import SPACINGS, inverse_stick_breaking, spaced_timesteps, stick_breaking
+
+LOGITS = st.floats(allow_nan=False, width=64)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("steps", [1, 2, 5, 20])
+@pytest.mark.parametrize("t_eps", [1e-3, 0.3, 0.5, 0.6, 0.95])
+def test_ends_and_order(name, spacing, steps, t_eps):
+    times = spaced_timesteps(SCHEDULES[name], steps, t_eps, spacing)
+    assert times.shape == (steps + 1,)
+    assert times.dtype == torch.float64
+    assert (times[0], times[-1]) == (1.0, t_eps)
+    assert bool((times.diff() < 0).all())
+
+
+def test_definitions():
+    """Each spacing is even in its own coordinate."""
+    schedule = SCHEDULES["vp_linear"]
+    coordinate = {
+        "uniform": lambda t: t,
+        "quadratic": torch.sqrt,
+        "logsnr": schedule.lambda_,
+        "edm": lambda t: torch.exp(-schedule.lambda_(t)) ** (1.0 / 7.0),
+    }
+    for spacing in SPACINGS:
+        places = coordinate[spacing](spaced_timesteps(schedule, 10, 1e-3, spacing)).diff()
+        torch.testing.assert_close(places, places.mean().expand(10), rtol=1e-9, atol=0)
+
+
+def test_edm_spacing_is_uniform_in_edm_time():
+    schedule = NoiseSchedule.edm()
+    uniform, edm = (spaced_timesteps(schedule, 18, 0.0, spacing) for spacing in ("uniform", "edm"))
+    torch.testing.assert_close(uniform, edm, rtol=0, atol=1e-13)
+    sigma = schedule.sigma(uniform)  # Karras et al. (2022), eq. 5
+    ramp = torch.linspace(0, 1, 19, dtype=torch.float64)
+    expected = (80.0 ** (1 / 7) + ramp * (0.002 ** (1 / 7) - 80.0 ** (1 / 7))) ** 7
+    torch.testing.assert_close(sigma, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "t_eps", "spacing", "words"),
+    [
+        (0, 1e-3, "uniform", "steps"),
+        (4, 0.0, "uniform", "t_eps"),
+        (4, 1.0, "uniform", "t_eps"),
+        (4, math.nan, "uniform", "t_eps"),
+        (4, 1e-3, "cosine", "cosine"),
+    ],
+)
+def test_errors(steps, t_eps, spacing, words):
+    with pytest.raises(ValueError, match=words):
+        spaced_timesteps(SCHEDULES["vp_linear"], steps, t_eps, spacing)
+
+
+@given(st.lists(LOGITS, max_size=30), st.floats(0.0, 0.5))
+@settings(max_examples=300)
+def test_any_logits_give_strictly_decreasing_times(logits, t_eps):
+    values = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
+    times = stick_breaking(values, t_eps)
+    assert times.shape == (len(logits) + 2,) if logits else (2,)
+    assert (times[0].item(), times[-1].item()) == (1.0, t_eps)
+    assert bool((times.diff() < 0).all())
+    if logits and all(math.isfinite(logit) for logit in logits):
+        (gradient,) = torch.autograd.grad(times.square().sum(), values)
+        assert bool(torch.isfinite(gradient).all())
+
+
+@pytest.mark.parametrize("extreme", [math.inf, -math.inf, 1e300, -1e300])
+def test_all_logits_extreme(extreme):
+    times = stick_breaking(torch.full((31,), extreme, dtype=torch.float64), 1e-3)
+    assert bool((times.diff() < 0).all())
+
+
+@given(st.lists(st.floats(-6.0, 6.0), min_size=1, max_size=8))
+def test_inverse_undoes_stick_breaking(logits):
+    values = torch.tensor(logits, dtype=torch.float64)
+    times = stick_breaking(values, 1e-3)
+    torch.testing.assert_close(stick_breaking(inverse_stick_breaking(times), 1e-3), times, rtol=0, atol=1e-12)
+
+
+def test_no_logits_is_one_step():
+    assert stick_breaking(torch.zeros(0), 0.25).tolist() == [1.0, 0.25]
+    assert inverse_stick_breaking(torch.tensor([1.0, 0.25])).shape == (0,)
+
+
+def test_stick_breaking_gradient():
+    logits = torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: stick_breaking(x, 1e-3), (logits,))
+
+
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [
+        ([0.9, 0.5], "from 1"),
+        ([1.0], "from 1"),
+        ([1.0, 0.5, 0.5, 0.1], "strictly"),
+        ([1.0, 0.5, math.nan], "strictly"),
+        ([1.0, 0.5, 0.499999, 0.1], "closer"),
+    ],
+)
+def test_inverse_refuses(times, words):
+    with pytest.raises(ValueError, match=words):
+        inverse_stick_breaking(torch.tensor(times, dtype=torch.float64))
