@@ -5,11 +5,11 @@ from mixture import SCHEDULE
 from PIL import Image
 
 from gas_ext import GeneralizedSolver
-from gas_ext._utils.figures import CLASSICAL_COLOR, LEARNED_COLOR, _step_weights
+from gas_ext._utils.figures import CLASSICAL_COLOR, LEARNED_COLOR
 from gas_ext._utils.noise import to_uint8
 from gas_ext.evaluation import Row
 from gas_ext.evaluation.plots import Strip, plot_samples
-from gas_ext.solvers.plots import plot_solver
+from gas_ext.solvers.plots import _step_weights, plot_solver
 
 ROWS = [
     Row("teacher", "DPM-Solver++(3M), logSNR times", 20, 0.0, 0.2, 0.8, 20.0),
