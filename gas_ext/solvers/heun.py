@@ -29,7 +29,8 @@ class HeunSolver(MultistepSolver):
     schedule : NoiseSchedule
         Schedule of the states.
     steps : int
-        Number N of steps.
+        Number of network evaluations, as for every solver: odd for `last` "zero" (at least 3) and "euler",
+        even for "heun". EDM's 18 times are 35 evaluations.
     t_eps : float
         The last time at which the network may be asked.
     timesteps : str or sequence of float
@@ -37,16 +38,14 @@ class HeunSolver(MultistepSolver):
     variable : str
         "sigma" or "time".
     last : str
-        The last step. "zero": by Euler from t_eps to sigma = 0, where no network can be asked, as EDM does;
-        there are N times, and 2 N - 1 evaluations. "euler", "heun": to t_eps, where the other solvers end
-        too; there are N + 1 times, and 2 N - 1 or 2 N evaluations.
+        The last of N steps. "zero": by Euler from t_eps to sigma = 0, where the network cannot be evaluated,
+        as EDM does; there are N times and 2 N - 1 evaluations. "euler", "heun": to t_eps, where the other
+        solvers end too; there are N + 1 times and 2 N - 1 or 2 N evaluations.
 
     Examples
     --------
-    >>> HeunSolver(NoiseSchedule.edm(0.002, 80.0), steps=18).steps
-    35
-    >>> HeunSolver(NoiseSchedule.vp_linear(), steps=2, t_eps=1e-3, last="heun").steps
-    4
+    >>> HeunSolver(NoiseSchedule.edm(0.002, 80.0), steps=35).timesteps().unique().numel()
+    18
     """
 
     highest_order = 2
@@ -65,16 +64,21 @@ class HeunSolver(MultistepSolver):
             raise ValueError(f"variable is {variable!r}, but must be 'sigma' or 'time'.")
         if last not in ("zero", "euler", "heun"):
             raise ValueError(f"last is {last!r}, but must be 'zero', 'euler' or 'heun'.")
-        if steps < 2 and last == "zero":
-            raise ValueError(f"steps is {steps}, but Heun's method needs at least 2 times.")
-        intervals = steps - 1 if last == "zero" else steps
+        least, odd = {"zero": (3, True), "euler": (1, True), "heun": (2, False)}[last]
+        if steps < least or steps % 2 != odd:
+            raise ValueError(
+                f"steps is {steps}, but Heun's method with last={last!r} makes an {'odd' if odd else 'even'} "
+                f"number of network evaluations, at least {least}."
+            )
+        # Two evaluations for each interval between the times; the last one of "zero" and "euler" has one.
+        intervals = steps // 2 if last == "zero" else (steps + 1) // 2
         super().__init__(schedule, intervals, 2, t_eps, timesteps)
         self.variable, self.last = variable, last
         self._places = self._times
         # Two states stand at each time, predicted and corrected, but one at the first and at Euler's last.
         twice = self._places[1:] if last == "zero" else self._places[1:-1]
         self._times = torch.cat([self._places[:1], twice.repeat_interleave(2), self._end()])
-        self.steps = len(self._times) - 1
+        self.steps = steps
 
     def _end(self) -> Tensor:
         """Return the times of the last states: 0 where sigma = 0, which has no time."""

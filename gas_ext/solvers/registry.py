@@ -134,7 +134,6 @@ def build_solver(name: str, schedule: NoiseSchedule, steps: int | None = None, t
     if entry.solver == "HeunSolver":
         options.setdefault("last", "euler" if steps % 2 else "heun")
         _check_heun(name, steps, options["last"])
-        steps = (steps + 1) // 2  # of one or two evaluations
     solver: Solver = getattr(gas_ext.solvers, entry.solver)(
         schedule, steps, t_eps=t_eps, timesteps=timesteps, **options
     )

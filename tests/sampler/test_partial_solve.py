@@ -14,7 +14,7 @@ SOLVERS = {
     "learned": lambda: randomize(GeneralizedSolver(VP, 5), 0, 0.02),
     "low order": lambda: randomize(GeneralizedSolver(VP, 5, order=2), 1, 0.02),
     "unipc": lambda: UniPCSolver(VP, 4),
-    "heun": lambda: HeunSolver(VP, 3, 1e-3),
+    "heun": lambda: HeunSolver(VP, 5, 1e-3),
     "one step": lambda: GeneralizedSolver(VP, 1),
 }
 

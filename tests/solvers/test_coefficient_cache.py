@@ -13,7 +13,7 @@ from gas_ext.solvers import HeunSolver, UniPCSolver
 SOLVERS = {
     "learned": lambda: randomize(GeneralizedSolver(VP, 4), 0, 0.02),
     "unipc": lambda: UniPCSolver(VP, 4),
-    "heun": lambda: HeunSolver(VP, 3, 1e-3),
+    "heun": lambda: HeunSolver(VP, 5, 1e-3),
 }
 
 

@@ -42,13 +42,13 @@ def test_the_error_falls_with_the_square_of_the_steps(name, variable):
     denoiser = gaussian(schedule)
     start = torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64)[None] * schedule.init_noise_sigma
     errors = []
-    for steps in (20, 40, 80):
+    for steps in (39, 79, 159):
         solver = HeunSolver(schedule, steps, 1e-4, "edm" if name == "vp" else "uniform", variable=variable)
         sampler = GASSampler(solver, denoiser)
         errors.append(
             (sampler(start / schedule.init_noise_sigma) - exact(schedule, start)).abs().max().item()
         )
-        assert sampler.evaluations == 2 * steps - 1
+        assert sampler.evaluations == steps
     assert errors[0] > 3.0 * errors[1] > 9.0 * errors[2]
 
 
@@ -56,7 +56,7 @@ def test_the_error_falls_with_the_square_of_the_steps(name, variable):
 def test_heun_of_diffusers(last):
     """diffusers works with x / alpha and repeats the noise levels between first and last."""
     steps = 5
-    solver = HeunSolver(DISCRETE, steps, 1e-3, "edm", last=last)
+    solver = HeunSolver(DISCRETE, 2 * steps - 1, 1e-3, "edm", last=last)
     times = solver._places
     levels = torch.exp(-DISCRETE.lambda_(times))
     if last == "zero":
@@ -80,7 +80,7 @@ def test_heun_of_diffusers(last):
 def test_heun_up_to_the_end(variable):
     """Two evaluations in the last step too, against the textbook."""
     schedule = SCHEDULES["vp"]
-    solver = HeunSolver(schedule, 3, 1e-2, "quadratic", variable=variable, last="heun")
+    solver = HeunSolver(schedule, 6, 1e-2, "quadratic", variable=variable, last="heun")
     x = noise(2, 3)
 
     def slope(state, t):
@@ -110,7 +110,7 @@ def test_heun_up_to_the_end(variable):
 
 
 def test_times_states_and_description():
-    solver = HeunSolver(SCHEDULES["vp"], 3, 0.1)
+    solver = HeunSolver(SCHEDULES["vp"], 5, 0.1)
     assert solver.timesteps().tolist() == pytest.approx([1.0, 0.55, 0.55, 0.1, 0.1, 0.0])
     described = solver.describe()
     assert (described["kind"], described["steps"], described["variable"]) == ("HeunSolver", 5, "sigma")
@@ -120,12 +120,14 @@ def test_times_states_and_description():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: HeunSolver(SCHEDULES["vp"], 1, 0.1), "at least 2 times"),
+        (lambda: HeunSolver(SCHEDULES["vp"], 1, 0.1), "odd number of network evaluations, at least 3"),
+        (lambda: HeunSolver(SCHEDULES["vp"], 6, 0.1, last="euler"), "steps is 6, .* odd"),
+        (lambda: HeunSolver(SCHEDULES["vp"], 5, 0.1, last="heun"), "steps is 5, .* even"),
         (lambda: HeunSolver(SCHEDULES["vp"], 3), "t_eps is 0.0"),
         (lambda: HeunSolver(SCHEDULES["vp"], 3, 0.1, variable="lambda"), "'sigma' or 'time'"),
         (lambda: HeunSolver(SCHEDULES["vp"], 3, 0.1, last="none"), "'zero', 'euler' or 'heun'"),
         (lambda: HeunSolver(NoiseSchedule.flow(), 3, 0.1), "infinite"),
-        (lambda: HeunSolver(SCHEDULES["vp"], 3, timesteps=[1.0, 0.2, 0.3], t_eps=0.1), "decreasing"),
+        (lambda: HeunSolver(SCHEDULES["vp"], 5, timesteps=[1.0, 0.2, 0.3], t_eps=0.1), "decreasing"),
     ],
 )
 def test_impossible_arguments_are_refused(call, message):

@@ -114,7 +114,7 @@ def test_solvers_agree_in_the_limit(kind):
         multistep = classical_solver(teacher.schedule, steps, 3, "logsnr", t_eps).solver
         results.append(GASSampler(multistep, teacher)(noise))
     times = classical_solver(teacher.schedule, 40, 1, "logsnr", t_eps).solver.timesteps()
-    heun = GASSampler(HeunSolver(teacher.schedule, 41, t_eps, times), teacher)
+    heun = GASSampler(HeunSolver(teacher.schedule, 81, t_eps, times), teacher)
     _, trajectory = heun(noise, return_trajectory=True)
     reached = trajectory.states[-2]  # before the last step, to sigma = 0
     scale = reached.abs().max()
