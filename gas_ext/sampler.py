@@ -12,10 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from gas_ext._utils.cuda_graphs import SolveGraphs
 from gas_ext.denoisers import Condition, Denoiser, DenoiserFunction, per_sample
 from gas_ext.ops import UpdateResult, fused_update
-from gas_ext.ops.solve_backward import SolveTape
-from gas_ext.solvers.coefficient_cache import CoefficientCache
 from gas_ext.solvers.coefficients import Solver, SolverCoefficients, check_prediction_type
 from gas_ext.solvers.generalized import GeneralizedSolver, check_guidance_scale
+from gas_ext.solvers.multistep import MultistepSolver
 
 
 class Trajectory(NamedTuple):
@@ -118,7 +117,7 @@ class GASSampler(nn.Module):
         self.guidance_scale = _agreed("guidance_scale", guidance_scale, solver.guidance_scale, "solver")
         self.recompute = recompute
         self.evaluations = 0  # of the network so far, replayed ones too; a doubled, guided batch is one
-        self._cache = CoefficientCache()
+        self._baked: _Baked | None = None
         self._graphs = SolveGraphs() if cuda_graph else None
         check_prediction_type(solver.schedule, self.prediction_type)
 
@@ -154,8 +153,20 @@ class GASSampler(nn.Module):
         return self.guidance_scale is not None and self.guidance_scale != 1.0
 
     def coefficients(self) -> SolverCoefficients:
-        """Return the numbers of one solve for this sampler's network."""
+        """Return the coefficients of one solve for this sampler's network, with gradients where recorded."""
         return self.solver.coefficients(self.prediction_type, self.guidance_scale)
+
+    def bake(self) -> SolverCoefficients:
+        """Compute the coefficients of a finished solver once, to be used by every solve from here on.
+
+        A solve does so by itself, and again after the solver, `prediction_type`, `guidance_scale` or a
+        parameter changed, and computes them each time while gradients of parameters are recorded. A
+        parameter has changed if it was replaced, moved, or written to by torch, as optimizers and
+        `load_state_dict` do. Call `bake` after changes that torch does not see: writes through ``.data`` or
+        NumPy, or other attributes of the solver.
+        """
+        table = self._bake().coefficients
+        return table._replace(timesteps=table.timesteps.clone())
 
     def forward(
         self,
@@ -200,10 +211,15 @@ class GASSampler(nn.Module):
         """
         _check_noise(noise)
         condition = self._condition(condition, unconditional_condition, noise.shape[0])
-        sample, trajectory = self._replay(noise, condition, return_trajectory), None
-        if sample is None:
-            sample, trajectory = self._solve(noise, condition, self._table(), return_trajectory)
-        return sample if trajectory is None else (sample, trajectory)
+        sample = self._replay(noise, condition, return_trajectory)
+        if sample is not None:
+            return sample
+        table = self._coefficients()
+        solve = self._solve(noise, condition, table, keep_all=return_trajectory)
+        if not return_trajectory:
+            return solve.states[-1]
+        trajectory = Trajectory(tuple(solve.states), tuple(solve.data), table.timesteps.clone())
+        return solve.states[-1], trajectory
 
     def begin(
         self, noise: Tensor, condition: Condition = None, unconditional_condition: Condition = None
@@ -226,9 +242,24 @@ class GASSampler(nn.Module):
         _check_noise(noise)
         return PartialSolve(self, noise, self._condition(condition, unconditional_condition, noise.shape[0]))
 
-    def _table(self) -> SolverCoefficients:
-        """Return the numbers of one solve, kept where that is safe."""
-        return self._cache.get(self.solver, self.prediction_type, self.guidance_scale)
+    def _coefficients(self, *, recording: bool = False) -> SolverCoefficients:
+        """Return the coefficients of a solve: baked ones where that is safe; see `bake`."""
+        solver, baked = self.solver, self._baked
+        if torch.compiler.is_compiling():
+            return self.coefficients()
+        if type(solver) is GeneralizedSolver:  # a derived class may depend on anything
+            # A graph computes them itself, so that its replays follow the parameters.
+            follows = recording or _needs_gradients(solver) or not _has_versions(solver)
+        else:
+            follows = not isinstance(solver, MultistepSolver)
+        if follows:
+            return self.coefficients()
+        return (baked if baked is not None and baked.holds(self) else self._bake()).coefficients
+
+    def _bake(self) -> _Baked:
+        with torch.inference_mode(False), torch.no_grad():  # to be of use in any mode
+            baked = self._baked = _Baked(self, self.coefficients())
+        return baked
 
     def _replay(self, noise: Tensor, condition: Condition, return_trajectory: bool) -> Tensor | None:
         """Solve by a CUDA graph; None where that was not asked for or cannot be done."""
@@ -239,8 +270,8 @@ class GASSampler(nn.Module):
             return None
 
         def solve(noise: Tensor, condition: Condition) -> tuple[Tensor, SolverCoefficients]:
-            table = self._table()
-            return self._solve(noise, condition, table)[0], table
+            table = self._coefficients(recording=True)
+            return self._solve(noise, condition, table).states[-1], table
 
         # A tensor that was moved or replaced, and not only written to, needs another graph.
         places = tuple([tensor.data_ptr() for tensor in (*self.parameters(), *self.buffers())])
@@ -253,39 +284,13 @@ class GASSampler(nn.Module):
         return sample
 
     def _solve(
-        self, noise: Tensor, condition: Condition, table: SolverCoefficients, return_trajectory: bool = False
-    ) -> tuple[Tensor, Trajectory | None]:
-        """Run all steps; the condition is what the network is given."""
-        _check_device(noise, table.timesteps.device)
-        times = table.evaluation_timesteps.clone().unbind()  # a network may write into its time
-        scale = self.solver.schedule.init_noise_sigma
-        x = noise if scale == 1.0 else noise * scale
-        states, data = [x], []  # the whole trajectory, if asked for
-        recent_states: list[Tensor] = [x]  # what the next update uses, from the newest back
-        recent_data: list[Tensor] = []
-        states_kept, data_kept = (kept.shape[1] for kept in table.weights)
-        guided, lower = self.guided, self._lower_input_dtype(x)
-        seen = x if lower is None else x.to(lower)
-        # A tape has no whole gradients of what is between noise and result.
-        plain = return_trajectory or not torch.is_grad_enabled()
-        take_step = fused_update if plain else SolveTape().update
-        for t, row in zip(times, table.rows, strict=True):
-            output = self._evaluate(seen, t, condition)
-            wanted = None if row is table.rows[-1] else lower
-            update = take_step(
-                recent_states + recent_data, output, row, guided=guided, next_input_dtype=wanted
-            )
-            x = update.state
-            seen = x if update.next_input is None else update.next_input
-            # Older ones are let go, so that memory does not grow with the number of steps.
-            recent_states = [x, *recent_states][:states_kept]
-            recent_data = [update.data, *recent_data][: data_kept - 1]
-            if return_trajectory:
-                states.append(x)
-                data.append(update.data)
-        if return_trajectory:
-            return x, Trajectory(tuple(states), tuple(data), table.timesteps.clone())
-        return x, None
+        self, noise: Tensor, condition: Condition, table: SolverCoefficients, *, keep_all: bool = False
+    ) -> PartialSolve:
+        """Make all steps; the condition is what the network is given."""
+        solve = PartialSolve(self, noise, condition, keep_all=keep_all)
+        for time in table.evaluation_timesteps.clone().unbind():  # a network may write into its time
+            solve._advance(table, time)
+        return solve
 
     def _condition(self, condition: Condition, unconditional: Condition, batch: int) -> Condition:
         """Return what the network is given: encoded, and for guidance joined with its other half."""
@@ -338,11 +343,18 @@ class PartialSolve:
         D_0, ..., up to D_n once that has been evaluated.
     """
 
-    def __init__(self, sampler: GASSampler, noise: Tensor, condition: Condition) -> None:
-        self.states: list[Tensor] = [noise * sampler.solver.schedule.init_noise_sigma]
+    def __init__(
+        self, sampler: GASSampler, noise: Tensor, condition: Condition, *, keep_all: bool = True
+    ) -> None:
+        scale = sampler.solver.schedule.init_noise_sigma
+        self.states: list[Tensor] = [noise if scale == 1.0 else noise * scale]
         self.data: list[Tensor] = []
         self._sampler = sampler
         self._condition = condition
+        self._keep_all = keep_all  # else those that later steps use, so that memory does not grow
+        self._steps = 0
+        self._lower = sampler._lower_input_dtype(noise)
+        self._input: Tensor | None = None  # of the network, where the last update has made it
         self._output: Tensor | None = None  # of the network, for the step that comes
 
     def evaluate(self, table: SolverCoefficients) -> Tensor:
@@ -353,7 +365,7 @@ class PartialSolve:
         Parameters
         ----------
         table : SolverCoefficients
-            The numbers of the solve, of which the times and the data prediction's p and q are used.
+            The coefficients of the solve, of which the times and the data prediction's p and q are used.
 
         Returns
         -------
@@ -366,30 +378,106 @@ class PartialSolve:
             If all steps of the table have been made, or what `GASSampler` raises about device and network.
         """
         if self._output is None:
-            n, x = len(self.states) - 1, self.states[-1]
-            if n == len(table.rows):
-                raise ValueError(f"All {n} steps of this solve have been made; begin another one.")
-            _check_device(x, table.timesteps.device)
-            seen = x.to(self._sampler._lower_input_dtype(x) or x.dtype)
-            time = table.evaluation_timesteps[n].clone()  # a network may write into its time
-            output = self._sampler._evaluate(seen, time, self._condition)
+            output = self._call_network(table, self._time(table))
             self._output = output.clone()  # a network may reuse the memory of its output
-            self.data.append(self._update(table).data)  # the same whatever the weights: the state is not kept
+            self.data.append(self._update(table, self._output, self.data, None).data)  # the state is not kept
         return self.data[-1]
 
     def advance(self, table: SolverCoefficients) -> None:
         """Make the coming step, by its row of the table; what is raised is what `evaluate` raises."""
-        self.evaluate(table)
-        self.states.append(self._update(table).state)
-        self._output = None
+        self._advance(table, self._time(table))
 
-    def _update(self, table: SolverCoefficients) -> UpdateResult:
-        assert self._output is not None
-        n = len(self.states) - 1
+    def _time(self, table: SolverCoefficients) -> Tensor:
+        if self._steps == len(table.rows):
+            raise ValueError(f"All {self._steps} steps of this solve have been made; begin another one.")
+        return table.evaluation_timesteps[self._steps].clone()  # a network may write into its time
+
+    def _advance(self, table: SolverCoefficients, time: Tensor) -> None:
+        next_input_dtype = None if self._steps + 1 == len(table.rows) else self._lower
+        if self._output is None:
+            output = self._call_network(table, time)
+            update = self._update(table, output, self.data, next_input_dtype)
+            self.data.append(update.data)
+        else:
+            update = self._update(table, self._output, self.data[:-1], next_input_dtype)
+        self.states.append(update.state)
+        self._input, self._output = update.next_input, None
+        self._steps += 1
+        if not self._keep_all:
+            states_kept, data_kept = (kept.shape[1] for kept in table.weights)
+            self.states = self.states[-states_kept:]
+            self.data = self.data[max(len(self.data) - data_kept + 1, 0) :]
+
+    def _call_network(self, table: SolverCoefficients, time: Tensor) -> Tensor:
+        x = self.states[-1]
+        _check_device(x, table.timesteps.device)
+        seen = self._input
+        if seen is None:
+            seen = x if self._lower is None else x.to(self._lower)
+        return self._sampler._evaluate(seen, time, self._condition)
+
+    def _update(
+        self,
+        table: SolverCoefficients,
+        output: Tensor,
+        data: list[Tensor],
+        next_input_dtype: torch.dtype | None,
+    ) -> UpdateResult:
+        """Update with the states and the data predictions before D_n that the solver uses, newest first."""
         states_kept, data_kept = (kept.shape[1] for kept in table.weights)
-        recent_data = self.data[n - 1 :: -1] if n else []
-        history = self.states[::-1][:states_kept] + recent_data[: data_kept - 1]
-        return fused_update(history, self._output, table.rows[n], guided=self._sampler.guided)
+        return fused_update(
+            self.states[: -states_kept - 1 : -1] + data[:-data_kept:-1],
+            output,
+            table.rows[self._steps],
+            guided=self._sampler.guided,
+            next_input_dtype=next_input_dtype,
+        )
+
+
+class _Baked:
+    """Coefficients as constants, and what they were computed from."""
+
+    def __init__(self, sampler: GASSampler, coefficients: SolverCoefficients) -> None:
+        self.coefficients = coefficients
+        self._asked = sampler.solver, sampler.prediction_type, sampler.guidance_scale
+        # They share memory and version with the parameters, and keep the address from being used again.
+        self._tensors = [tensor.detach() for tensor in _tensors(sampler.solver)]
+        self._version = _version(sampler.solver)
+
+    def holds(self, sampler: GASSampler) -> bool:
+        """Whether nothing has changed that torch knows of."""
+        asked = sampler.solver, sampler.prediction_type, sampler.guidance_scale
+        return asked == self._asked and _version(sampler.solver) == self._version
+
+
+def _tensors(solver: Solver) -> list[Tensor]:
+    """Return what `parameters` and `buffers` do, in a tenth of their time."""
+    assert isinstance(solver, nn.Module)
+    registered = [*solver._parameters.values(), *solver._buffers.values()]
+    return [tensor for tensor in registered if tensor is not None]
+
+
+def _version(solver: Solver) -> list[tuple[Any, ...]]:
+    """Return what changes when a parameter is replaced, moved or written to, and with the CUDA stream.
+
+    Another stream would not wait for coefficients that are still being computed. Recording a CUDA graph
+    begins with waiting for everything, and the solves that precede it have baked.
+    """
+    tensors = _tensors(solver)
+    version: list[tuple[Any, ...]] = [(t.data_ptr(), t._version, t.device) for t in tensors]
+    on_gpu = tensors[0].is_cuda and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    if on_gpu and not torch.cuda.is_current_stream_capturing():
+        version.append((torch.cuda.current_stream(tensors[0].device),))
+    return version
+
+
+def _has_versions(solver: GeneralizedSolver) -> bool:
+    """Whether torch counts the writes to the parameters; not to those of torch.func or of inference mode."""
+    return all([type(t) is nn.Parameter and not t.is_inference() for t in _tensors(solver)])
+
+
+def _needs_gradients(solver: GeneralizedSolver) -> bool:
+    return torch.is_grad_enabled() and any([tensor.requires_grad for tensor in _tensors(solver)])
 
 
 def _agreed(name: str, given: Any, made_for: Any, owner: str) -> Any:

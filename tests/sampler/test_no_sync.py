@@ -93,7 +93,7 @@ def test_a_backward_pass_does_not_wait(name):
 @pytest.mark.parametrize("kind", [DEISSolver, DPMSolver, HeunSolver, IPNDMSolver, UniPCSolver])
 def test_a_classical_solve_does_not_wait(kind):
     options = {"order": 3} if kind is IPNDMSolver else {}
-    solver = kind(fresh("vp_discrete"), 4, t_eps=1e-3, **options)
+    solver = kind(fresh("vp_discrete"), 5 if kind is HeunSolver else 4, t_eps=1e-3, **options)
     solver.weights()  # computed from numbers, before the fake
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert copies_in_the_second_solve(solver) == []
