@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
@@ -331,3 +331,31 @@ class _CallableDenoiser(Denoiser):
 
     def decode(self, samples: Tensor) -> Tensor:
         return samples if self._decode is None else self._decode(samples)
+
+
+def doubled_condition(unconditional: Condition, condition: Condition, batch: int) -> Condition:
+    """Return the condition of the doubled batch, unconditional half first, broadcast over the batch."""
+    if isinstance(condition, Tensor) and isinstance(unconditional, Tensor):
+        condition = per_sample(condition, batch)
+        try:
+            return torch.cat([unconditional.to(condition).expand_as(condition), condition])
+        except RuntimeError as error:
+            raise ValueError(
+                f"The unconditional condition has shape {tuple(unconditional.shape)}, which does not "
+                f"broadcast to the condition's {tuple(condition.shape)}."
+            ) from error
+    pair = (unconditional, condition)
+    if all(isinstance(side, Mapping) for side in pair) and unconditional.keys() == condition.keys():
+        return {
+            name: doubled_condition(unconditional[name], value, batch) for name, value in condition.items()
+        }
+    if all(isinstance(side, (list, tuple)) for side in pair) and len(unconditional) == len(condition):
+        return tuple(doubled_condition(*sides, batch) for sides in zip(unconditional, condition, strict=True))
+    plain = all(side is None or isinstance(side, (bool, int, float, str)) for side in pair)
+    if plain and unconditional == condition:  # an option of the network rather than something per sample
+        return condition
+    raise ValueError(
+        f"Guidance cannot join an unconditional condition of type {type(unconditional).__name__} with a "
+        f"condition of type {type(condition).__name__}; pass two tensors, equal plain values, or two like "
+        "containers of these."
+    )

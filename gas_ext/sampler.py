@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gas_ext._utils.cuda_graphs import SolveGraphs
-from gas_ext.denoisers import Condition, Denoiser, DenoiserFunction, per_sample
+from gas_ext.denoisers import Condition, Denoiser, DenoiserFunction, doubled_condition
 from gas_ext.ops import UpdateResult, fused_update
 from gas_ext.solvers.coefficients import Solver, SolverCoefficients, check_prediction_type
 from gas_ext.solvers.generalized import GeneralizedSolver, check_guidance_scale
@@ -305,7 +304,7 @@ class GASSampler(nn.Module):
         if condition is None or unconditional is None:
             missing = "condition" if condition is None else "unconditional_condition"
             raise ValueError(f"Guidance with scale {self.guidance_scale} needs {missing}, which is None.")
-        return _doubled(unconditional, condition, batch)
+        return doubled_condition(unconditional, condition, batch)
 
     def _lower_input_dtype(self, x: Tensor) -> torch.dtype | None:
         """Return the half precision to which the network would cast float32 states, if it says so."""
@@ -515,29 +514,3 @@ def _check_output(output: Any, seen: Tensor) -> None:
             f"The network returned shape {tuple(output.shape)} for an input of shape "
             f"{tuple(seen.shape)}; it must return one output per input."
         )
-
-
-def _doubled(unconditional: Condition, condition: Condition, batch: int) -> Condition:
-    """Return the condition of the doubled batch, unconditional half first, broadcast over the batch."""
-    if isinstance(condition, Tensor) and isinstance(unconditional, Tensor):
-        condition = per_sample(condition, batch)
-        try:
-            return torch.cat([unconditional.to(condition).expand_as(condition), condition])
-        except RuntimeError as error:
-            raise ValueError(
-                f"The unconditional condition has shape {tuple(unconditional.shape)}, which does not "
-                f"broadcast to the condition's {tuple(condition.shape)}."
-            ) from error
-    pair = (unconditional, condition)
-    if all(isinstance(side, Mapping) for side in pair) and unconditional.keys() == condition.keys():
-        return {name: _doubled(unconditional[name], value, batch) for name, value in condition.items()}
-    if all(isinstance(side, (list, tuple)) for side in pair) and len(unconditional) == len(condition):
-        return tuple(_doubled(*sides, batch) for sides in zip(unconditional, condition, strict=True))
-    plain = all(side is None or isinstance(side, (bool, int, float, str)) for side in pair)
-    if plain and unconditional == condition:  # an option of the network rather than something per sample
-        return condition
-    raise ValueError(
-        f"Guidance cannot join an unconditional condition of type {type(unconditional).__name__} with a "
-        f"condition of type {type(condition).__name__}; pass two tensors, equal plain values, or two like "
-        "containers of these."
-    )
