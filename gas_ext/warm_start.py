@@ -320,8 +320,8 @@ class _NotFiniteError(ValueError):
 def _check_finite(data: Tensor, n: int, times: Tensor, steps: str) -> None:
     if not bool(torch.isfinite(data).all()):
         raise _NotFiniteError(
-            f"The network returned NaN or infinity at step {n + 1} of {steps} (t = {times[n].item():.4g}), so "
-            "the start cannot be fitted: check the network's weights and inputs, and try it in float32."
+            f"The network returned NaN or infinity at step {n + 1} of {steps} (t = {times[n].item():.4g}), "
+            "so the start cannot be fitted: check the network's weights and inputs, and try it in float32."
         )
 
 
