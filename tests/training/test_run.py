@@ -2,6 +2,7 @@ import math
 import os
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from mixture import SCHEDULE, mixture_denoiser
@@ -10,6 +11,7 @@ from toy_run import TRAIN, VALIDATION, make_toy_samples, run, toy_config, toy_de
 
 from gas_ext import Denoiser, GASSampler, GeneralizedSolver
 from gas_ext.configs import Config, load_config
+from gas_ext.data import image_grid, to_uint8
 from gas_ext.progress import SilentReporter
 from gas_ext.samples import SampleBatch, TeacherSamples
 from gas_ext.training import read_log, train
@@ -358,10 +360,12 @@ def images_config(**training) -> Config:
     )
 
 
-def test_pictures_of_images(tmp_path):
+@pytest.mark.parametrize("truncates", [False, True])
+def test_pictures_of_images(tmp_path, truncates):
     denoiser = Denoiser.from_callable(
         mixture_denoiser, schedule=SCHEDULE, prediction_type="sample", sample_shape=(1, 8, 8), name="images"
     )
+    denoiser.truncates = truncates
     result = train(images_config(), denoiser, tmp_path / "run", samples=tmp_path / "samples")
     assert sorted(path.name for path in (result.folder / "images").iterdir()) == [
         "grid-00000000.png",
@@ -374,6 +378,10 @@ def test_pictures_of_images(tmp_path):
     ]
     from PIL import Image
 
+    drawn = np.asarray(Image.open(result.folder / "images" / "teacher.png"))
+    shown = TeacherSamples.open(tmp_path / "samples").batch(range(TRAIN, TRAIN + 4)).samples
+    tiles = image_grid(shown, 2).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    assert np.array_equal(drawn, to_uint8(tiles, truncate=truncates)[0])
     assert Image.open(result.folder / "images" / "grid-00000002.png").size == (44, 44)
     shutil.rmtree(tmp_path / "run")
     train(images_config(shown_images=0), denoiser, tmp_path / "run", samples=tmp_path / "samples")
