@@ -91,6 +91,9 @@ class Denoiser(nn.Module, ABC):
         the literature. Not counted inside a graph of `torch.compile`.
     weights_hash : str
         SHA-256 (hex) of the weights, where known; "" otherwise.
+    truncates : bool
+        Whether the pipeline that the model's FIDs are published with cuts its images off to 8 bits, as those
+        of LDM and Stable Diffusion do, in place of rounding them; see `gas_ext._utils.noise.to_uint8`.
 
     Raises
     ------
@@ -101,6 +104,7 @@ class Denoiser(nn.Module, ABC):
     """
 
     family: ClassVar[str] = "custom"
+    truncates: bool = False
 
     def __init__(
         self,

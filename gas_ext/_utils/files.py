@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import os
@@ -11,8 +12,12 @@ from pathlib import Path
 _CHUNK = 1 << 22
 
 
-def write_file(path: Path, data: bytes | memoryview) -> None:
-    """Write a file that appears, or changes, only when it is complete; missing folders are made."""
+def write_file(path: Path, data: bytes | memoryview, *, replace: bool = True) -> None:
+    """Write a file that appears, or changes, only when it is complete; missing folders are made.
+
+    Without `replace`, a file that is there stays as it is, even if it appeared a moment ago (where the file
+    system has hard links).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -21,7 +26,13 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~umask())  # mkstemp lets only the owner read
-        os.replace(temporary, path)
+        if not replace:
+            with contextlib.suppress(OSError):  # it is there, or there are no links here
+                os.link(temporary, path)
+        if replace or not path.exists():
+            os.replace(temporary, path)
+        else:
+            os.unlink(temporary)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

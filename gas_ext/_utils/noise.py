@@ -25,6 +25,7 @@ __all__ = [
     "seed_labels",
     "stacked_noise",
     "take",
+    "to_bytes",
     "to_uint8",
 ]
 
@@ -133,18 +134,32 @@ def take(condition: Any, index: Tensor | slice) -> Any:
     )
 
 
-def to_uint8(images: Tensor) -> Tensor:
+def to_uint8(images: Tensor, *, truncate: bool = False) -> Tensor:
     """Quantize images from [-1, 1] to 0..255.
 
     The rule is ``floor(127.5 x + 128)`` clamped to 0..255: -1 becomes 0, +1 becomes 255, and what lies
-    between is rounded to the nearest level.
+    between is rounded to the nearest level; with `truncate`, ``floor(127.5 (x + 1))``, the level below, as
+    the published pipelines of latent diffusion have it (see `Denoiser.truncates`).
 
     Examples
     --------
-    >>> to_uint8(torch.tensor([-1.2, -1.0, 0.0, 1.0])).tolist()
-    [0, 0, 128, 255]
+    >>> images = torch.tensor([-1.2, -1.0, 0.0, 1.0])
+    >>> to_uint8(images).tolist(), to_uint8(images, truncate=True).tolist()
+    ([0, 0, 128, 255], [0, 0, 127, 255])
     """
-    return (images * 127.5 + 128.0).clamp(0, 255).to(torch.uint8)
+    return to_bytes(images, truncate=truncate).to(torch.uint8)
+
+
+def to_bytes(images: Tensor, *, truncate: bool = False) -> Tensor:
+    """Return the levels of `to_uint8` as floats; NaN stays NaN.
+
+    Examples
+    --------
+    >>> to_bytes(torch.tensor([-1.5, -1.0, 0.0, torch.nan]))
+    tensor([  0.,   0., 128.,  nan])
+    """
+    levels = (images + 1.0) * 127.5 if truncate else images * 127.5 + 128.0
+    return levels.floor().clamp(0, 255)
 
 
 def image_grid(images: Tensor, columns: int, padding: int = 2, background: float = 1.0) -> Tensor:
@@ -189,23 +204,25 @@ def image_grid(images: Tensor, columns: int, padding: int = 2, background: float
     return grid
 
 
-def save_png(image: Tensor, path: str | Path, scale: int = 1) -> None:
+def save_png(image: Tensor, path: str | Path, scale: int = 1, *, truncate: bool = False) -> None:
     """Write one image of shape ``(C, H, W)`` in [-1, 1], C = 1 or 3, as a PNG file, atomically.
 
     Parameters
     ----------
     image : Tensor
-        The image; quantized by `to_uint8`.
+        The image.
     path : str or Path
         The file; missing folders are made.
     scale : int
         Integer enlargement by pixel repetition.
+    truncate : bool
+        How it is quantized; see `to_uint8`.
     """
     from PIL import Image
 
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise ValueError(f"image has shape {tuple(image.shape)}; expected (1 or 3, height, width)")
-    pixels = to_uint8(image.detach().float().cpu()).permute(1, 2, 0)
+    pixels = to_uint8(image.detach().float().cpu(), truncate=truncate).permute(1, 2, 0)
     pixels = pixels.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
     array = pixels.squeeze(-1).numpy()
     path = Path(path)

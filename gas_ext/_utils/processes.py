@@ -50,6 +50,10 @@ class _JoinedProcesses(Processes):
     """Processes that accelerate has joined: NCCL between GPUs, gloo between CPUs."""
 
     def __init__(self, device: torch.device) -> None:
+        # Its functions have the process group of the moment of their import as a default. Imported later, as
+        # torch._dynamo does on the way, it would keep the group for good: threads of gloo would outlive the
+        # interpreter and abort the process at its end.
+        import torch.distributed.nn.functional  # noqa: F401
         from accelerate import PartialState
 
         # Not an Accelerator: it would fix one precision for all runs of a Python process.

@@ -70,7 +70,7 @@ def sample(
         )
     images = _decode(network, run.samples, batch_size)
     if out.suffix.lower() == ".png":
-        _write_grid(images, out, columns)
+        _write_grid(images, out, columns, network.truncates)
     else:
         _write_tensors(run.samples, images, numbers, out)
     what = "images" if out.suffix.lower() == ".png" else "samples"
@@ -108,7 +108,7 @@ def _decode(teacher: Denoiser, samples: Tensor, batch_size: int) -> Tensor:
         return torch.cat([teacher.decode(samples[start : start + batch_size]).cpu() for start in starts])
 
 
-def _write_grid(images: Tensor, out: Path, columns: int) -> None:
+def _write_grid(images: Tensor, out: Path, columns: int, truncate: bool) -> None:
     from gas_ext._utils.noise import image_grid, save_png
 
     if images.ndim != 4 or images.shape[1] not in (1, 3):
@@ -117,7 +117,8 @@ def _write_grid(images: Tensor, out: Path, columns: int) -> None:
             "with --out"
         )
     columns = columns or max(1, round(len(images) ** 0.5))
-    save_png(image_grid(images, columns), out, scale=2 if images.shape[-1] < 64 else 1)
+    scale = 2 if images.shape[-1] < 64 else 1
+    save_png(image_grid(images, columns), out, scale, truncate=truncate)
 
 
 def _write_tensors(samples: Tensor, images: Tensor, seeds: list[int], out: Path) -> None:

@@ -91,7 +91,8 @@ def compare(
     labels, prompts, conditions
         As for `generate_samples`.
     features : str or FeatureExtractor, or a sequence of them
-        With what networks distances of distributions are measured; without, there are none. Numbers of the
+        With what networks distances of distributions are measured; without, there are none. Networks that
+        see bytes see those of the teacher's pictures (`Denoiser.truncates`). Numbers of the
         second and further ones have keys such as "frechet_to_teacher@efficientnet-lite0".
     reference : Reference, optional
         Real data, compared in the features that it was made with; without, distances of distributions are to
@@ -183,7 +184,8 @@ def compare(
 
 def _loaded(features: Features | Sequence[Features], denoiser: Denoiser) -> tuple[FeatureExtractor, ...]:
     several = [features] if isinstance(features, str | FeatureExtractor) else features
-    return tuple(load_features(it, denoiser.device) if isinstance(it, str) else it for it in several)
+    loaded = [load_features(it, denoiser.device) if isinstance(it, str) else it for it in several]
+    return tuple(it.truncated() if denoiser.truncates else it for it in loaded)
 
 
 def _checked_folder(folder: Path) -> Path:

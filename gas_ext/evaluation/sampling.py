@@ -113,7 +113,7 @@ class ChunkSampler:
         images = self.setup.denoiser.decode(samples).float()
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             return torch.zeros(0, 1, 1, 1, dtype=torch.uint8)
-        return to_uint8(images.nan_to_num(0.0)).cpu()
+        return to_uint8(images.nan_to_num(0.0), truncate=self.setup.denoiser.truncates).cpu()
 
 
 def _device_name(device: torch.device) -> str:

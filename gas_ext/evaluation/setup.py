@@ -16,7 +16,7 @@ from gas_ext._utils.sealed_files import checksum
 from gas_ext.denoisers import Denoiser
 from gas_ext.evaluation.features import FeatureExtractor
 from gas_ext.evaluation.metrics import Reference
-from gas_ext.evaluation.metrics.measure import agreed_extractor
+from gas_ext.evaluation.metrics.measure import agreed_extractor, comparable
 from gas_ext.samples.generate import Conditions
 from gas_ext.samples.manifest import plain, short_hash
 
@@ -193,7 +193,8 @@ def extractor_of(reference: Reference, extractors: Sequence[FeatureExtractor]) -
     """
     size = len(reference.statistics.mean)
     fitting = [extractor for extractor in extractors if extractor.size == size]
-    recorded = [e for e in fitting if reference.extractor in (None, e.describe())]
+    made_with = None if reference.extractor is None else comparable(reference.extractor)
+    recorded = [e for e in fitting if made_with in (None, comparable(e.describe()))]
     if recorded:
         return recorded[0]
     if fitting:

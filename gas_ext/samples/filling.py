@@ -138,7 +138,8 @@ class SampleFolder:
     def write(self, number: int, content: Content) -> None:
         """Put a shard in place; ValueError if the manifest lists one with other bits."""
         if not self.join():
-            write_manifest(self.path, self.manifest)
+            write_manifest(self.path, self.manifest, replace=False)
+            self.join()  # of those that begin at once, with other settings, all but one are refused here
         rows = self.rows(number)
         seeds = torch.tensor(self.seeds[rows.start : rows.stop], dtype=torch.int64)
         tensors = {"seeds": seeds, **content.tensors}

@@ -182,8 +182,8 @@ def _damaged(path: Path, reason: str) -> ValueError:
     )
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Path, manifest: Manifest, *, replace: bool = True) -> None:
     """Write a manifest, sealed with its own SHA-256; it appears, or changes, as a whole."""
     record = {"format_version": FORMAT_VERSION, **asdict(manifest)}
     text = json.dumps({**record, "sha256": _hash(record)}, indent=2) + "\n"
-    write_file(folder / MANIFEST, text.encode())
+    write_file(folder / MANIFEST, text.encode(), replace=replace)

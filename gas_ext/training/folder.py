@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from gas_ext._utils.files import check_output_folder, remove_leftovers, write_file
 from gas_ext.configs import Config, config_text
@@ -22,6 +26,8 @@ IMAGES = "images"
 LOG = "log.jsonl"
 TENSORBOARD = "tensorboard"
 WANDB_ID = "wandb-id.txt"
+LOCK = ".lock"
+HOLDER = ".lock-holder"  # not in the lock's own file, which a process that tries it may empty
 
 # Everything a run writes, but config.yaml, by which its folder is known.
 _FILES = (
@@ -98,6 +104,31 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the folder for this process; the operating system frees it if the process is killed.
+
+        Raises
+        ------
+        ValueError
+            If another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock, holder = FileLock(self.path / LOCK, timeout=0), self.path / HOLDER
+        try:
+            lock.acquire()
+        except Timeout:
+            name = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
+            raise ValueError(
+                f"{self.path} is in use by {name}: wait until that ends, or choose another folder with -o."
+            ) from None
+        try:
+            write_file(holder, f"process {os.getpid()} on {platform.node()}".encode())
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
+
     def find(
         self, settings: Mapping[str, Any], tell: Callable[[str], object] = lambda line: None
     ) -> Checkpoint | None:
@@ -106,7 +137,7 @@ class RunFolder:
         Parameters
         ----------
         settings : mapping
-            What the run to be made depends on.
+            What the run to be made depends on; without "samples", those are not compared.
         tell : callable
             Told about damaged checkpoints.
 
@@ -144,6 +175,7 @@ class RunFolder:
     def _require_same(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
         there = {**{name: value for name, value in _LATER.items() if name in here}, **there}
         names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+        names = [name for name in names if name != "samples" or name in here]
         names = [name for name in names if not _only_longer(name, there, here)]
         if not names:
             return
@@ -174,7 +206,7 @@ class RunFolder:
 
     def _remove_unfinished(self) -> None:
         """Remove what a killed process was writing; see `gas_ext._utils.files`."""
-        for name in (CONFIG, START, BEST, LAST, LOG):
+        for name in (CONFIG, START, BEST, LAST, LOG, HOLDER):
             remove_leftovers(self.path / name)
         for path in (self.path / IMAGES).glob(".*.partial.png"):
             path.unlink()

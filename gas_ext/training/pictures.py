@@ -68,4 +68,5 @@ class Pictures:
         """Decode one by one, as decoders need far more memory than the solve, and write them as one image."""
         images = torch.cat([self._denoiser.decode(sample[None]).float().cpu() for sample in samples])
         if images.ndim == 4 and images.shape[1] in (1, 3):
-            save_png(image_grid(images, self._columns), path, scale=2 if images.shape[-1] < 64 else 1)
+            scale = 2 if images.shape[-1] < 64 else 1
+            save_png(image_grid(images, self._columns), path, scale, truncate=self._denoiser.truncates)

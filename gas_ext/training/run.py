@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -119,7 +118,7 @@ def train(
     ------
     ValueError
         If settings do not fit each other, the network or the samples, or a run with other settings is in the
-        folder.
+        folder, or one that another process is making.
     RuntimeError
         If loss or gradient is not finite in ``config.training.max_rejected`` iterations in a row; what was
         good has been saved.
@@ -139,23 +138,26 @@ def train(
     place = RunFolder(Path(folder))
     place.check_owner()
     parts = _Parts(config, run, denoiser.eval(), training_settings(config, run.loss), processes)
-    source = open_samples(
-        config,
-        denoiser,
-        samples if samples is not None else run.samples or samples_folder(config, run.steps),
-        steps=run.steps,
-        count=parts.samples,
-        prompts=prompts,
-        processes=processes,
-        reporter=reporter,
-    )
-    data = parts.data(source)
-    settings = {**described(config, run.loss), **_identity(denoiser, source, parts.samples)}
-    checkpoint = place.find(settings, reporter.message) if resume else None
-    processes.wait()  # none may write before all have looked
-    if processes.is_first:
-        place.begin(config, checkpoint)
-    with _deterministic():
+    settings = {**described(config, run.loss), "teacher": f"{denoiser.name} {denoiser.weights_hash}".strip()}
+    with place.held() if processes.is_first else nullcontext(), _deterministic():
+        if resume:
+            place.find(settings)  # that it is another run is said before samples are made for hours
+        source = open_samples(
+            config,
+            denoiser,
+            samples if samples is not None else run.samples or samples_folder(config, run.steps),
+            steps=run.steps,
+            count=parts.samples,
+            prompts=prompts,
+            processes=processes,
+            reporter=reporter,
+        )
+        data = parts.data(source)
+        settings["samples"] = _samples_hash(source, parts.samples)
+        checkpoint = place.find(settings, reporter.message) if resume else None
+        processes.wait()  # none may write before all have looked
+        if processes.is_first:
+            place.begin(config, checkpoint)
         start, name = parts.start(place, data, checkpoint, reporter)
         trainer = Trainer(
             Learner(start, parts.objective(start), parts.settings),
@@ -341,10 +343,9 @@ def _readable(path: Path) -> bool:
         return False
 
 
-def _identity(denoiser: Denoiser, source: SampleSource, count: int) -> dict[str, Any]:
-    """Return what tells the teacher and its first samples from others, wherever they lie."""
-    samples = short_hash(source.settings_of(count)) if isinstance(source, TeacherSamples) else None
-    return {"teacher": f"{denoiser.name} {denoiser.weights_hash}".strip(), "samples": samples}
+def _samples_hash(source: SampleSource, count: int) -> str | None:
+    """Return what tells a teacher's first samples from others, wherever they lie."""
+    return short_hash(source.settings_of(count)) if isinstance(source, TeacherSamples) else None
 
 
 def _seeds(source: SampleSource, count: int) -> dict[str, str]:

@@ -273,8 +273,8 @@ def fit_corrections(
     Raises
     ------
     ValueError
-        If the solver's kind learns no weights, its weights are those of compat="reference-s4s", or the
-        schedule has alpha(1) = 0, where lambda is infinite.
+        If the solver's kind learns no weights, its weights are those of compat="reference-s4s", the schedule
+        has alpha(1) = 0, where lambda is infinite, or the network returns something that is not finite.
     """
     sampler = GASSampler(solver, denoiser, prediction_type, guidance_scale)
     inputs = _batches(noise, condition, unconditional_condition, batch_size)
@@ -304,7 +304,25 @@ def _fine_states(sampler: GASSampler, inputs: Inputs, substeps: int) -> list[tup
     fine = GASSampler(
         _fine_solver(solver, substeps), sampler.denoiser, sampler.prediction_type, sampler.guidance_scale
     )
-    return [fine(*batch, return_trajectory=True)[1].states[::substeps] for batch in inputs]
+    wanted = []
+    for batch in inputs:
+        trajectory = fine(*batch, return_trajectory=True)[1]
+        for n, data in enumerate(trajectory.data):
+            _check_finite(data, n, trajectory.timesteps, f"the {fine.solver.steps} steps to be fitted to")
+        wanted.append(trajectory.states[::substeps])
+    return wanted
+
+
+class _NotFiniteError(ValueError):
+    """What a network returned cannot be fitted to: least squares of it end in an internal error of torch."""
+
+
+def _check_finite(data: Tensor, n: int, times: Tensor, steps: str) -> None:
+    if not bool(torch.isfinite(data).all()):
+        raise _NotFiniteError(
+            f"The network returned NaN or infinity at step {n + 1} of {steps} (t = {times[n].item():.4g}), "
+            "so the start cannot be fitted: check the network's weights and inputs, and try it in float32."
+        )
 
 
 def _fit_weights(
@@ -324,7 +342,8 @@ def _fit_weights(
         moment = torch.zeros_like(now[free])
         gram = torch.diag(moment)
         for solve, states in zip(solves, wanted, strict=True):
-            solve.evaluate(table)
+            data = solve.evaluate(table)
+            _check_finite(data, n, table.evaluation_timesteps, f"the solver's {solver.steps}")
             back = range(n, n - kept, -1)
             terms = [solve.states[j] for j in back] + [solve.data[j] for j in back]
             matrix = torch.stack([term.double().flatten() for term in terms], dim=1)
@@ -393,6 +412,11 @@ def fit_start(
     -------
     float
         The part of the noise level at t = 1 (sigma / alpha) that the first evaluation is told.
+
+    Raises
+    ------
+    ValueError
+        As `fit_corrections` does.
     """
     schedule = solver.schedule
     parts = FIRST_LEVELS if OFFSETS in get_kind(solver.kind).learned else (1.0,)
@@ -407,7 +431,12 @@ def fit_start(
             end = torch.ones((), dtype=torch.float64)
             level = schedule.lambda_(end) - math.log(part)
             solver.time_offsets[0] = schedule.inverse_lambda(level) - 1.0
-        distance = l1_distance(_fit_weights(sampler, inputs, wanted, _RIDGE), target)
+        try:
+            distance = l1_distance(_fit_weights(sampler, inputs, wanted, _RIDGE), target)
+        except _NotFiniteError:
+            if part == 1.0:
+                raise
+            distance = math.nan
         found.append((distance, part, {name: value.clone() for name, value in solver.state_dict().items()}))
         if progress is not None:
             progress(part, distance)

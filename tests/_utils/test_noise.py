@@ -60,6 +60,13 @@ def test_to_uint8_rounds_to_the_nearest_level():
     assert torch.equal(to_uint8(exact - 0.4 / 127.5), levels.to(torch.uint8))
 
 
+def test_to_uint8_truncates_as_the_scripts_of_latent_diffusion():
+    images = torch.linspace(-1.2, 1.2, 5001)
+    cut = ((images + 1) * 127.5).clamp(0, 255).to(torch.uint8)
+    assert torch.equal(to_uint8(images, truncate=True), cut)
+    assert 0.4 < (to_uint8(images) != cut).float().mean() < 0.5  # all that a pixel can be, and some beyond
+
+
 def test_grid_puts_every_image_in_its_place():
     images = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 3, 2, 4)
     grid = image_grid(images, columns=2, padding=1, background=-1.0)
@@ -78,16 +85,16 @@ def test_grid_names_the_wrong_shape():
         image_grid(torch.zeros(1, 1, 4, 4), columns=0)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_png_holds_the_quantized_pixels(tmp_path, channels):
+@pytest.mark.parametrize(("channels", "truncate"), [(1, False), (3, False), (3, True)])
+def test_png_holds_the_quantized_pixels(tmp_path, channels, truncate):
     image = torch.rand(channels, 5, 7, generator=torch.Generator().manual_seed(0)) * 2 - 1
     path = tmp_path / "new" / "image.png"
-    save_png(image, path, scale=2)
+    save_png(image, path, scale=2, truncate=truncate)
     with Image.open(path) as opened:
         assert opened.size == (14, 10)
         pixel = opened.getpixel((12, 4))
     found = [pixel] if channels == 1 else list(pixel)
-    assert found == to_uint8(image[:, 2, 6]).tolist()
+    assert found == to_uint8(image[:, 2, 6], truncate=truncate).tolist()
     assert [file.name for file in path.parent.iterdir()] == ["image.png"]
 
 

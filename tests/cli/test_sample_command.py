@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from gas_ext import GASSampler, GeneralizedSolver, NoiseSchedule
+from gas_ext import Denoiser, GASSampler, GeneralizedSolver, NoiseSchedule
 from gas_ext._utils.noise import seed_labels, stacked_noise, to_uint8
 from gas_ext.cli import app
 from gas_ext.teachers.demo import load_demo_teacher
@@ -30,7 +30,9 @@ def solver_file(tmp_path, teacher):
     return path
 
 
-def test_grid_holds_the_samples_of_the_seeds(tmp_path, teacher, solver_file):
+@pytest.mark.parametrize("truncates", [False, True])
+def test_grid_holds_the_samples_of_the_seeds(tmp_path, teacher, solver_file, monkeypatch, truncates):
+    monkeypatch.setattr(Denoiser, "truncates", truncates)
     outcome = run(
         "sample", "--solver", solver_file, "--seeds", "7,100-101", "--columns", 3, "--out", tmp_path / "g.png"
     )
@@ -44,7 +46,7 @@ def test_grid_holds_the_samples_of_the_seeds(tmp_path, teacher, solver_file):
         assert image.size == (2 * (3 * 34 + 2), 2 * 36)
         for index in range(3):
             place = (2 * (2 + 34 * index + 16), 2 * (2 + 16))
-            assert image.getpixel(place) == to_uint8(samples[index, 0, 16, 16]).item()
+            assert image.getpixel(place) == to_uint8(samples[index, 0, 16, 16], truncate=truncates).item()
 
 
 def test_solver_of_another_teacher_is_refused(tmp_path, solver_file):

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import os
 import shutil
@@ -8,7 +9,7 @@ import torch
 from comparison_tools import SCHEDULE, SHAPE, make_denoiser, make_features, network, run_comparison
 
 from gas_ext import GASSampler, GeneralizedSolver
-from gas_ext._utils.noise import stacked_noise
+from gas_ext._utils.noise import stacked_noise, to_uint8
 from gas_ext._utils.processes import Processes
 from gas_ext.evaluation import compare
 from gas_ext.evaluation.features import FeatureExtractor
@@ -444,6 +445,24 @@ def test_what_cannot_be_compared_is_said_in_one_sentence(tmp_path, options, mess
     with pytest.raises(ValueError, match=message):
         run_comparison(tmp_path / "c", **options)
     assert not (tmp_path / "c").exists()
+
+
+def test_bytes_are_those_of_the_teacher_s_published_pictures(tmp_path):
+    features = dataclasses.replace(make_features(), quantization="uint8")
+    data = Reference.from_features("real", torch.eye(9, 4), features.describe())
+    denoiser = make_denoiser()
+    denoiser.truncates = True
+    options = {"features": features, "reference": data, "count": 20}
+    cut = run_comparison(tmp_path / "cut", ["ddim"], [2], denoiser=denoiser, **options).judged[0]
+    rounded = run_comparison(tmp_path / "rounded", ["ddim"], [2], **options).judged[0]
+    samples = draw("ddim", 2, range(100, 120))
+    for cell, truncate, rule in ((cut, True, "uint8-truncated"), (rounded, False, "uint8")):
+        pixels = to_uint8(samples, truncate=truncate)
+        assert torch.equal(cell.shown, pixels[: len(cell.shown)])
+        assert cell.numbers.provenance["data"]["extractor"]["quantization"] == rule
+        found = feature_statistics(pixels[:, 0, :2, :2].flatten(1).float())
+        expected = frechet_distance(*found[:2], *data.statistics[:2])
+        assert cell.estimate("frechet_to_data").value == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_function_is_no_denoiser(tmp_path):

@@ -63,7 +63,7 @@ def processes(function, arguments):
 
 def make_until_killed(folder, seeds, end):
     """Make samples up to an evaluation, given by its number, or until a file, given by its name, is done."""
-    replace, denoiser = os.replace, tanh_denoiser()
+    denoiser = tanh_denoiser()
 
     def die_if(reached):
         if reached:
@@ -73,10 +73,14 @@ def make_until_killed(folder, seeds, end):
         die_if(denoiser.evaluations == end)
         return torch.tanh(x)
 
-    def replace_or_die(source, target):
-        die_if(Path(target).name == end)
-        replace(source, target)
+    def or_die(put):
+        def put_or_die(source, target):
+            die_if(Path(target).name == end)
+            put(source, target)
 
-    denoiser.function, os.replace = network, replace_or_die
+        return put_or_die
+
+    denoiser.function = network
+    os.replace, os.link = or_die(os.replace), or_die(os.link)
     torch.set_num_threads(1)
     make_samples(folder, seeds, denoiser)

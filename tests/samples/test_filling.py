@@ -82,6 +82,21 @@ def test_settings_that_turn_up_meanwhile_are_refused(tmp_path):
     assert listing(tmp_path) == ["manifest.json", "shard-00001.safetensors"]
 
 
+def test_of_two_that_begin_at_once_with_other_settings_one_is_refused(tmp_path, monkeypatch):
+    write, made = filling.write_manifest, []
+
+    def overtaken(folder, manifest, **options):
+        if not made:
+            made.append(True)
+            make_samples(tmp_path, steps=2)
+        write(folder, manifest, **options)
+
+    monkeypatch.setattr(filling, "write_manifest", overtaken)
+    with pytest.raises(ValueError, match=r"solver\.steps is 2 there and 3 here"):
+        make_samples(tmp_path)
+    assert verify_samples(tmp_path) == {}
+
+
 def test_nothing_is_made_twice(tmp_path):
     make_samples(tmp_path)
     before = shard_bytes(tmp_path)

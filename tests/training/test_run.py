@@ -1,6 +1,8 @@
 import math
+import os
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from mixture import SCHEDULE, mixture_denoiser
@@ -8,6 +10,7 @@ from safetensors.torch import load_file
 from toy_run import TRAIN, VALIDATION, make_toy_samples, run, toy_config, toy_denoiser
 
 from gas_ext import Denoiser, GASSampler, GeneralizedSolver
+from gas_ext._utils.noise import image_grid, to_uint8
 from gas_ext._utils.progress import SilentReporter
 from gas_ext.configs import Config, load_config
 from gas_ext.samples import SampleBatch, TeacherSamples
@@ -36,6 +39,7 @@ def test_a_run_and_what_it_leaves(folder, loss):
     assert result.signal is None
     assert result.best.loss < result.first.loss
     assert sorted(path.name for path in result.folder.iterdir() if path.name != "tensorboard") == [
+        ".lock",
         "checkpoints",
         "config.yaml",
         "last.safetensors",
@@ -87,6 +91,29 @@ def test_other_settings_are_refused_and_start_over_if_asked(folder):
     assert {line["iteration"] for line in read_log(result.folder)} == {0, 1, 2, 3}
 
 
+def test_other_settings_are_refused_before_samples_are_made(folder):
+    run(folder, "gs", {"iterations": 2})
+    with pytest.raises(ValueError, match=r"training\.seed 0, not 4"):
+        train(
+            toy_config({"iterations": 2, "seed": 4}), toy_denoiser(), folder / "run", samples=folder / "new"
+        )
+    assert not (folder / "new").exists()
+
+
+def test_two_runs_in_one_folder_at_once(folder):
+    def network(x, t, condition):
+        if not attempts:
+            attempts.append(1)
+            with pytest.raises(ValueError, match=rf"run is in use by process {os.getpid()} on .*: wait"):
+                run(folder, "gs", {"seed": 4}, resume=False)
+        return mixture_denoiser(x, t, condition)
+
+    attempts = []
+    train(toy_config(), toy_denoiser(network), folder / "run", samples=folder / "samples")
+    assert attempts
+    assert {line["iteration"] for line in read_log(folder / "run")} == set(range(21))
+
+
 @pytest.mark.parametrize("loss", ["gs", "gas"])
 def test_a_longer_run_ends_as_if_it_had_been_so_long_from_the_start(folder, loss):
     whole = run(folder, loss, {"iterations": 12, "schedule": "constant"}, name="whole")
@@ -107,7 +134,7 @@ def test_other_samples_and_another_teacher_are_refused(folder, tmp_path):
         train(toy_config(), toy_denoiser(), folder / "run", samples=tmp_path / "others")
     stranger = toy_denoiser()
     stranger.weights_hash = "abc"
-    with pytest.raises(ValueError, match="was made by the teacher 'toy'"):
+    with pytest.raises(ValueError, match=r"run has teacher 'toy', not 'toy abc'"):
         train(toy_config(), stranger, folder / "run", samples=folder / "samples")
 
 
@@ -230,7 +257,7 @@ def test_what_cannot_be_is_refused_before_anything_is_made(tmp_path):
         attempt(toy_config(space={"shape": [1, 3]}))
     with pytest.raises(ValueError, match=r"seeds\.teacher has 5 seeds, but training and validation need 18"):
         attempt(toy_config(seeds={"teacher": "0-4", "evaluation": "5-9"}))
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.rglob("*")] == ["run", ".lock"]
 
 
 def test_a_batch_that_processes_cannot_share(tmp_path, monkeypatch):
@@ -333,10 +360,12 @@ def images_config(**training) -> Config:
     )
 
 
-def test_pictures_of_images(tmp_path):
+@pytest.mark.parametrize("truncates", [False, True])
+def test_pictures_of_images(tmp_path, truncates):
     denoiser = Denoiser.from_callable(
         mixture_denoiser, schedule=SCHEDULE, prediction_type="sample", sample_shape=(1, 8, 8), name="images"
     )
+    denoiser.truncates = truncates
     result = train(images_config(), denoiser, tmp_path / "run", samples=tmp_path / "samples")
     assert sorted(path.name for path in (result.folder / "images").iterdir()) == [
         "grid-00000000.png",
@@ -349,6 +378,10 @@ def test_pictures_of_images(tmp_path):
     ]
     from PIL import Image
 
+    drawn = np.asarray(Image.open(result.folder / "images" / "teacher.png"))
+    shown = TeacherSamples.open(tmp_path / "samples").batch(range(TRAIN, TRAIN + 4)).samples
+    tiles = image_grid(shown, 2).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    assert np.array_equal(drawn, to_uint8(tiles, truncate=truncates)[0])
     assert Image.open(result.folder / "images" / "grid-00000002.png").size == (44, 44)
     shutil.rmtree(tmp_path / "run")
     train(images_config(shown_images=0), denoiser, tmp_path / "run", samples=tmp_path / "samples")

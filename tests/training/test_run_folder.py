@@ -1,5 +1,9 @@
+import os
+import platform
+import signal
+
 import pytest
-from toy_run import toy_config
+from toy_run import in_child, toy_config
 
 from gas_ext.configs import config_text, load_config
 from gas_ext.training.checkpoints import save_checkpoint
@@ -118,3 +122,28 @@ def test_what_a_killed_process_was_writing_is_removed(tmp_path):
         (tmp_path / name).write_text("half")
     folder.begin(resolve(toy_config(), 3, "gs")[0], None)
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_a_folder_is_held_by_one_process_until_that_ends(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    ready, tell = os.pipe()
+
+    def hold():
+        with folder.held():
+            os.write(tell, b"!")
+            signal.pause()
+
+    child = in_child(hold)
+    os.close(tell)
+    try:
+        assert os.read(ready, 1) == b"!"
+        holder = rf"run is in use by process {child} on {platform.node()}: wait .* another folder with -o\.$"
+        with pytest.raises(ValueError, match=holder), folder.held():
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    for _ in range(2):  # free after a process was killed, and after one that let go
+        with folder.held():
+            pass
+    assert [path.name for path in folder.path.iterdir()] == [".lock"]

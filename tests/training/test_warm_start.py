@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -202,6 +204,46 @@ def test_free_weights_are_fitted_as_corrections_are(kind):
         target = solve(classical_solver(SCHEDULE, 60, 3, "logsnr").solver, noise)
         distances = [(solve(each, noise) - target).abs().mean() for each in (free, start)]
         assert distances[0] < 0.7 * distances[1]
+
+
+@pytest.mark.parametrize(
+    ("call", "where"),
+    [
+        (1, r"step 1 of the 12 steps to be fitted to \(t = 1\)"),
+        (4, r"step 4 of the 12 steps to be fitted to \(t = 0\.7\d*\)"),
+        (13, r"step 1 of the solver's 2 \(t = 1\)"),
+        (14, r"step 2 of the solver's 2 \(t = 0\.3\d*\)"),
+    ],
+)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_evaluation_that_is_not_finite_is_named(call, where, value):
+    solver = GeneralizedSolver(SCHEDULE, 2, timesteps="logsnr")
+    network = faulty([call], value)
+    noise = gaussian(4, 3, dtype=torch.float32)
+    with pytest.raises(ValueError, match=f"^The network returned NaN or infinity at {where}, so .*float32.$"):
+        fit_start(solver, network, noise, noise, prediction_type="sample")
+
+
+def test_another_first_level_that_is_not_finite_is_left_out():
+    solver = GeneralizedSolver(SCHEDULE, 2, timesteps="logsnr")
+    distances, noise = {}, gaussian(4, 3)
+    network, progress = faulty([15], math.nan), distances.__setitem__
+    assert fit_start(solver, network, noise, noise, prediction_type="sample", progress=progress) != 1 / 4
+    assert [part for part, distance in distances.items() if math.isnan(distance)] == [1 / 4]
+
+
+def faulty(calls, value):
+    """Return a network with one sample that is not finite at some of its calls, counted from 1."""
+    count = 0
+
+    def network(x, t, condition):
+        nonlocal count
+        count += 1
+        output = mixture_denoiser(x, t, condition)
+        output[1] = value if count in calls else output[1]
+        return output
+
+    return network
 
 
 def test_what_cannot_be_fitted_says_why():

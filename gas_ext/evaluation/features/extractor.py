@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from gas_ext._utils.noise import to_bytes
 
 INPUT_RANGE = "[-1, 1]"
 
@@ -23,14 +25,14 @@ class FeatureExtractor:
     size : int
         F, the length of a feature vector.
     embed : callable
-        The network: images to vectors. With quantization "uint8" it is given bytes as float32 in [0, 255].
+        The network: images to vectors. With a quantization it is given bytes as float32 in [0, 255].
     weights_hash : str
         SHA-256 of the weights.
     resize : str
         How images are resized before or inside the network, in words.
-    quantization : "none" or "uint8"
-        "uint8": images are first rounded to bytes, ``floor(127.5 x + 128)`` clipped to [0, 255], as if they
-        had been saved as 8-bit pictures and read again.
+    quantization : "none", "uint8" or "uint8-truncated"
+        Images are first made bytes, as if they had been saved as 8-bit pictures and read again:
+        ``floor(127.5 x + 128)`` or, truncated, ``floor(127.5 (x + 1))``, clipped to [0, 255].
     device : device
         Where the network is; images are taken there.
     is_inception : bool
@@ -54,7 +56,7 @@ class FeatureExtractor:
     embed: Callable[[Tensor], Tensor]
     weights_hash: str = ""
     resize: str = "none"
-    quantization: Literal["none", "uint8"] = "none"
+    quantization: Literal["none", "uint8", "uint8-truncated"] = "none"
     device: str | torch.device = "cpu"
     is_inception: bool = False
     feature_maps: Callable[[Tensor], Sequence[Tensor]] | None = None
@@ -74,13 +76,22 @@ class FeatureExtractor:
                 "floating-point images (batch, 1 or 3, height, width) in [-1, 1]"
             )
         batch = images.detach().to(self.device, torch.float32)
-        features = self.embed(to_bytes(batch) if self.quantization == "uint8" else batch).float()
+        features = self.embed(self._quantized(batch)).float()
         if features.shape != (len(images), self.size):
             raise ValueError(
                 f"{self.name} made features of shape {tuple(features.shape)} from {len(images)} images; "
                 f"expected {(len(images), self.size)}"
             )
         return features
+
+    def _quantized(self, images: Tensor) -> Tensor:
+        if self.quantization == "none":
+            return images
+        return to_bytes(images, truncate=self.quantization == "uint8-truncated")
+
+    def truncated(self) -> FeatureExtractor:
+        """Return this extractor for samples of a model with `Denoiser.truncates`: its bytes are cut off."""
+        return self if self.quantization == "none" else replace(self, quantization="uint8-truncated")
 
     @property
     def frechet_name(self) -> str:
@@ -93,7 +104,7 @@ class FeatureExtractor:
         return f"{'KID' if self.is_inception else 'kernel distance'} ({self.name})"
 
     def describe(self) -> dict[str, Any]:
-        """Return what a number must carry, as plain values; two extractors compare if these are equal."""
+        """Return what a number must carry, as plain values."""
         return {
             "extractor": self.name,
             "size": self.size,
@@ -104,14 +115,3 @@ class FeatureExtractor:
             "frechet_name": self.frechet_name,
             "kernel_name": self.kernel_name,
         }
-
-
-def to_bytes(images: Tensor) -> Tensor:
-    """Round images in [-1, 1] half up to whole numbers in [0, 255], kept as floats; NaN stays NaN.
-
-    Examples
-    --------
-    >>> to_bytes(torch.tensor([-1.5, -1.0, 0.0, 1.0]))
-    tensor([  0.,   0., 128., 255.])
-    """
-    return (images * 127.5 + 128).floor().clamp(0, 255)

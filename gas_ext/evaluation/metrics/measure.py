@@ -191,11 +191,25 @@ def agreed_extractor(extractor: FeatureExtractor | None, reference: Reference) -
     """Return the one description of features and reference; ValueError if there are two that differ."""
     own = None if extractor is None else extractor.describe()
     other = None if reference.extractor is None else dict(reference.extractor)
-    if own is not None and other is not None and own != other:
-        names = [name for name in own if own[name] != other.get(name)]
+    if own is not None and other is not None and comparable(own) != comparable(other):
+        names = [name for name, value in comparable(own).items() if value != comparable(other).get(name)]
         raise ValueError(
             f"the features and the reference {reference.name!r} were made differently ("
             + "; ".join(f"{name}: {own[name]!r} against {other.get(name)!r}" for name in names)
             + "); make both with one extractor"
         )
     return own or other
+
+
+def comparable(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must be equal in two descriptions for their features to compare.
+
+    By which rule samples became bytes is not among it: real images have always been bytes.
+
+    Examples
+    --------
+    >>> comparable({"extractor": "pixels", "quantization": "uint8-truncated"})
+    {'extractor': 'pixels', 'quantization': 'uint8'}
+    """
+    rule = description.get("quantization")
+    return {**description, "quantization": "uint8" if rule == "uint8-truncated" else rule}

@@ -175,6 +175,9 @@ class DiffusersTeacher(Denoiser):
         self.vae = parts.vae
         self.text_encoders = nn.ModuleList(parts.text_encoders)
         self.parts = parts
+        # As the scripts that Stable Diffusion 1 and 2 came with, and published figures on COCO; pipelines of
+        # diffusers round.
+        self.truncates = type(parts.pipeline).__name__ == "StableDiffusionPipeline"
         factor = parts.latent_factor()
         height, width = self.sample_shape[-2:]
         self.options = PromptOptions(

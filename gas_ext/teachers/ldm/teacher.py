@@ -57,6 +57,7 @@ class LatentTeacher(Denoiser):
     """
 
     family = "ldm"
+    truncates = True
 
     def __init__(
         self,

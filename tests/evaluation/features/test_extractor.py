@@ -21,15 +21,20 @@ def test_bytes_are_the_ones_that_are_saved():
 def test_quantization_is_seen_by_the_network():
     image = torch.full((1, 3, 2, 2), 0.001)
     assert pixels()(image).unique().tolist() == pytest.approx([0.001])
-    assert pixels(quantization="uint8")(image).unique().tolist() == [128]
+    rounding = pixels(quantization="uint8")
+    assert rounding(image).unique().tolist() == [128]
+    assert rounding.truncated()(image).unique().tolist() == [127]
+    assert rounding.truncated().describe()["quantization"] == "uint8-truncated"
+    assert pixels().truncated().quantization == "none"
 
 
 def test_nan_is_not_hidden_by_rounding():
     images = torch.zeros(2, 3, 2, 2)
     images[1, 0, 0, 0] = float("nan")
-    found = pixels(quantization="uint8")(images)
-    assert torch.isfinite(found[0]).all()
-    assert torch.isnan(found[1]).any()
+    for extractor in (pixels(quantization="uint8"), pixels(quantization="uint8-truncated")):
+        found = extractor(images)
+        assert torch.isfinite(found[0]).all()
+        assert torch.isnan(found[1]).any()
 
 
 def test_no_gradient_and_float32():

@@ -163,6 +163,7 @@ def test_decoding_is_the_vae_of_the_pipeline(family):
             theirs = vae.decode(latents / vae.config.scaling_factor + shift).sample
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     assert teacher.decode(latents.requires_grad_()).requires_grad
+    assert teacher.truncates == (family == "stable-diffusion")
 
 
 def test_images_are_those_that_a_pipeline_returns():

@@ -57,6 +57,7 @@ def test_a_folder_gives_the_same_teacher(name, load, tmp_path):
     for key, value in teacher.state_dict().items():
         assert torch.equal(again.state_dict()[key], value), key
     assert again.weights_hash == teacher.weights_hash
+    assert again.truncates  # as CompVis' scripts write their images
     assert again.schedule == teacher.schedule
     for attribute in ("name", "sample_shape", "num_classes", "scale_factor", "t_eps", "num_timesteps"):
         assert getattr(again, attribute) == getattr(teacher, attribute)

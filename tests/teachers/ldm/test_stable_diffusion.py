@@ -182,6 +182,7 @@ def test_as_a_teacher(name, checkpoint_file, golden_record):
     options = loading_options(name)
     teacher = load_stable_diffusion_checkpoint(checkpoint_file(name), **options)
     assert (teacher.name, teacher.family, teacher.guidance_scale) == (name, "diffusers", 7.5)
+    assert teacher.truncates
     assert teacher.sample_shape == array(name, "x").shape[1:]
     table = tensor(data(name)["alphas_cumprod_f32"])
     times = torch.arange(1, 1001, dtype=torch.float64) / 1000
