@@ -7,6 +7,7 @@ Importing the package always works: where an operator library cannot be loaded, 
 from __future__ import annotations
 
 import importlib
+import platform
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +16,10 @@ from typing import Any
 
 import torch
 
+from gas_ext.ops.sources import hash_sources
+
 PACKAGE = Path(__file__).resolve().parent.parent
+ROOT = PACKAGE.parent  # a clone of the repository, or site-packages
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,25 @@ def _compiled_info() -> Any:
         return None
 
 
+def _fault(name: str) -> str:
+    """Say why a library of this package must not be loaded; empty if it may."""
+    sources = hash_sources(ROOT)
+    remedy = f"run 'pip install .' in {ROOT} (needs a C++ compiler)" if sources else "reinstall gas_ext"
+    if not (PACKAGE / name).exists():
+        hides = ", a source folder that hides any installed gas_ext" if sources else ""
+        return f"{name} is not in {PACKAGE}{hides}; {remedy}"
+    module = _compiled_info()
+    if module is None:
+        return f"{PACKAGE} has no _build_info for Python {platform.python_version()}; {remedy}"
+    if sources and module.build_info().get("sources") != sources:
+        return f"{name} in {PACKAGE} was built from other sources than those in {ROOT / 'csrc'}; {remedy}"
+    return ""
+
+
 def _load(name: str) -> LoadStatus:
     path = PACKAGE / name
-    if not path.exists():
-        return LoadStatus(False, f"{name} is not in this installation; build it with pip install .")
+    if fault := _fault(name):
+        return LoadStatus(False, fault)
     try:
         torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError) as error:
@@ -131,6 +150,7 @@ def info() -> dict[str, Any]:
         "build": build_info(),
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
+        "libraries": str(PACKAGE),
         "cuda_available": torch.cuda.is_available(),
         "cpu_operators": _describe(CPU_STATUS),
         "cuda_operators": _describe(CUDA_STATUS),
