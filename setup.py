@@ -117,7 +117,9 @@ class CMakeBuild(build_ext):
             )
         in_place = self.inplace or getattr(self, "editable_mode", False)
         # Always into the source folder too: it hides the installed package from what is started in the clone.
-        packages = [ROOT / "gas_ext"] + ([] if in_place else [Path(self.build_lib).resolve() / "gas_ext"])
+        packages = [
+            root / "gas_ext" for root in ([ROOT] if in_place else [ROOT, Path(self.build_lib).resolve()])
+        ]
         hash_sources = runpy.run_path(str(ROOT / "gas_ext" / "ops" / "sources.py"))["hash_sources"]
         build = Path(self.build_temp).resolve() / "cmake"
         torch_folder = Path(torch.__file__).parent

@@ -6,11 +6,12 @@ Importing the package always works: where an operator library cannot be loaded, 
 
 from __future__ import annotations
 
-import importlib
 import platform
 import warnings
 from dataclasses import dataclass
 from functools import cache
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +51,26 @@ def build_info() -> dict[str, Any]:
     return info
 
 
+@cache
 def _compiled_info() -> Any:
     """Return the compiled module that knows how it was built, or None."""
+    # Not imported by name: the finder of an editable install would give another clone's.
+    spec = PathFinder.find_spec("gas_ext._build_info", [str(PACKAGE)])
+    if spec is None or spec.loader is None:
+        return None
     try:
-        return importlib.import_module("gas_ext._build_info")
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
     except ImportError:
         return None
+    return module
 
 
 def _fault(name: str) -> str:
     """Say why a library of this package must not be loaded; empty if it may."""
     sources = hash_sources(ROOT)
-    remedy = f"run 'pip install .' in {ROOT} (needs a C++ compiler)" if sources else "reinstall gas_ext"
+    install = f"run 'pip install .' or 'pip install -e .' in {ROOT}, which needs a C++ compiler"
+    remedy = install if sources else "reinstall gas_ext"
     if not (PACKAGE / name).exists():
         hides = ", a source folder that hides any installed gas_ext" if sources else ""
         return f"{name} is not in {PACKAGE}{hides}; {remedy}"
