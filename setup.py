@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -99,7 +100,7 @@ def choose_architectures() -> str:
 
 
 class CMakeBuild(build_ext):
-    """Run CMake and ninja, and install the three libraries into the package."""
+    """Run CMake and ninja, and install the three libraries into the package and the source folder."""
 
     def run(self) -> None:
         """Configure, build and install."""
@@ -115,11 +116,16 @@ class CMakeBuild(build_ext):
                 "or build without --no-build-isolation."
             )
         in_place = self.inplace or getattr(self, "editable_mode", False)
-        package = (ROOT if in_place else Path(self.build_lib).resolve()) / "gas_ext"
+        # Always into the source folder too: it hides the installed package from what is started in the clone.
+        packages = [
+            root / "gas_ext" for root in ([ROOT] if in_place else [ROOT, Path(self.build_lib).resolve()])
+        ]
+        hash_sources = runpy.run_path(str(ROOT / "gas_ext" / "ops" / "sources.py"))["hash_sources"]
         build = Path(self.build_temp).resolve() / "cmake"
         torch_folder = Path(torch.__file__).parent
         arguments = [
             f"-DGAS_EXT_VERSION={self.distribution.get_version()}",
+            f"-DGAS_EXT_SOURCES={hash_sources(ROOT)}",
             f"-DGAS_EXT_TORCH_INCLUDE={torch_folder / 'include'}",
             f"-DGAS_EXT_TORCH_LIB={torch_folder / 'lib'}",
             f"-DGAS_EXT_TORCH_VERSION={torch.__version__}",
@@ -147,9 +153,10 @@ class CMakeBuild(build_ext):
         )
         jobs = os.environ.get("MAX_JOBS")
         call(cmake, "--build", str(build), *(["--parallel", jobs] if jobs else []))
-        for stale in package.glob("_ops_*.so"):  # CUDA operators of an earlier build must not stay behind
-            stale.unlink()
-        call(cmake, "--install", str(build), "--prefix", str(package), "--strip")
+        for package in packages:
+            for stale in package.glob("_*.so"):  # nothing of an earlier build, or for another Python, stays
+                stale.unlink()
+            call(cmake, "--install", str(build), "--prefix", str(package), "--strip")
 
     def get_outputs(self) -> list[str]:
         """List the installed libraries, so that an uninstall finds them."""

@@ -16,6 +16,8 @@ import pytest
 import torch
 from measuring import Timing, keep_freed_memory, measure, plan, software
 
+from gas_ext.ops.library import CPU_STATUS
+
 SHARE = 0.3  # of the time of a row, for the row itself; as much goes to each peer
 FULL_SECONDS = 0.5
 
@@ -25,6 +27,8 @@ Peers = Mapping[str, Callable[[], object] | None]
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "thorough: only in full measurements (--benchmark-max-time >= 0.5)")
     keep_freed_memory(True)
+    if not CPU_STATUS.loaded:
+        raise pytest.UsageError(f"Benchmarks need the compiled operators: {CPU_STATUS.reason}.")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from gas_ext import GASSampler, GeneralizedSolver, NoiseSchedule
-from gas_ext.ops import fused_update, fused_update_reference, info
+from gas_ext.ops import fused_update, fused_update_reference, has_kernels, info
 
 SHAPES = {
     "CIFAR-10, batch 1": (1, 3, 32, 32),
@@ -225,6 +225,8 @@ def main() -> None:
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device was found; run on a machine with one, or pass --device cpu")
+    if not has_kernels(device):
+        parser.error(f"the compiled operators are needed: {info()[f'{device.type}_operators']}")
     cases = list(SHAPES)[:: 2 if arguments.quick else 1][: 2 if arguments.quick else None]
     clock = Clock(device, 5 if arguments.quick else 100)
     rows: list[Row] = []

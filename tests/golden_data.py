@@ -1,18 +1,30 @@
-"""Reads the golden data: `../shared/golden` beside the repository, or else the copy in tests/data/golden."""
+"""Reads the golden data: results of the public code, stored as .xz files in tests/data/golden."""
 
 import json
+import lzma
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from build_cache import cached, hash_of
 from torch import Tensor
 from toy_networks import GaussianMixture, TinyNoiseNet
 
 from gas_ext import GeneralizedSolver, NoiseSchedule
 
-_SHARED = Path(__file__).resolve().parents[2] / "shared" / "golden"
-GOLDEN = _SHARED if _SHARED.is_dir() else Path(__file__).parent / "data" / "golden"
+STORED = Path(__file__).resolve().parent / "data" / "golden"
+
+
+def _unpack(folder: Path) -> Path:
+    for path in STORED.rglob("*.xz"):
+        target = folder / "golden" / path.relative_to(STORED).with_suffix("")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(lzma.decompress(path.read_bytes()))
+    return folder / "golden"
+
+
+GOLDEN = cached("golden", hash_of([], STORED.rglob("*.xz")), _unpack)
 
 # (family, quantity) -> (largest value, where it was met)
 GoldenRecord = dict[tuple[str, str], tuple[float, str]]
@@ -48,14 +60,9 @@ def tensor(array: np.ndarray, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def solver_cases() -> list[tuple[str, str]]:
-    """(file, case) of every solve under gs/ that is present."""
+    """(file, case) of every solve under gs/."""
     files = index()["files"]
-    return [
-        (name, case)
-        for name in sorted(files)
-        if name.startswith("gs/") and (GOLDEN / name).is_file()
-        for case in files[name]["cases"]
-    ]
+    return [(name, case) for name in sorted(files) if name.startswith("gs/") for case in files[name]["cases"]]
 
 
 def knots(table: str, variant: str) -> NoiseSchedule:

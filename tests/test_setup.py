@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import stat
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from setuptools import Distribution
 
 SWITCHES = ("GAS_EXT_CUDA", "GAS_EXT_CUDA_ARCHS", "CUDACXX", "CUDA_HOME", "CXX")
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,3 +93,34 @@ def test_no_compiler_on_path_is_one_sentence(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     assert "no C++ compiler was found" in last_line(done.stderr)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_libraries_also_go_into_the_source_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_place: bool
+) -> None:
+    """It hides the installed package from what is started in the clone."""
+    monkeypatch.setattr("setuptools.setup", lambda **arguments: None)
+    spec = importlib.util.spec_from_file_location("setup_py", ROOT / "setup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def install(*command: str) -> None:
+        if command[1] == "--install":
+            (Path(command[command.index("--prefix") + 1]) / "_ops_cpu.so").touch()
+
+    monkeypatch.setenv("GAS_EXT_CUDA", "0")
+    monkeypatch.setattr(module, "ROOT", tmp_path / "clone")
+    monkeypatch.setattr(module, "call", install)
+    shutil.copytree(ROOT / "gas_ext" / "ops", tmp_path / "clone" / "gas_ext" / "ops")
+    source, built = tmp_path / "clone" / "gas_ext", tmp_path / "lib" / "gas_ext"
+    built.mkdir(parents=True)
+    for stale in (source / "_ops_cuda.so", source / "_build_info.cpython-39.so", built / "_ops_cuda.so"):
+        stale.touch()
+    command = module.CMakeBuild(Distribution({"version": "1"}))
+    command.build_lib, command.build_temp, command.inplace = str(tmp_path / "lib"), str(tmp_path), in_place
+    command.run()
+    assert [path.name for path in source.glob("*.so")] == ["_ops_cpu.so"]
+    assert [path.name for path in built.glob("*.so")] == ["_ops_cuda.so" if in_place else "_ops_cpu.so"]

@@ -24,6 +24,7 @@ std::string compiler() {
 py::dict build_info() {
   py::dict info;
   info["version"] = GAS_EXT_VERSION;
+  info["sources"] = GAS_EXT_SOURCES;  // their hash: a clone does not use a build of other sources
   info["compiler"] = compiler();
   info["cmake"] = GAS_EXT_CMAKE_VERSION;
   info["torch_headers"] = GAS_EXT_TORCH_VERSION;

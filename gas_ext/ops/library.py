@@ -6,16 +6,21 @@ Importing the package always works: where an operator library cannot be loaded, 
 
 from __future__ import annotations
 
-import importlib
+import platform
 import warnings
 from dataclasses import dataclass
 from functools import cache
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gas_ext.ops.sources import hash_sources
+
 PACKAGE = Path(__file__).resolve().parent.parent
+ROOT = PACKAGE.parent  # a clone of the repository, or site-packages
 
 
 @dataclass(frozen=True)
@@ -46,18 +51,41 @@ def build_info() -> dict[str, Any]:
     return info
 
 
+@cache
 def _compiled_info() -> Any:
     """Return the compiled module that knows how it was built, or None."""
+    # Not imported by name: the finder of an editable install would give another clone's.
+    spec = PathFinder.find_spec("gas_ext._build_info", [str(PACKAGE)])
+    if spec is None or spec.loader is None:
+        return None
     try:
-        return importlib.import_module("gas_ext._build_info")
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
     except ImportError:
         return None
+    return module
+
+
+def _fault(name: str) -> str:
+    """Say why a library of this package must not be loaded; empty if it may."""
+    sources = hash_sources(ROOT)
+    install = f"run 'pip install .' or 'pip install -e .' in {ROOT}, which needs a C++ compiler"
+    remedy = install if sources else "reinstall gas_ext"
+    if not (PACKAGE / name).exists():
+        hides = ", a source folder that hides any installed gas_ext" if sources else ""
+        return f"{name} is not in {PACKAGE}{hides}; {remedy}"
+    module = _compiled_info()
+    if module is None:
+        return f"{PACKAGE} has no _build_info for Python {platform.python_version()}; {remedy}"
+    if sources and module.build_info().get("sources") != sources:
+        return f"{name} in {PACKAGE} was built from other sources than those in {ROOT / 'csrc'}; {remedy}"
+    return ""
 
 
 def _load(name: str) -> LoadStatus:
     path = PACKAGE / name
-    if not path.exists():
-        return LoadStatus(False, f"{name} is not in this installation; build it with pip install .")
+    if fault := _fault(name):
+        return LoadStatus(False, fault)
     try:
         torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError) as error:
@@ -131,6 +159,7 @@ def info() -> dict[str, Any]:
         "build": build_info(),
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
+        "libraries": str(PACKAGE),
         "cuda_available": torch.cuda.is_available(),
         "cpu_operators": _describe(CPU_STATUS),
         "cuda_operators": _describe(CUDA_STATUS),

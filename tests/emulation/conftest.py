@@ -1,4 +1,4 @@
-"""The emulated kernels in each build, compiled once and kept in pytest's cache."""
+"""The emulated kernels in each build, compiled once and cached."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class SanitizerReport(RuntimeError):
 class SanitizedKernels:
     """The module of a sanitized build, run in a process that has loaded the sanitizer first."""
 
-    def __init__(self, build: str, cache: Path) -> None:
-        self.module = emulation_build.build(build, cache)
+    def __init__(self, build: str) -> None:
+        self.module = emulation_build.build(build)
         self.command, self.environment = emulation_build.sanitized_python(build)
 
     def run(self, requests: list[dict]) -> list[dict]:
@@ -57,24 +57,19 @@ class SanitizedKernels:
 
 
 @pytest.fixture(scope="session")
-def emulation_cache(pytestconfig) -> Path:
-    return pytestconfig.cache.mkdir("cuda_on_cpu")
-
-
-@pytest.fixture(scope="session")
-def kernels(emulation_cache) -> ModuleType:
+def kernels() -> ModuleType:
     """Return the plain build, in this process."""
-    return emulation_build.load(emulation_build.build("plain", emulation_cache))
+    return emulation_build.load(emulation_build.build("plain"))
 
 
 @pytest.fixture(scope="session")
-def sanitized(emulation_cache) -> Callable[[str], SanitizedKernels]:
+def sanitized() -> Callable[[str], SanitizedKernels]:
     """Return a function from "asan" or "tsan" to the kernels of that build."""
     made: dict[str, SanitizedKernels] = {}
 
     def get(build: str) -> SanitizedKernels:
         if build not in made:
-            made[build] = SanitizedKernels(build, emulation_cache)
+            made[build] = SanitizedKernels(build)
         return made[build]
 
     return get

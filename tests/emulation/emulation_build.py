@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
-import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import pybind11
+from build_cache import cached, hash_of, run, run_all
 
 HERE = Path(__file__).resolve().parent
 LAYER = HERE / "cuda_on_cpu"
@@ -85,16 +82,11 @@ def compiler() -> str:
     return found
 
 
-def build(name: str, cache: Path) -> Path:
+def build(name: str) -> Path:
     """Compile the module of one build, or find it in the cache."""
-    target = cache / f"{name}-{_digest(BUILDS[name])}" / f"{MODULE}{sysconfig.get_config_var('EXT_SUFFIX')}"
-    if not target.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            made = _compile(BUILDS[name], Path(folder))
-            target.parent.mkdir(exist_ok=True)
-            os.replace(made, target)
-    return target
+    chosen = BUILDS[name]
+    file = f"{MODULE}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    return cached(file, _digest(chosen), lambda folder: _compile(chosen, folder))
 
 
 def load(path: Path) -> ModuleType:
@@ -116,6 +108,7 @@ def sanitized_python(name: str) -> tuple[list[str], dict[str, str]]:
         "PATH": os.environ.get("PATH", ""),
         "OPENBLAS_NUM_THREADS": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": str(HERE.parent),
         **dict(chosen.options),
     }
     # Without address-space randomization: on some systems it is too wide for ThreadSanitizer's shadow memory.
@@ -149,18 +142,11 @@ def _compile(chosen: Build, folder: Path) -> Path:
         *([*common, "-O2", *include, "-c", str(s)] for s in (*LAYER_SOURCES, *chosen.extra_sources)),
     ]
     objects = [folder / (Path(command[-1]).stem + ".o") for command in commands]
-    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-        list(pool.map(_run, [[*c, "-o", str(o)] for c, o in zip(commands, objects, strict=True)]))
+    run_all([*c, "-o", str(o)] for c, o in zip(commands, objects, strict=True))
     target = folder / "module.so"
     script = f"-Wl,-T,{LAYER / 'shared_memory.ld'}"
-    _run([compiler(), "-shared", *chosen.link, script, *map(str, objects), "-o", str(target)])
+    run([compiler(), "-shared", *chosen.link, script, *map(str, objects), "-o", str(target)])
     return target
-
-
-def _run(command: Sequence[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{shlex.join(command)}\n{done.stderr}")
 
 
 def _output(command: Sequence[str]) -> str:
@@ -171,9 +157,5 @@ def _digest(chosen: Build) -> str:
     """Hash of all that the module is made of: sources, flags and compilers."""
     files = [path for folder in (HERE, LAYER, CSRC) for path in folder.iterdir() if path.is_file()]
     versions = [_output([compiler(), "--version"]), sys.version, pybind11.__version__, repr(chosen)]
-    digest = hashlib.sha256("\n".join(versions).encode())
-    for path in sorted(files):
-        if path.suffix in {".h", ".cpp", ".cu", ".cuh", ".ld"} or path.name == Path(__file__).name:
-            digest.update(path.name.encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+    suffixes = {".h", ".cpp", ".cu", ".cuh", ".ld"}
+    return hash_of(versions, [p for p in files if p.suffix in suffixes or p.name == Path(__file__).name])

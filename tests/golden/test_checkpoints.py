@@ -6,11 +6,7 @@ from golden_data import GOLDEN, arrays, index, network_of, note, schedule_of, te
 
 from gas_ext import GASSampler, GeneralizedSolver
 
-NAMES = sorted(
-    name[:-3]
-    for name in index()["files"]
-    if name.startswith("checkpoints/") and name.endswith(".pt") and (GOLDEN / name).is_file()
-)
+NAMES = sorted(str(path.relative_to(GOLDEN))[:-3] for path in GOLDEN.glob("checkpoints/*.pt"))
 
 
 def load(name: str) -> tuple[GeneralizedSolver, dict, dict]:

@@ -8,7 +8,7 @@ from toy_networks import GaussianMixture
 from gas_ext import GASSampler, NoiseSchedule
 from gas_ext.solvers import HeunSolver
 
-CASES = [case for case in index()["files"].get("edm/heun.npz", {}).get("cases", {}) if case.endswith("f64")]
+CASES = [case for case in index()["files"]["edm/heun.npz"]["cases"] if case.endswith("f64")]
 
 
 def network(data: dict, tag: str, schedule: NoiseSchedule, dtype: torch.dtype):

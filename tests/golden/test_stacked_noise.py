@@ -1,20 +1,15 @@
 """The noise of a seed, against draws recorded from the reference generator."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
+from golden_data import arrays
 
 from gas_ext._utils.noise import StackedGenerator, stacked_noise
-
-GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "stacked_noise.npz"
-COPY = Path(__file__).resolve().parents[1] / "data" / "stacked_noise.npz"
 
 
 @pytest.fixture(scope="module")
 def golden():
-    return np.load(GOLDEN if GOLDEN.exists() else COPY)
+    return arrays("stacked_noise.npz")
 
 
 def test_first_and_second_draw(golden):

@@ -1,14 +1,11 @@
-import hashlib
-import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from build_cache import cached, hash_of, run, run_all
 
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parent.parent / "csrc" / "kernels"
@@ -38,32 +35,19 @@ def _commands(compiler: str, sanitizer: str, folder: Path) -> tuple[list[list[st
 
 
 @pytest.fixture(scope="session")
-def cpu_kernels(pytestconfig) -> Callable[[str], Path]:
-    """Return what builds the driver under a sanitizer, or finds it in pytest's cache."""
+def cpu_kernels() -> Callable[[str], Path]:
+    """Return what builds the driver under a sanitizer, or finds it in the cache."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not here")
     sources = [*sorted(KERNELS.glob("*.h")), *sorted(KERNELS.glob("*.cpp")), *sorted(HERE.iterdir())]
-    version = subprocess.run([compiler, "--version"], capture_output=True).stdout
-    texts = [path.read_bytes() for path in sources if path.is_file()]
-    digest = hashlib.sha256(b"".join([version, *texts])).hexdigest()
-    cache = Path(pytestconfig.cache.mkdir("cpu_kernels"))
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+    digest = hash_of([version], [path for path in sources if path.is_file()])
 
-    def build(name: str) -> Path:
-        target = cache / f"{name}-{digest[:16]}"
-        if not target.exists():
-            with tempfile.TemporaryDirectory(dir=cache) as folder:
-                compiles, link = _commands(compiler, SANITIZERS[name], Path(folder))
-                with ThreadPoolExecutor(os.cpu_count()) as pool:
-                    list(pool.map(_run, compiles))
-                _run(link)
-                os.replace(Path(folder) / "program", target)
-        return target
+    def make(name: str, folder: Path) -> Path:
+        compiles, link = _commands(compiler, SANITIZERS[name], folder)
+        run_all(compiles)
+        run(link)
+        return folder / "program"
 
-    return build
-
-
-def _run(command: list[str]) -> None:
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
+    return lambda name: cached(f"cpu_kernels-{name}", digest, lambda folder: make(name, folder))

@@ -10,12 +10,14 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
 import torch
 
 import gas_ext
 from gas_ext.ops import library
 
 PACKAGE = Path(gas_ext.__file__).parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_build_info_names_versions_and_instruction_sets() -> None:
@@ -31,6 +33,7 @@ def test_info_is_json_and_tells_the_state_of_both_operator_libraries() -> None:
     info = json.loads(json.dumps(library.info()))
     assert info["cpu_operators"] == "loaded"
     assert info["torch"] == torch.__version__
+    assert info["libraries"] == str(PACKAGE)
     built_with_cuda = bool(info["build"]["cuda_toolkit"])
     if built_with_cuda and torch.version.cuda is not None:
         assert info["cuda_operators"] == "loaded"
@@ -78,9 +81,64 @@ def test_without_a_compiled_part_the_reference_runs_with_one_warning(tmp_path: P
     assert done.returncode == 0, done.stderr
     gradient, cpu, cuda = json.loads(done.stdout)
     assert gradient == [[4.0] * 3] * 2
-    assert "_ops_cpu.so is not in this installation" in cpu
+    assert cpu == f"not loaded: _ops_cpu.so is not in {tmp_path / 'gas_ext'}; reinstall gas_ext"
     assert cuda == cpu
     assert done.stderr.count("pure-torch reference") == 1
+
+
+def copy_clone(tmp_path: Path, pattern: str = "") -> Path:
+    """Copy the package with the sources of its compiled part, as in a clone."""
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    shutil.copy(ROOT / "CMakeLists.txt", tmp_path)
+    return copy_without(tmp_path, pattern)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "edited", "expected"),
+    [
+        ("", False, "loaded"),
+        (
+            "",
+            True,
+            "not loaded: _ops_cpu.so in {0}/gas_ext was built from other sources than those in {0}/csrc",
+        ),
+        ("_build_info*", False, "not loaded: {0}/gas_ext has no _build_info for Python"),
+        (
+            "*.so",
+            False,
+            "not loaded: _ops_cpu.so is not in {0}/gas_ext, a source folder that hides any installed",
+        ),
+    ],
+)
+def test_a_clone_uses_a_build_of_its_own_sources_alone(
+    tmp_path: Path, pattern: str, edited: bool, expected: str
+) -> None:
+    package = copy_clone(tmp_path, pattern)
+    if edited:
+        (tmp_path / "csrc" / "ops" / "tensors.h").open("a").write("// edited\n")
+    done = run_beside(package, UPDATE)
+    assert done.returncode == 0, done.stderr
+    gradient, cpu, _ = json.loads(done.stdout)
+    assert gradient == [[4.0] * 3] * 2
+    assert cpu.startswith(expected.format(tmp_path))
+    if cpu != "loaded":
+        assert f"run 'pip install .' or 'pip install -e .' in {tmp_path}" in cpu
+        assert done.stderr.count("pure-torch reference") == 1
+
+
+def test_benchmarks_refuse_to_measure_the_reference(tmp_path: Path) -> None:
+    package = copy_without(tmp_path, "*.so")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null"]
+    done = subprocess.run(
+        [*command, str(ROOT / "benchmarks" / "test_step.py")],
+        env={**os.environ, "PYTHONPATH": str(package.parent)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "ERROR: Benchmarks need the compiled operators: _ops_cpu.so is not in" in done.stderr
 
 
 def test_a_damaged_library_is_named_and_the_reference_runs(tmp_path: Path) -> None:

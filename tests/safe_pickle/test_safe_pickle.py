@@ -3,7 +3,6 @@
 import collections
 import hashlib
 import io
-import json
 import pickle
 import random
 
@@ -79,15 +78,6 @@ def test_archives_equal_torch_s_own_reading(name):
     found = read_torch_archive(GOLDEN / name)
     expected = torch.load(GOLDEN / name, weights_only=True)
     assert_same(found, expected)
-
-
-@pytest.mark.parametrize("name", golden_files("ldm/*_small.ckpt"))
-def test_latent_diffusion_checkpoints(name):
-    state = read_torch_archive(GOLDEN / name)["state_dict"]
-    listed = json.loads((GOLDEN / name.replace(".ckpt", ".json")).read_text())["state_dict"]
-    expected = {key: [shape, dtype, sha16] for key, shape, dtype, _, _, sha16 in listed}
-    found = {key: digest(value) for key, value in state.items()}
-    assert {key: [*value[:2], value[2][:16]] for key, value in found.items()} == expected
 
 
 def assert_same(found, expected):

@@ -27,7 +27,6 @@ from gas_ext.training.discriminators.snapshots import config_of, readable_state_
 from gas_ext.training.losses import l1_loss, l2_loss
 
 WEIGHTS = GOLDEN / "disc" / "latent_4_scaled16.safetensors"
-needs_golden = pytest.mark.skipif(not WEIGHTS.is_file(), reason="needs the golden data")
 SMALL = R3GANConfig(widths=(2, 3), cardinalities=(2, 1), blocks=(1, 1), num_classes=2, embedding_dim=2)
 
 
@@ -66,7 +65,6 @@ def relative(found: torch.Tensor, expected) -> float:
 PRECISIONS = [("f64", torch.float64, 1e-9), ("f32", torch.float32, 1e-5)]
 
 
-@needs_golden
 @pytest.mark.parametrize("channels", [3, 4])
 @pytest.mark.parametrize(("precision", "dtype", "limit"), PRECISIONS)
 def test_golden_losses(channels, precision, dtype, limit, golden_record):
@@ -108,7 +106,6 @@ def test_golden_losses(channels, precision, dtype, limit, golden_record):
         check("student gradient norm", gradient.norm(), data["f64/G/grad_fake_norm"])
 
 
-@needs_golden
 @pytest.mark.parametrize("channels", [3, 4])
 def test_golden_discriminator_step(channels, golden_record):
     """One Adam step of rate 1e-3 moves the logits from 3.2 to 9."""
@@ -121,7 +118,6 @@ def test_golden_discriminator_step(channels, golden_record):
     assert error <= 1e-5
 
 
-@needs_golden
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 5e-5), (torch.float64, 5e-5)])
 def test_golden_iteration(dtype, limit, golden_record):
     """Values and gradients of one iteration with guidance; the reference ran in float32."""

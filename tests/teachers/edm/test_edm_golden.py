@@ -115,7 +115,6 @@ def test_without_and_with_labels(name):
         assert min(relative(out, data["D_with_augment_labels"]) for out in outputs) <= tolerance(name)
 
 
-@pytest.mark.skipif(not (GOLDEN / "edm/unetblock_2heads_down.npz").is_file(), reason="golden data not here")
 def test_a_block_with_two_heads():
     data = arrays("edm/unetblock_2heads_down.npz")
     block = UNetBlock(16, 32, 16, heads=2, resample="down")

@@ -1,7 +1,7 @@
 """Golden checkpoints as files, written when first asked for and deleted at the end."""
 
 import pytest
-from ldm_checkpoints import FOLDER, loading_options, state_dict, write_checkpoint
+from ldm_checkpoints import loading_options, state_dict, write_checkpoint
 
 from gas_ext.teachers.ldm import load_ldm_checkpoint, load_stable_diffusion_pipeline
 
@@ -11,9 +11,7 @@ def checkpoint_file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
 
     def file_of(name):
-        real, written = FOLDER / f"{name}.ckpt", folder / f"{name}.ckpt"
-        if real.is_file():
-            return real
+        written = folder / f"{name}.ckpt"
         return written if written.is_file() else write_checkpoint(state_dict(name), written)
 
     yield file_of

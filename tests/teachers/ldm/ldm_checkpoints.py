@@ -1,4 +1,4 @@
-"""The golden CompVis checkpoints: real files, and files written from the recipe in their manifests."""
+"""The golden CompVis checkpoints, written from the recipe in their manifests."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ TOLERANCE = 5e-5
 
 
 def names(*families: str) -> list[str]:
-    """Checkpoints of the given families ("cin", "lsun", "sd") that are here."""
+    """Checkpoints of the given families ("cin", "lsun", "sd")."""
     found = sorted(path.stem for path in FOLDER.glob("*.json"))
     return [name for name in found if name.split("_")[0] in families]
 

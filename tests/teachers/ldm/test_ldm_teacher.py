@@ -25,8 +25,6 @@ from gas_ext.teachers.ldm import identify_checkpoint, load_checkpoint, load_ldm_
 from gas_ext.training.baselines import classical_solver
 
 SMALL = [name for name in names("cin", "lsun") if not name.endswith("full")]
-needs_cin = pytest.mark.skipif("cin_small" not in SMALL, reason="golden data not here")
-needs_lsun = pytest.mark.skipif("lsun_small" not in SMALL, reason="golden data not here")
 UNET, FIRST_STAGE = "model.diffusion_model.", "first_stage_model."
 
 
@@ -65,7 +63,6 @@ def test_a_folder_gives_the_same_teacher(name, load, tmp_path):
     assert not any(parameter.requires_grad for parameter in again.parameters())
 
 
-@needs_cin
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_precisions(dtype, load, tmp_path):
     teacher, x, t = load("cin_small"), array("cin_small", "x"), torch.tensor(0.5)
@@ -80,7 +77,6 @@ def test_other_precisions(dtype, load, tmp_path):
     assert again.unet.dtype == dtype
 
 
-@needs_cin
 def test_half_precision_takes_its_input_from_the_update(load, tmp_path, monkeypatch):
     teacher = load_teacher(save_teacher(load("cin_small"), tmp_path / "teacher")).to(torch.bfloat16)
     solver = classical_solver(teacher.schedule, 3, 2, "logsnr", teacher.t_eps).solver
@@ -93,7 +89,6 @@ def test_half_precision_takes_its_input_from_the_update(load, tmp_path, monkeypa
     assert torch.equal(*results)
 
 
-@needs_cin
 def test_labels_of_every_form(load):
     teacher, x, t = load("cin_small"), array("cin_small", "x"), torch.tensor(0.3)
     both = teacher(x, t, teacher.encode_condition([3, 3]))
@@ -106,7 +101,6 @@ def test_labels_of_every_form(load):
         teacher(x, t, torch.tensor([1, 2, 3]))
 
 
-@needs_cin
 def test_guided_sampling_is_guidance_by_hand(load):
     teacher, labels, w = load("cin_small"), torch.tensor([5, 9]), 2.0
     solver = classical_solver(teacher.schedule, 4, 2, "logsnr", teacher.t_eps).solver
@@ -126,7 +120,6 @@ def test_guided_sampling_is_guidance_by_hand(load):
     assert not torch.equal(found, GASSampler(solver, teacher)(noise, labels))
 
 
-@needs_cin
 def test_gradients_reach_state_time_and_solver(load):
     teacher, name = load("cin_small"), "cin_small"
     x = array(name, "x").clone().requires_grad_()
@@ -140,7 +133,6 @@ def test_gradients_reach_state_time_and_solver(load):
     assert latents.grad.abs().sum() > 0
 
 
-@needs_cin
 def test_gradient_in_time_is_the_slope(load):
     teacher, x = load("cin_small"), array("cin_small", "x")
     t = torch.tensor(0.62, dtype=torch.float64, requires_grad=True)
@@ -150,7 +142,6 @@ def test_gradient_in_time_is_the_slope(load):
     assert torch.isclose(slope, ((ahead - behind) / (2 * h)).double(), rtol=0.05)
 
 
-@needs_cin
 def test_a_safetensors_file_and_bare_tensors_are_read_too(load, tmp_path):
     tensors, x = small_tensors("cin_small"), array("cin_small", "x")
     expected = load("cin_small")(x, torch.tensor(0.5))
@@ -162,7 +153,6 @@ def test_a_safetensors_file_and_bare_tensors_are_read_too(load, tmp_path):
         assert teacher.name == "model"
 
 
-@needs_cin
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
 def test_a_loaded_teacher_no_longer_depends_on_the_file(suffix, load, tmp_path):
     path, tensors = tmp_path / f"model{suffix}", small_tensors("cin_small")
@@ -174,7 +164,6 @@ def test_a_loaded_teacher_no_longer_depends_on_the_file(suffix, load, tmp_path):
     assert torch.equal(teacher(x, t), load("cin_small")(x, t))
 
 
-@needs_cin
 def test_a_first_stage_of_its_own(load, tmp_path):
     path = changed(tmp_path, drop=[FIRST_STAGE])
     with pytest.raises(ValueError, match=r"changed\.ckpt .* no first stage .*; pass its checkpoint"):
@@ -192,7 +181,6 @@ def test_a_first_stage_of_its_own(load, tmp_path):
     assert torch.equal(load_small(path, first_stage=whole).decode(z), expected.decode(z))
 
 
-@needs_cin
 def test_numbers_that_the_file_may_lack(load, tmp_path):
     x, t, z = array("cin_small", "x"), torch.tensor(0.5), array("cin_small", "z")
     bare = changed(tmp_path, drop=["alphas_cumprod", "betas", "sqrt", "log", "posterior"])
@@ -210,7 +198,6 @@ def test_numbers_that_the_file_may_lack(load, tmp_path):
     assert load_small(changed(tmp_path), scale_factor=0.25).scale_factor == 0.25
 
 
-@needs_lsun
 def test_averaged_weights(tmp_path):
     tensors = small_tensors("lsun_small")
     ema = [key for key in tensors if key.startswith("model_ema.")]
@@ -230,7 +217,6 @@ def test_averaged_weights(tmp_path):
         load_small(changed(tmp_path, name="lsun_small", **stray), "lsun_small")
 
 
-@needs_lsun
 def test_heads_that_do_not_fit(checkpoint_file):
     path = checkpoint_file("lsun_small")
     with pytest.raises(ValueError, match="32 channels, which are no multiple of num_head_channels = 12"):
@@ -239,7 +225,6 @@ def test_heads_that_do_not_fit(checkpoint_file):
         load_small(path, "lsun_small", num_heads=1)
 
 
-@needs_cin
 @pytest.mark.parametrize(
     ("drop", "replaced", "message"),
     [
@@ -276,7 +261,6 @@ def test_checkpoints_that_do_not_convert(drop, replaced, message, tmp_path):
     assert str(caught.value).endswith(".")
 
 
-@needs_cin
 def test_a_first_stage_of_another_model(tmp_path):
     tensors = small_tensors("cin_small")
     first_stage = {
@@ -291,7 +275,6 @@ def test_a_first_stage_of_another_model(tmp_path):
         load_small(changed(tmp_path), first_stage=other)
 
 
-@needs_cin
 def test_one_tensor_under_many_names_is_refused(tmp_path):
     path, tensor = tmp_path / "shared.ckpt", torch.zeros(1000)
     torch.save({"state_dict": {f"model.diffusion_model.{i}": tensor for i in range(100)}}, path)
@@ -361,7 +344,6 @@ def test_identifying_needs_no_diffusers():
     assert done.stdout.split() == ["False", "False"]
 
 
-@needs_cin
 def test_times_between_the_networks_own(load):
     """Network time is N t - 1 and not rounded: the stored outputs at fractional times need exactly that."""
     teacher = load("cin_small")

@@ -33,7 +33,6 @@ transformers = pytest.importorskip("transformers")
 
 NAMES = names("sd")
 AVERAGED = [name for name in NAMES if outputs(name, "eps_ema_clip")]
-needs_small = pytest.mark.skipif("sd_small" not in NAMES, reason="golden data not here")
 UNET = "model.diffusion_model."
 
 
@@ -106,7 +105,6 @@ def test_no_tensor_is_left_without_memory(name, load):
         assert not any(parameter.requires_grad for parameter in module.parameters())
 
 
-@needs_small
 def test_a_single_safetensors_file(load, tmp_path):
     save_file(state_dict("sd_small"), tmp_path / "model.safetensors")
     pipeline, expected = (
@@ -118,7 +116,6 @@ def test_a_single_safetensors_file(load, tmp_path):
         assert all(torch.equal(found[k], v) for k, v in getattr(expected, part).state_dict().items())
 
 
-@needs_small
 def test_refused(checkpoint_file, tmp_path):
     path, options = checkpoint_file("sd_small"), loading_options("sd_small")
     with pytest.raises(ValueError, match="use load_stable_diffusion_checkpoint"):
@@ -140,7 +137,6 @@ def test_refused(checkpoint_file, tmp_path):
         load_stable_diffusion_pipeline(write_checkpoint(without, tmp_path / "without.ckpt"), **options)
 
 
-@needs_small
 def test_an_autoencoder_of_its_own(load, tmp_path):
     tensors = state_dict("sd_small")
     other = {
@@ -196,7 +192,6 @@ def test_as_a_teacher(name, checkpoint_file, golden_record):
         teacher.encode_condition(["a cat"])
 
 
-@needs_small
 def test_prompts_guidance_and_folders(checkpoint_file, tmp_path):
     tokenizer = write_tokenizer(tmp_path / "tokenizer")
     options = {**loading_options("sd_small"), "tokenizer": tokenizer}
@@ -218,7 +213,6 @@ def test_prompts_guidance_and_folders(checkpoint_file, tmp_path):
     assert noise.grad.abs().sum() > 0
 
 
-@pytest.mark.skipif("cin_small" not in names("cin"), reason="golden data not here")
 def test_prompts_are_not_for_classes(checkpoint_file, tmp_path):
     tokenizer = write_tokenizer(tmp_path / "tokenizer")
     with pytest.raises(ValueError, match="takes no prompts; leave the tokenizer out"):

@@ -1,10 +1,9 @@
 import json
 import stat
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from golden_data import GOLDEN, arrays
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -18,7 +17,6 @@ from gas_ext.training.discriminators import (
 )
 
 CONFIG = R3GANConfig((4, 8), (1, 2), (1, 1), num_classes=3, embedding_dim=2, bfloat16_stages=(0,))
-KEPT = Path(__file__).parents[2] / "data" / "golden" / "r3gan"
 
 
 @pytest.fixture
@@ -56,14 +54,14 @@ def test_round_trip(tmp_path, name, shape, settings, dtype):
 
 def test_kept_file_meets_the_published_logits():
     """A converted snapshot of long ago: the format stays readable, and the network stays what it is."""
-    discriminator = load_discriminator(KEPT / "r3gan_cond32.safetensors")
+    discriminator = load_discriminator(GOLDEN / "r3gan" / "r3gan_cond32.safetensors")
     for name, key, conditional in (
         ("r3gan_cond32", "logits", True),
         ("r3gan_cond32_gas", "logits_gas_constant_embedding", False),
     ):
-        with np.load(KEPT / f"{name}.npz") as data:
-            images, expected = torch.from_numpy(data["img"]), torch.from_numpy(data[key])
-            labels = torch.from_numpy(data["c"]).argmax(1) if conditional else None
+        data = arrays(f"r3gan/{name}.npz")
+        images, expected = torch.from_numpy(data["img"]), torch.from_numpy(data[key])
+        labels = torch.from_numpy(data["c"]).argmax(1) if conditional else None
         with torch.no_grad():
             assert (discriminator(images, labels) - expected).abs().max() <= 3e-2  # bfloat16
 

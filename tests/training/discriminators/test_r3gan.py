@@ -27,7 +27,6 @@ def randomize(discriminator, scale=0.3, seed=0):
     return discriminator
 
 
-@pytest.mark.skipif(not LATENT.is_file(), reason="needs the golden data")
 @pytest.mark.parametrize("channels", [3, 4])
 @pytest.mark.parametrize("precision", ["f32", "f64", "bf16_stages012"])
 def test_golden_logits_on_latents(channels, precision, golden_record):
@@ -49,7 +48,6 @@ def test_golden_logits_on_latents(channels, precision, golden_record):
     assert error <= {"f32": 1e-5, "f64": 1e-9}.get(precision, 3e-2)
 
 
-@pytest.mark.skipif(not LATENT.is_file(), reason="needs the golden data")
 def test_published_proportions_are_those_of_the_golden_latents():
     entry = index()["files"]["disc/latent_4_scaled16.safetensors"]
     config = R3GANConfig.published((4, 64, 64))

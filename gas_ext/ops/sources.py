@@ -1,0 +1,22 @@
+"""The hash of the C++ sources: a build carries it, so that one of other sources is noticed.
+
+setup.py runs this file alone; it imports nothing of the package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+
+def hash_sources(root: Path) -> str:
+    """Hash csrc/ and CMakeLists.txt in `root`; empty where they are missing, as in an installed package."""
+    recipe = root / "CMakeLists.txt"
+    if not recipe.is_file():
+        return ""
+    digest = hashlib.sha256()
+    sources = (path for path in root.glob("csrc/*/*") if path.suffix in (".cpp", ".cu", ".cuh", ".h"))
+    for path in [recipe, *sorted(sources)]:
+        digest.update(path.relative_to(root).as_posix().encode() + b"\n")
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
