@@ -285,9 +285,9 @@ def setting(**values):
     ("change", "words"),
     [
         (setting(format_version=2), "format 2"),
-        (setting(steps="4"), "'steps' is missing or of the wrong type"),
+        (setting(steps="4"), "'steps' is '4', but must be an int"),
         (setting(steps=5), "timestep_logits"),
-        (setting(steps=0), "describes no valid solver"),
+        (setting(steps=0), "0 steps of order 3 need"),
         (setting(schedule={"family": "cosine"}), "cosine"),
         (setting(t_eps=2.0), "t_eps"),
         (lambda record, tensors: record.pop("teacher"), "'teacher' is missing"),

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from gas_ext.discriminators.base import Discriminator, build_discriminator
-from gas_ext.sealed_file import checksum, read_safetensors, write_sealed
+from gas_ext.records import RECORD, SHAPE, TEXT, Fields
+from gas_ext.sealed_file import read_sealed, write_sealed
 
 FORMAT_VERSION = 1
 _KEY = "gas_ext_discriminator"
-_FIELDS = {"name": str, "sample_shape": list, "settings": dict, "sha256": str}
+_FIELDS: Fields = {"name": TEXT, "sample_shape": SHAPE, "settings": RECORD}
 
 
 def save_discriminator(discriminator: Discriminator, path: str | os.PathLike[str]) -> None:
@@ -86,25 +85,4 @@ def load_discriminator(path: str | os.PathLike[str]) -> Discriminator:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no discriminator file {path}.")
-    try:
-        metadata, tensors = read_safetensors(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is not a safetensors file, or is damaged: {error}.") from error
-    if _KEY not in metadata:
-        raise ValueError(f"{path} is a safetensors file but holds no discriminator saved by gas_ext.")
-    try:
-        record = json.loads(metadata[_KEY])
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged: its description is not JSON ({error}).") from error
-    version = record.get("format_version") if isinstance(record, dict) else None
-    if version != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has discriminator format {version!r}, but this gas_ext reads format {FORMAT_VERSION}; "
-            "use the release that wrote it."
-        )
-    for name, kind in _FIELDS.items():
-        if not isinstance(record.get(name), kind):
-            raise ValueError(f"{path} is damaged: its field {name!r} is missing or of the wrong type.")
-    if record["sha256"] != checksum(record, tensors):
-        raise ValueError(f"{path} is damaged: its content does not match its SHA-256; get a fresh copy.")
-    return record, tensors
+    return read_sealed(path, _KEY, "discriminator", _FIELDS, version=FORMAT_VERSION)

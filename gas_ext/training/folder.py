@@ -11,7 +11,7 @@ import yaml
 from gas_ext.configs import Config, config_text
 from gas_ext.configs.base import LossKind
 from gas_ext.files import check_output_folder, remove_leftovers, write_file
-from gas_ext.training.checkpoints import Checkpoint, newest_checkpoint, remove_newer
+from gas_ext.training.checkpoints import Checkpoint, check_state, newest_checkpoint, remove_newer
 
 CONFIG = "config.yaml"
 START = "start.safetensors"
@@ -116,7 +116,7 @@ class RunFolder:
             If the checkpoint is of a run with other settings, or no checkpoint is intact.
         """
         self.check_owner()
-        checkpoint = newest_checkpoint(self.path / CHECKPOINTS, tell)
+        checkpoint = newest_checkpoint(self.path / CHECKPOINTS, tell, check_state)
         if checkpoint is not None:
             self._require_same(checkpoint.state["settings"], settings)
         return checkpoint

@@ -108,7 +108,7 @@ def rewrite(path, change=None, tensors=None):
     ("change", "message"),
     [
         ({"format_version": 9}, "has discriminator format 9, but this gas_ext reads format 1"),
-        ({"settings": 3}, "'settings' is missing or of the wrong type"),
+        ({"settings": 3}, "'settings' is 3, but must be a dict"),
         ({"sample_shape": [2, 16, 16]}, "does not match its SHA-256"),
         ({"sha256": "0" * 64}, "does not match its SHA-256"),
     ],

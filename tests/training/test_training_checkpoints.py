@@ -68,7 +68,7 @@ def test_every_changed_bit_is_found(tmp_path, place):
     content = bytearray(path.read_bytes())
     content[place % len(content)] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match="damaged|no checkpoint"):
         load_checkpoint(path)
 
 
@@ -76,7 +76,7 @@ def test_every_changed_bit_is_found(tmp_path, place):
 def test_a_file_that_is_cut_off(tmp_path, size):
     path = save_checkpoint(tmp_path, 1, state())
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ValueError, match="is no checkpoint, or is damaged"):
+    with pytest.raises(ValueError, match="is not a safetensors file, or is damaged"):
         load_checkpoint(path)
 
 
