@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,7 +108,8 @@ def seed_labels(seeds: Sequence[int], num_classes: int, device: torch.device | s
     >>> seed_labels([0, 9, 10], num_classes=10).tolist()
     [0, 9, 0]
     """
-    return torch.tensor([int(seed) % num_classes for seed in seeds], dtype=torch.int64, device=device)
+    labels = np.fromiter((int(seed) % num_classes for seed in seeds), np.int64, len(seeds))
+    return torch.from_numpy(labels).to(device)
 
 
 def take(condition: Any, index: Tensor | slice) -> Any:

@@ -22,9 +22,17 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~umask())  # mkstemp lets only the owner read
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            name_file(error, path)
         raise
+
+
+def name_file(error: OSError, path: Path) -> None:
+    """Let the message of an error say which file it is about: that of a full disk does not."""
+    if error.errno is not None:
+        error.filename, error.filename2 = str(path), None
 
 
 def remove_leftovers(path: Path) -> None:

@@ -45,23 +45,27 @@ class Field(NamedTuple):
         """Yield what is wrong with a value."""
         if value is _MISSING:
             yield f"{name} is missing"
-        elif type(value) not in self.kinds:
-            yield f"{name} is {shown(value)}, but must be {self._wanted()}"
-        elif isinstance(value, int | float) and not self.low <= value <= self.high:
+        elif not self._fits(value):
             yield f"{name} is {shown(value)}, but must be {self._wanted()}"
         elif isinstance(value, dict):
             for key, field in self.inside.items():
                 yield from field.faults(value.get(key, _MISSING), f"{name}.{key}")
         if self.each is not None and isinstance(value, list | dict):
-            for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+            entries: Any = value.items() if isinstance(value, dict) else enumerate(value)
+            for key, entry in entries:
                 yield from self.each.faults(entry, f"{name}[{shown(key)}]")
+
+    def _fits(self, value: Any) -> bool:
+        in_bounds = not isinstance(value, int | float) or self.low <= value <= self.high
+        return type(value) in self.kinds and in_bounds
 
     def _wanted(self) -> str:
         names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in self.kinds)
         bounds = [f"at least {self.low:g}"] if self.low > -MOST else []
         bounds += [f"at most {self.high:g}"] if self.high < MOST else []
-        article = "an" if names[0] in "aeiou" else "a"
-        return f"{article} {names}" + (f" of {' and '.join(bounds)}" if bounds else "")
+        return f"{'an' if names[0] in 'aeiou' else 'a'} {names}" + f" of {' and '.join(bounds)}" * bool(
+            bounds
+        )
 
 
 Fields = Mapping[str, Field]

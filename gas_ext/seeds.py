@@ -1,4 +1,4 @@
-"""Lists of seeds as people write them, kept as ranges: ten million seeds take no more memory than their text."""
+"""Lists of seeds as people write them, kept as ranges: they take no more memory than their text."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from gas_ext.configs import Config
     from gas_ext.denoisers import Denoiser
+    from gas_ext.seeds import SeedList
 
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda or cuda:N.")]
 Labels = Annotated[
@@ -108,7 +109,7 @@ def read_autocast(name: str | None) -> torch.dtype | None:
     return AUTOCAST[name]
 
 
-def read_labels(text: str) -> list[int]:
+def read_labels(text: str) -> SeedList:
     """Read labels such as "0-9,3", or those in a file, separated by commas or white space.
 
     Examples

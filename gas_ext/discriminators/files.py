@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gas_ext.building import check_weights, described_by
 from gas_ext.discriminators.base import Discriminator, build_discriminator
 from gas_ext.records import RECORD, SHAPE, TEXT, Fields
 from gas_ext.sealed_file import read_sealed, write_sealed
@@ -73,10 +74,13 @@ def load_discriminator(path: str | os.PathLike[str]) -> Discriminator:
         If it is damaged, holds something else, or needs a class that is not registered.
     """
     record, tensors = _read(Path(path))
+    arguments = record["name"], record["sample_shape"]
     try:
-        discriminator = build_discriminator(record["name"], record["sample_shape"], **record["settings"])
+        with described_by(tensors):
+            check_weights(build_discriminator(*arguments, **record["settings"]), tensors)
+        discriminator = build_discriminator(*arguments, **record["settings"])
         discriminator.load_state_dict(tensors, assign=True)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{path} cannot be rebuilt: {reason}") from error
     return discriminator

@@ -14,7 +14,7 @@ from gas_ext.classical import DPMSolver
 from gas_ext.denoisers import Denoiser
 from gas_ext.sampler import GASSampler, Solver
 from gas_ext.sealed_file import checksum
-from gas_ext.seeds import parse_seeds
+from gas_ext.seeds import common_seeds, parse_seeds
 from gas_ext.solver import GeneralizedSolver
 
 # A name of `gas_ext.catalog`, a solver file (with {nfe} for the number of evaluations), one name for each
@@ -275,9 +275,9 @@ def check_seeds(entries: Sequence[Entry], seeds: Sequence[int], training_seeds: 
             continue
         recorded: Any = getattr(entry.solver, "training_summary", {}).get("seeds")
         learned_from = parse_seeds(recorded) if isinstance(recorded, str) else training_seeds
-        met = sorted(set(learned_from) & set(seeds))
+        met, first = common_seeds(learned_from, seeds)
         if met:
             raise ValueError(
-                f"{entry.label} was learned from {len(met)} of the seeds, such as {met[0]}, so its numbers "
+                f"{entry.label} was learned from {met} of the seeds, such as {first}, so its numbers "
                 "would flatter it; choose other seeds, or allow it with --allow-training-seeds."
             )

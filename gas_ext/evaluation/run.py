@@ -30,7 +30,7 @@ from gas_ext.files import check_output_folder
 from gas_ext.metrics import Reference
 from gas_ext.progress import Reporter, SilentReporter
 from gas_ext.samples import spread_conditions
-from gas_ext.seeds import format_seeds
+from gas_ext.seeds import SeedList, format_seeds
 
 if TYPE_CHECKING:
     from gas_ext.training.processes import Processes
@@ -150,9 +150,10 @@ def compare(
             "Denoiser.from_callable."
         )
     place = _checked_folder(Path(folder))
-    spread = spread_conditions(denoiser, list(seeds), labels, prompts, conditions)
+    seeds = SeedList.of(seeds)
+    spread = spread_conditions(denoiser, seeds, labels, prompts, conditions)
     extractors = _loaded(features, denoiser)
-    setup = Setup(denoiser, list(seeds), spread, guidance_scale, autocast, batch_size, extractors, perceptual)
+    setup = Setup(denoiser, seeds, spread, guidance_scale, autocast, batch_size, extractors, perceptual)
     check_setup(setup)
     judge = Judge(setup, reference, groups)
     entries, left_out = build_entries(

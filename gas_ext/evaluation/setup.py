@@ -19,6 +19,7 @@ from gas_ext.metrics.measure import agreed_extractor
 from gas_ext.samples.generate import Conditions
 from gas_ext.samples.manifest import plain, short_hash
 from gas_ext.sealed_file import checksum
+from gas_ext.seeds import common_seeds
 
 _CHUNK = 250  # samples per file, rounded up to whole batches: what an interruption costs at most
 FEWEST = 20  # samples that a distance of distributions needs at least
@@ -46,7 +47,7 @@ class Setup:
     """What is the same for every solver; the parameters are those of `compare`."""
 
     denoiser: Denoiser
-    seeds: list[int]
+    seeds: Sequence[int]
     conditions: Conditions
     guidance_scale: float | None = None
     autocast: torch.dtype | None = None
@@ -84,7 +85,7 @@ class Setup:
     def _chunk(self, rows: range) -> Chunk:
         conditions = self.condition(rows)
         described = {
-            "seeds": self.seeds[rows.start : rows.stop],
+            "seeds": list(self.seeds[rows.start : rows.stop]),
             "conditions": conditions if isinstance(conditions, list) else None,
             "shown": self.shown if rows.start == 0 else 0,
         }
@@ -173,7 +174,7 @@ def check_setup(setup: Setup) -> None:
     least = FEWEST if names else 2
     if len(seeds) < least:
         raise ValueError(f"There are {len(seeds)} seeds; give at least {least}.")
-    if len(set(seeds)) != len(seeds):
+    if common_seeds(seeds, seeds)[0] != len(seeds):
         raise ValueError("A seed occurs twice, which would count its sample twice; give each once.")
     if setup.batch_size < 1:
         raise ValueError(f"batch_size is {setup.batch_size}; expected at least 1.")

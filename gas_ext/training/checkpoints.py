@@ -103,8 +103,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def check_state(checkpoint: Checkpoint) -> None:
     """Raise ValueError unless a checkpoint has all that a run goes on with."""
     state = check_record(checkpoint.state, _STATE, checkpoint.path)
-    solver, average = ({name: value.shape for name, value in state[part].items()} for part in ("solver", "average"))
-    if solver != average or sorted(solver.values()) != sorted(value.shape for value in state["best"].values()):
+    solver, average = (
+        {name: value.shape for name, value in state[part].items()} for part in ("solver", "average")
+    )
+    if solver != average or sorted(solver.values()) != sorted(
+        value.shape for value in state["best"].values()
+    ):
         raise ValueError(f"{checkpoint.path} is damaged: its averages have other shapes than its parameters.")
     if tuple(state["losses"].shape) != (checkpoint.iteration,):
         raise ValueError(f"{checkpoint.path} is damaged: it has no loss for each of its iterations.")

@@ -6,10 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gas_ext.configs import Config, config_text
-from gas_ext.configs.base import LossKind
+from gas_ext.configs.base import LossKind, read_yaml
 from gas_ext.files import check_output_folder, remove_leftovers, write_file
 from gas_ext.training.checkpoints import Checkpoint, check_state, newest_checkpoint, remove_newer
 
@@ -136,8 +134,8 @@ class RunFolder:
     def _is_run(self) -> bool:
         """Whether config.yaml is one that `begin` wrote."""
         try:
-            values = yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            values = read_yaml((self.path / CONFIG).read_text(encoding="utf-8"), CONFIG)
+        except (OSError, ValueError):
             return False
         return isinstance(values, dict) and isinstance(values.get("run"), dict)
 

@@ -203,7 +203,7 @@ class Trainer:
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(
-                f"{checkpoint.path} does not fit the run ({type(error).__name__}: {reason}); delete it, or start "
-                "over with --no-resume."
+                f"{checkpoint.path} does not fit the run ({type(error).__name__}: {reason}); delete it, or "
+                "start over with --no-resume."
             ) from error
         self._write_best()

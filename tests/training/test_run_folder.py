@@ -9,7 +9,7 @@ from gas_ext.training.run import resolve
 
 
 def state(settings, iterations=4):
-    parts = dict.fromkeys(("solver", "average", "best", "optimizer", "validation"), {})
+    parts = {name: {} for name in ("solver", "average", "best", "optimizer", "validation")}
     numbers = {"losses": torch.zeros(iterations), "rejected": 0, "in_a_row": 0, "adversary": None}
     return {**parts, **numbers, "settings": settings}
 
