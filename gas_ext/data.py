@@ -6,7 +6,6 @@ depend on the batch it was drawn in, on the batch size, or on the device that co
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gas_ext.files import temporary_path
+from gas_ext.files import partial_file
 from gas_ext.seeds import parse_seeds
 
 __all__ = [
@@ -210,11 +209,5 @@ def save_png(image: Tensor, path: str | Path, scale: int = 1) -> None:
     pixels = to_uint8(image.detach().float().cpu()).permute(1, 2, 0)
     pixels = pixels.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
     array = pixels.squeeze(-1).numpy()
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = temporary_path(path)
-    try:
+    with partial_file(Path(path)) as partial:
         Image.fromarray(array).save(partial, format="PNG")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -6,6 +6,8 @@ import glob
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _CHUNK = 1 << 22
@@ -59,9 +61,19 @@ def check_output_folder(folder: str | Path) -> Path:
     return path
 
 
-def temporary_path(path: Path) -> Path:
-    """Name beside `path` under which a file is written before `os.replace` puts it in place."""
-    return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+@contextmanager
+def partial_file(path: Path) -> Iterator[Path]:
+    """Give the name with `path` under which a file is written, and put it in place when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        name_file(error, path)
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def file_hash(path: Path) -> str:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gas_ext.files import file_hash
+from gas_ext.records import reason_of
 from gas_ext.teachers.optional import require
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -196,7 +197,7 @@ def _assign_lpips_weights(
         found = {name: backbone["features." + ".".join(name.split(".")[2:])].float() for name in names}
         model.load_state_dict({**found, **linear}, strict=False, assign=True)
     except (KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error, 200)
         raise ValueError(f"{path} does not hold the weights that LPIPS needs: {reason}.") from error
 
 

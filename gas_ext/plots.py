@@ -5,7 +5,6 @@ Colors are from the set of Okabe and Ito, which people with any common color vis
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from gas_ext.data import image_grid, to_uint8
 from gas_ext.evaluation import Row
-from gas_ext.files import temporary_path
+from gas_ext.files import partial_file
 from gas_ext.solver import GeneralizedSolver
 
 if TYPE_CHECKING:
@@ -43,14 +42,8 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Write the figure as PNG, atomically."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = temporary_path(path)
-    try:
+    with partial_file(Path(path)) as partial:
         figure.savefig(partial, format="png")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,20 @@ def check_record(record: Any, fields: Fields, source: object) -> dict[str, Any]:
     return record
 
 
+def reason_of(error: BaseException, length: int = 300) -> str:
+    """Return what an error says as part of a sentence: on one line, shortened, without a period.
+
+    Examples
+    --------
+    >>> reason_of(KeyError("width"))
+    "KeyError 'width'"
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyError):
+        text = f"KeyError {text}"
+    return (text if len(text) <= length else f"{text[:length]}...").rstrip(".") or type(error).__name__
+
+
 def shown(value: Any, length: int = 80) -> str:
     """Return the repr of a value as it may stand in a message: shortened.
 

@@ -18,7 +18,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from gas_ext.files import write_file
-from gas_ext.records import TEXT, Fields, check_record, parse_json, shown
+from gas_ext.records import TEXT, Fields, check_record, parse_json, reason_of, shown
 
 
 def checksum(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
@@ -49,7 +49,13 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict
 
 
 def read_sealed(
-    path: Path, key: str, what: str, fields: Fields, absent: Mapping[str, Any] | None = None, version: int = 1
+    path: Path,
+    key: str,
+    what: str,
+    fields: Fields,
+    absent: Mapping[str, Any] | None = None,
+    version: int = 1,
+    version_field: str = "format_version",
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read what `write_sealed` wrote, once record and checksum are found right.
 
@@ -65,8 +71,8 @@ def read_sealed(
         The table of the record's fields; "sha256" need not be in it.
     absent : mapping, optional
         Values of fields that the format had not always.
-    version : int
-        The format's version.
+    version, version_field : int, str
+        The format's version, and where it is in the record.
 
     Raises
     ------
@@ -76,11 +82,11 @@ def read_sealed(
     try:
         metadata, tensors = read_safetensors(path)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a safetensors file, or is damaged: {error}.") from error
+        raise ValueError(f"{path} is not a safetensors file, or is damaged: {reason_of(error)}.") from error
     if key not in metadata:
         raise ValueError(f"{path} is a safetensors file but holds no {what} saved by gas_ext.")
     record = parse_json(metadata[key], path)
-    found = record.get("format_version") if isinstance(record, dict) else version
+    found = record.get(version_field) if isinstance(record, dict) else version
     if found != version or type(found) is not int:
         raise ValueError(
             f"{path} has {what} format {shown(found)}, but this gas_ext reads format {version}; "

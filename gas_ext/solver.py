@@ -25,6 +25,7 @@ from gas_ext.coefficients import (
     reference_s4s_weights,
 )
 from gas_ext.kinds import get_kind
+from gas_ext.records import reason_of
 from gas_ext.schedules import NoiseSchedule
 from gas_ext.solver_file import (
     Record,
@@ -359,8 +360,8 @@ class GeneralizedSolver(nn.Module):
                 compat=record["compat"],
                 kind=record["kind"],
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{source} describes no valid solver: {error}") from error
+        except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"{source} describes no valid solver: {reason_of(error)}.") from error
         solver.teacher, solver.training_summary = record["teacher"], record["training"]
         solver._fill(tensors, source)
         return solver

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from gas_ext.records import MOST_SIZE, shown
+from gas_ext.records import MOST_SIZE, reason_of, shown
 
 Positive = Annotated[int, Field(ge=1, le=MOST_SIZE)]
 Count = Annotated[int, Field(ge=0, le=MOST_SIZE)]
@@ -67,9 +67,9 @@ def read_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise ValueError(f"{source} is not YAML: {' '.join(str(error).split())[:300]}.") from error
+        raise ValueError(f"{source} is not YAML: {reason_of(error)}.") from error
     except _FAULTS as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error, 200)
         raise ValueError(
             f"{source} has a value that is not of its type ({type(error).__name__}: {reason})."
         ) from error

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gas_ext.building import check_weights, described_by
 from gas_ext.discriminators.base import Discriminator, build_discriminator
-from gas_ext.records import RECORD, SHAPE, TEXT, Fields
+from gas_ext.records import RECORD, SHAPE, TEXT, Fields, reason_of
 from gas_ext.sealed_file import read_sealed, write_sealed
 
 FORMAT_VERSION = 1
@@ -81,8 +81,8 @@ def load_discriminator(path: str | os.PathLike[str]) -> Discriminator:
         discriminator = build_discriminator(*arguments, **record["settings"])
         discriminator.load_state_dict(tensors, assign=True)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path} cannot be rebuilt: {reason}") from error
+        reason = reason_of(error)
+        raise ValueError(f"{path} cannot be rebuilt: {reason}.") from error
     return discriminator
 
 

@@ -102,12 +102,12 @@ class TensorFile(Mapping[str, Tensor]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        with safe_open(path, framework="pt") as file:  # which finds whether the header describes the file
+            self.metadata: dict[str, str] = file.metadata() or {}
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
         self._start = 8 + int.from_bytes(self._read(0, 8).numpy().tobytes(), "little")
         header = json.loads(self._read(8, self._start - 8).numpy().tobytes())
-        with safe_open(path, framework="pt") as file:  # which finds whether the header describes the file
-            self.metadata: dict[str, str] = file.metadata() or {}
         self._entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
         for entry in self._entries.values():
             entry["dtype"] = _DTYPES[entry["dtype"]]
@@ -138,14 +138,12 @@ class TensorFile(Mapping[str, Tensor]):
 
     def _read(self, start: int, size: int) -> Tensor:
         """Return bytes of the file as uint8."""
-        if start + size > os.fstat(self._file).st_size:
-            raise ValueError(f"{self.path} has been cut off; get a fresh copy, or make it again")
         content = torch.empty(size, dtype=torch.uint8)
         view, done = content.numpy().data, 0
         while done < size:
             count = os.preadv(self._file, [view[done:]], start + done)
             if count == 0:
-                raise ValueError(f"{self.path} was cut off while it was read; make it again")
+                raise ValueError(f"{self.path} was cut off while it was open; make it again, with repair.")
             done += count
         return content
 

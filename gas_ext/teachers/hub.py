@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from gas_ext.files import file_hash
+from gas_ext.records import reason_of
 from gas_ext.teachers.optional import require
 
 # Parts of pipelines that teachers never run: they judge or describe images.
@@ -129,7 +130,7 @@ def _cached_or_loaded(what: str, download: Any, repository: str, arguments: dict
     try:
         return download(repository, **arguments)
     except Exception as error:  # of several libraries: httpx, huggingface_hub, diffusers
-        reason = " ".join(str(error).split())[:300]
+        reason = reason_of(error)
         raise ValueError(f"{what} could not be downloaded from the hub: {reason}") from error
 
 

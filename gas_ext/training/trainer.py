@@ -12,6 +12,7 @@ from typing import Any
 
 from gas_ext.metrics import finite_or_none
 from gas_ext.progress import Reporter, SilentReporter
+from gas_ext.records import reason_of
 from gas_ext.sampler import GASSampler
 from gas_ext.training.checkpoints import Checkpoint, save_checkpoint
 from gas_ext.training.data import RunData
@@ -201,7 +202,7 @@ class Trainer:
             for name in ("first", "last", "best"):
                 setattr(self, name, Validation(**state["validation"][name]))
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = reason_of(error, 200)
             raise ValueError(
                 f"{checkpoint.path} does not fit the run ({type(error).__name__}: {reason}); delete it, or "
                 "start over with --no-resume."

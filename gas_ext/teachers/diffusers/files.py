@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gas_ext.records import reason_of
 from gas_ext.teachers.diffusers.networks import NETWORKS
 from gas_ext.teachers.diffusers.parts import Parts, convert, parts_of
 from gas_ext.teachers.hub import UNUSED_PARTS, fetch_pipeline, has_variant, parse_hub_reference
@@ -219,7 +220,7 @@ def _loading(folder: Path) -> Iterator[None]:
             warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch_dtype.*")
             yield
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = reason_of(error)
         raise ValueError(f"{folder} cannot be loaded as a diffusers model: {reason}") from error
 
 

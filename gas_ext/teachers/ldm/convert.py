@@ -137,5 +137,7 @@ def filled(module: Any, weights: Weights) -> Any:
                 f"{key} of its {type(module).__name__} has the shape {tuple(weight.shape)}, "
                 f"not {tuple(expected[key].shape)}"
             )
+        if weight.is_floating_point() != expected[key].is_floating_point():
+            raise ValueError(f"{key} of its {type(module).__name__} is {weight.dtype}")
     module.load_state_dict({key: weight.clone() for key, weight in weights.items()}, assign=True)
     return module.requires_grad_(False).eval()
