@@ -111,12 +111,10 @@ def reason_of(error: BaseException, length: int = 300) -> str:
 
     Examples
     --------
-    >>> reason_of(KeyError("width"))
-    "KeyError 'width'"
+    >>> reason_of(ValueError("It is too wide."))
+    'It is too wide'
     """
     text = " ".join(str(error).split())
-    if isinstance(error, KeyError):
-        text = f"KeyError {text}"
     return (text if len(text) <= length else f"{text[:length]}...").rstrip(".") or type(error).__name__
 
 

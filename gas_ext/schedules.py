@@ -208,7 +208,8 @@ class _VPLinear(_VariancePreserving):
         self.beta_0, self.beta_1 = _number(beta_0), _number(beta_1)
         if not (0.0 <= self.beta_0 <= self.beta_1 < math.inf and self.beta_1 > 0.0):
             raise ValueError(
-                f"Expected 0 <= beta_0 <= beta_1 < inf, but got beta_0 = {beta_0}, beta_1 = {beta_1}."
+                f"Expected 0 <= beta_0 <= beta_1 < inf, but got beta_0 = {self.beta_0}, "
+                f"beta_1 = {self.beta_1}."
             )
 
     def log_alpha(self, t: Times) -> Tensor:
@@ -318,7 +319,7 @@ class _EDM(NoiseSchedule):
         self.sigma_min, self.sigma_max, self.rho = map(_number, (sigma_min, sigma_max, rho))
         if not (0.0 < self.sigma_min < self.sigma_max < math.inf and 0.0 < self.rho < math.inf):
             raise ValueError(
-                f"sigma_min = {sigma_min}, sigma_max = {sigma_max}, rho = {rho}, "
+                f"sigma_min = {self.sigma_min}, sigma_max = {self.sigma_max}, rho = {self.rho}, "
                 "but expected 0 < sigma_min < sigma_max and rho > 0, all finite."
             )
         if not _LEAST_RHO <= self.rho <= _MOST_RHO:  # beyond, the powers below leave the range of float64

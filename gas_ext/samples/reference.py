@@ -68,7 +68,7 @@ class ReferenceDataset:
         if 0 in value.shape:  # the file holds nothing of it, whatever its other sizes are
             raise ValueError(f"{self.path} is damaged: its {name} are empty, of shape {value.shape}.")
         if name in ("noise", "latents") and value.dtype != torch.float32:
-            raise ValueError(f"{self.path} is damaged: its {name} are {value.dtype} not torch.float32.")
+            raise ValueError(f"{self.path} is damaged: its {name} are {value.dtype}, not torch.float32.")
         return value
 
     def _rows(self, value: Any, name: str) -> PickledTensor | None:
