@@ -16,25 +16,13 @@ _SPARE = 100  # parameters that a constructor may make and drop again
 
 
 @contextmanager
-def described_by(weights: Collection[object]) -> Iterator[None]:
-    """Build modules on "meta", where sizes take no memory, and stop at far more parameters than weights.
+def counted(weights: Collection[object]) -> Iterator[None]:
+    """Stop, with ValueError, where modules are built of far more parameters than a file has weights.
 
     Parameters
     ----------
     weights : collection
         What the file holds, one entry per tensor.
-
-    Raises
-    ------
-    ValueError
-        If more modules are built than the weights can be of.
-
-    Examples
-    --------
-    >>> with described_by(["weight", "bias"]):
-    ...     layer = nn.Linear(10**9, 10**9)
-    >>> layer.weight.device
-    device(type='meta')
     """
     left = 4 * len(weights) + _SPARE
     thread = threading.get_ident()
@@ -47,10 +35,24 @@ def described_by(weights: Collection[object]) -> Iterator[None]:
 
     hook = register_module_parameter_registration_hook(count)
     try:
-        with torch.device("meta"):
-            yield
+        yield
     finally:
         hook.remove()
+
+
+@contextmanager
+def described_by(weights: Collection[object]) -> Iterator[None]:
+    """As `counted`, and on "meta", where sizes take no memory.
+
+    Examples
+    --------
+    >>> with described_by(["weight", "bias"]):
+    ...     layer = nn.Linear(10**9, 10**9)
+    >>> layer.weight.device
+    device(type='meta')
+    """
+    with counted(weights), torch.device("meta"):
+        yield
 
 
 def check_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
