@@ -30,11 +30,14 @@ from gas_ext.discriminators import (
     save_discriminator,
 )
 from gas_ext.discriminators.r3gan import R3GANConfig
+from gas_ext.evaluation.chunks import CellFolder, ChunkResult
+from gas_ext.evaluation.setup import Chunk
 from gas_ext.losses import read_weights
 from gas_ext.metrics import Reference
 from gas_ext.samples import ReferenceDataset, TeacherSamples, verify_samples
 from gas_ext.samples.manifest import _hash
 from gas_ext.sealed_file import checksum
+from gas_ext.teachers.diffusers.files import load_model
 from gas_ext.teachers.edm import load_edm_snapshot
 from gas_ext.teachers.edm.teacher import build_teacher
 from gas_ext.teachers.folder import load_teacher, save_teacher, weights_hash_of
@@ -357,6 +360,44 @@ class LatentSafetensors(LatentCheckpoint):
         save_file({n: t.contiguous() for n, t in damaged_tensors(rng, self.tensors).items()}, path)
 
 
+class DiffusersFolder(Format):
+    cost = 10
+
+    def make(self, folder):
+        from diffusers import UNet2DModel
+
+        blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+        UNet2DModel(8, 1, 1, block_out_channels=(32,), layers_per_block=1, **blocks).save_pretrained(
+            folder / "diffusers"
+        )
+        return folder / "diffusers"
+
+    def load(self, path):
+        return load_model(path)
+
+    def damage(self, rng, path):
+        weights, config = path / "diffusion_pytorch_model.safetensors", path / "config.json"
+        if rng.random() < 0.3:
+            weights.write_bytes(damaged_bytes(rng, weights.read_bytes()))
+        elif rng.random() < 0.3:
+            config.write_bytes(damaged_bytes(rng, config.read_bytes()))
+        else:
+            config.write_text(json.dumps(damaged_tree(rng, json.loads(config.read_text()))))
+
+
+class EvaluationChunk(Sealed):
+    key = "gas_ext_chunk"
+    chunk = Chunk(range(3), "ab12")
+
+    def make(self, folder):
+        cell = CellFolder(folder / "cell")
+        cell.write(self.chunk, ChunkResult({"nfe": 1}, {"l1": torch.zeros(3)}))
+        return cell.chunk_path(self.chunk)
+
+    def load(self, path):
+        return CellFolder(path.parent).read(self.chunk)
+
+
 class Statistics(Format):
     def make(self, folder):
         self.arrays = {"mu": torch.zeros(4, dtype=torch.float64), "sigma": torch.eye(4, dtype=torch.float64)}
@@ -436,6 +477,15 @@ FORMATS = {
     for cls in (
         *(Solver, KnotsSolver, Student, Discriminator, R3GANFile, R3GANSnapshot, Samples, ShardFile),
         *(RunCheckpoint, TrainingConfig, TeacherFolder, EDMSnapshot, Dataset, LatentCheckpoint),
-        *(LatentSafetensors, Statistics, SealedReference, PlainWeights, Labels, Log),
+        *(
+            LatentSafetensors,
+            DiffusersFolder,
+            EvaluationChunk,
+            Statistics,
+            SealedReference,
+            PlainWeights,
+            Labels,
+            Log,
+        ),
     )
 }

@@ -235,7 +235,7 @@ def _loading(folder: Path) -> Iterator[None]:
         *(ArithmeticError, SafetensorError),
     ) as error:
         reason = reason_of(error)
-        raise ValueError(f"{folder} cannot be loaded as a diffusers model: {reason}") from error
+        raise ValueError(f"{folder} cannot be loaded as a diffusers model: {reason}.") from error
 
 
 @contextmanager
