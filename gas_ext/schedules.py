@@ -15,10 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gas_ext._utils.records import shown
+
 Times = Tensor | float
 
 # A network may be asked slightly beyond t = 1 (learned time offsets); published solvers reach 1.08.
 _T_MAX = 1.25
+_LEAST_RHO, _MOST_RHO = 0.01, 1000.0
 
 
 def as_float64(value: Times) -> Tensor:
@@ -167,9 +170,11 @@ class NoiseSchedule(ABC):
                 return NoiseSchedule.edm(**values)
             if family == "flow":
                 return NoiseSchedule.flow(**values)
-        except TypeError as error:
+        except (TypeError, ArithmeticError, RuntimeError) as error:
             raise ValueError(f"The record of a {family} schedule is incomplete: {error}.") from error
-        raise ValueError(f"Schedule family {family!r} is unknown; expected vp_linear, vp_knots, edm or flow.")
+        raise ValueError(
+            f"Schedule family {shown(family)} is unknown; expected vp_linear, vp_knots, edm or flow."
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, NoiseSchedule) and self.to_dict() == other.to_dict()
@@ -200,10 +205,11 @@ class _VPLinear(_VariancePreserving):
     family = "vp_linear"
 
     def __init__(self, beta_0: float, beta_1: float) -> None:
-        self.beta_0, self.beta_1 = float(beta_0), float(beta_1)
+        self.beta_0, self.beta_1 = _number(beta_0), _number(beta_1)
         if not (0.0 <= self.beta_0 <= self.beta_1 < math.inf and self.beta_1 > 0.0):
             raise ValueError(
-                f"Expected 0 <= beta_0 <= beta_1 < inf, but got beta_0 = {beta_0}, beta_1 = {beta_1}."
+                f"Expected 0 <= beta_0 <= beta_1 < inf, but got beta_0 = {self.beta_0}, "
+                f"beta_1 = {self.beta_1}."
             )
 
     def log_alpha(self, t: Times) -> Tensor:
@@ -310,14 +316,21 @@ class _EDM(NoiseSchedule):
     family = "edm"
 
     def __init__(self, sigma_min: float, sigma_max: float, rho: float) -> None:
-        self.sigma_min, self.sigma_max, self.rho = float(sigma_min), float(sigma_max), float(rho)
+        self.sigma_min, self.sigma_max, self.rho = map(_number, (sigma_min, sigma_max, rho))
         if not (0.0 < self.sigma_min < self.sigma_max < math.inf and 0.0 < self.rho < math.inf):
             raise ValueError(
-                f"sigma_min = {sigma_min}, sigma_max = {sigma_max}, rho = {rho}, "
+                f"sigma_min = {self.sigma_min}, sigma_max = {self.sigma_max}, rho = {self.rho}, "
                 "but expected 0 < sigma_min < sigma_max and rho > 0, all finite."
             )
-        self._start = self.sigma_min ** (1.0 / self.rho)
-        self._slope = self.sigma_max ** (1.0 / self.rho) - self._start
+        if not _LEAST_RHO <= self.rho <= _MOST_RHO:  # beyond, the powers below leave the range of float64
+            raise ValueError(f"rho is {rho}, but must be {_LEAST_RHO} to {_MOST_RHO}; 7 is usual.")
+        self._start = _power(self.sigma_min, 1.0 / self.rho)
+        self._slope = _power(self.sigma_max, 1.0 / self.rho) - self._start
+        if not (0.0 < self._start < math.inf and 0.0 < self._slope < math.inf):
+            raise ValueError(
+                f"sigma_min = {sigma_min} and sigma_max = {sigma_max} are too far apart, or too close, for "
+                f"rho = {rho}; take others."
+            )
         self.t_min = -0.5 * self._start / self._slope  # sigma = sigma_min / 2^rho; 0 at twice this
         self.init_noise_sigma = self.sigma_max
 
@@ -369,6 +382,21 @@ class _Flow(NoiseSchedule):
 
     def to_dict(self) -> dict[str, Any]:
         return {"family": self.family}
+
+
+def _number(value: Any) -> float:
+    """Return a number as a float; integers beyond its range become infinite, which no schedule takes."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _power(base: float, exponent: float) -> float:
+    try:
+        return float(base**exponent)
+    except OverflowError:
+        return math.inf
 
 
 def _table(values: Tensor | Sequence[float]) -> Tensor:

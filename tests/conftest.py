@@ -34,10 +34,11 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave GPU tests out, as one line of the count, where there is no GPU and nobody asked for them."""
-    asked = config.getoption("-m") or os.environ.get("FAIL_WITHOUT_CUDA") == "1"
-    if asked or torch.cuda.is_available():
-        return
-    left_out = [item for item in items if item.get_closest_marker("gpu")]
-    items[:] = [item for item in items if not item.get_closest_marker("gpu")]
-    config.hook.pytest_deselected(items=left_out)
+    """Leave out what nobody asked for, as one line of the count: fuzzing, and without a GPU its tests."""
+    asked = config.getoption("-m")
+    names = [] if "fuzz" in asked else ["fuzz"]
+    if not (asked or torch.cuda.is_available() or os.environ.get("FAIL_WITHOUT_CUDA") == "1"):
+        names.append("gpu")
+    left_out = {item for item in items if any(map(item.get_closest_marker, names))}
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=list(left_out))

@@ -5,11 +5,10 @@ The colors are from the set of Okabe and Ito, which people with any common color
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gas_ext._utils.files import temporary_path
+from gas_ext._utils.files import partial_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,14 +33,8 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Write the figure as PNG, atomically."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = temporary_path(path)
-    try:
+    with partial_file(Path(path)) as partial:
         figure.savefig(partial, format="png")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def clear_frame(axes: Axes) -> None:

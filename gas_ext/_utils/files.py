@@ -7,6 +7,8 @@ import glob
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _CHUNK = 1 << 22
@@ -33,9 +35,17 @@ def write_file(path: Path, data: bytes | memoryview, *, replace: bool = True) ->
             os.replace(temporary, path)
         else:
             os.unlink(temporary)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            name_file(error, path)
         raise
+
+
+def name_file(error: OSError, path: Path) -> None:
+    """Let the message of an error say which file it is about: that of a full disk does not."""
+    if error.errno is not None:
+        error.filename, error.filename2 = str(path), None
 
 
 def remove_leftovers(path: Path) -> None:
@@ -62,9 +72,19 @@ def check_output_folder(folder: str | Path) -> Path:
     return path
 
 
-def temporary_path(path: Path) -> Path:
-    """Name beside `path` under which a file is written before `os.replace` puts it in place."""
-    return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+@contextmanager
+def partial_file(path: Path) -> Iterator[Path]:
+    """Give the name with `path` under which a file is written, and put it in place when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        name_file(error, path)
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def file_hash(path: Path) -> str:

@@ -6,15 +6,15 @@ depend on the batch it was drawn in, on the batch size, or on the device that co
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from gas_ext._utils.files import temporary_path
+from gas_ext._utils.files import partial_file
 from gas_ext._utils.seeds import parse_seeds
 
 __all__ = [
@@ -108,7 +108,8 @@ def seed_labels(seeds: Sequence[int], num_classes: int, device: torch.device | s
     >>> seed_labels([0, 9, 10], num_classes=10).tolist()
     [0, 9, 0]
     """
-    return torch.tensor([int(seed) % num_classes for seed in seeds], dtype=torch.int64, device=device)
+    labels = np.fromiter((int(seed) % num_classes for seed in seeds), np.int64, len(seeds))
+    return torch.from_numpy(labels).to(device)
 
 
 def take(condition: Any, index: Tensor | slice) -> Any:
@@ -225,11 +226,5 @@ def save_png(image: Tensor, path: str | Path, scale: int = 1, *, truncate: bool 
     pixels = to_uint8(image.detach().float().cpu(), truncate=truncate).permute(1, 2, 0)
     pixels = pixels.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
     array = pixels.squeeze(-1).numpy()
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = temporary_path(path)
-    try:
+    with partial_file(Path(path)) as partial:
         Image.fromarray(array).save(partial, format="PNG")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

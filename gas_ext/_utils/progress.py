@@ -14,6 +14,17 @@ Advance = Callable[..., None]  # advance(amount=1, note="")
 _LOG_EVERY = 15.0  # seconds between log lines of one task
 
 
+def printable(text: str) -> str:
+    r"""Return text with its control characters escaped: names from files must not steer the terminal.
+
+    Examples
+    --------
+    >>> print(printable("red \x1b[31m"))
+    red \x1b[31m
+    """
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 class Reporter(Protocol):
     """What long-running functions tell their caller."""
 
@@ -49,7 +60,10 @@ class LogReporter:
     """
 
     def __init__(self, write: Callable[[str], object] | None = None) -> None:
-        self._write = write or (lambda line: print(line, file=sys.stderr, flush=True))
+        self._print = write or (lambda line: print(line, file=sys.stderr, flush=True))
+
+    def _write(self, line: str) -> None:
+        self._print(printable(line))
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Advance]:
@@ -109,26 +123,26 @@ class BarReporter:
         )
 
         columns = (
-            TextColumn("{task.description:<28}"),
+            TextColumn("{task.description:<28}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=self._console) as progress:
-            task = progress.add_task(name, total=total, note="")
+            task = progress.add_task(printable(name), total=total, note="")
 
             def advance(amount: int = 1, note: str = "") -> None:
                 progress.advance(task, amount)
                 if note:
-                    progress.update(task, note=note)
+                    progress.update(task, note=printable(note))
 
             yield advance
 
     def message(self, text: str) -> None:
         """Print one line."""
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(printable(text), highlight=False, markup=False)
 
 
 def make_reporter() -> Reporter:

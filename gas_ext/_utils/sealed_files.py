@@ -13,18 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
 from gas_ext._utils.files import write_file
+from gas_ext._utils.records import TEXT, Fields, check_record, parse_json, reason_of, shown
 
 
 def checksum(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 (hex) of a record without its own "sha256", and of all tensors by name."""
     described = json.loads(json.dumps({name: value for name, value in record.items() if name != "sha256"}))
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
+    for name in sorted(tensors):
+        tensor = tensors[name]  # one at a time: some mappings read them from a file
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -44,3 +46,54 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict
         # Copies, as aligned as torch's own memory is: other alignment may give other roundings.
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     return metadata, tensors
+
+
+def read_sealed(
+    path: Path,
+    key: str,
+    what: str,
+    fields: Fields,
+    absent: Mapping[str, Any] | None = None,
+    version: int = 1,
+    version_field: str = "format_version",
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read what `write_sealed` wrote, once record and checksum are found right.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    key : str
+        Of the record among the file's metadata.
+    what : str
+        What the file is, for messages.
+    fields : mapping
+        The table of the record's fields; "sha256" need not be in it.
+    absent : mapping, optional
+        Values of fields that the format had not always.
+    version, version_field : int, str
+        The format's version, and where it is in the record.
+
+    Raises
+    ------
+    ValueError
+        One sentence about why it cannot be used.
+    """
+    try:
+        metadata, tensors = read_safetensors(path)
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a safetensors file, or is damaged: {reason_of(error)}.") from error
+    if key not in metadata:
+        raise ValueError(f"{path} is a safetensors file but holds no {what} saved by gas_ext.")
+    record = parse_json(metadata[key], path)
+    found = record.get(version_field) if isinstance(record, dict) else version
+    if found != version or type(found) is not int:
+        raise ValueError(
+            f"{path} has {what} format {shown(found)}, but this gas_ext reads format {version}; "
+            "use the release that wrote it."
+        )
+    complete = {**(absent or {}), **record} if isinstance(record, dict) else record
+    check_record(complete, {**fields, "sha256": TEXT}, path)
+    if record["sha256"] != checksum(record, tensors):
+        raise ValueError(f"{path} is damaged: its content does not match its SHA-256; get a fresh copy.")
+    return complete, tensors

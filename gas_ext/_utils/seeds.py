@@ -1,15 +1,99 @@
-"""Lists of seeds as people write them."""
+"""Lists of seeds as people write them, kept as ranges: they take no more memory than their text."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import overload
 
-_MOST_SEEDS = 100_000_000
-_SEED_RANGE = re.compile(r"(-?\d+)(?:-(\d+))?")
+MOST_SEEDS = 10_000_000
+_PART = re.compile(r"\s*(-?\d{1,20})(?:-(\d{1,20}))?\s*(,|\Z)")
+_LIMIT = 2**63 - 1
 
 
-def parse_seeds(text: str) -> list[int]:
+class SeedList(Sequence[int]):
+    """A sequence of integers of 64 bits, stored as runs of consecutive ones.
+
+    Parameters
+    ----------
+    runs : iterable of range
+        Of step 1.
+
+    Examples
+    --------
+    >>> SeedList([range(3), range(10, 12)])[1:4]
+    [1, 2, 10]
+    """
+
+    def __init__(self, runs: Iterable[range] = ()) -> None:
+        self._starts, self._ends = array("q"), array("q")  # first seed of each run; places behind its last
+        for run in runs:
+            count = len(self)
+            if count and run.start == self[-1] + 1:
+                self._ends[-1] += len(run)
+            elif run:
+                self._starts.append(run.start)
+                self._ends.append(count + len(run))
+
+    @classmethod
+    def of(cls, seeds: Iterable[int]) -> SeedList:
+        """Return integers as a list of seeds; one that is such a list already is returned as it is."""
+        if isinstance(seeds, SeedList):
+            return seeds
+        if isinstance(seeds, range) and seeds.step == 1:
+            return cls([seeds])
+        return cls(range(seed, seed + 1) for seed in seeds)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __iter__(self) -> Iterator[int]:
+        return chain.from_iterable(self.runs())
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> SeedList: ...
+
+    def __getitem__(self, place: int | slice) -> int | SeedList:
+        places = range(len(self))[place]
+        if isinstance(places, int):
+            return next(self._between(places, places + 1)).start
+        if places.step == 1:
+            return SeedList(self._between(places.start, places.stop))
+        return SeedList.of(self[i] for i in places)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str) or len(other) != len(self):
+            return False
+        other = SeedList.of(other)
+        return (self._starts, self._ends) == (other._starts, other._ends)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._starts))
+
+    def __repr__(self) -> str:
+        return repr(list(self)) if len(self) <= 20 else f"<{len(self):,} seeds, the first {self[0]}>"
+
+    def runs(self) -> Iterator[range]:
+        """Yield the runs of consecutive seeds, each as long as it can be."""
+        return self._between(0, len(self))
+
+    def _between(self, place: int, stop: int) -> Iterator[range]:
+        """Yield the runs, or parts of them, that are at some places."""
+        number = bisect_right(self._ends, place)
+        while place < stop:
+            end = min(self._ends[number], stop)
+            first = self._starts[number] + place - (self._ends[number - 1] if number else 0)
+            yield range(first, first + end - place)
+            place, number = end, number + 1
+
+
+def parse_seeds(text: str) -> SeedList:
     """Read a list of seeds such as ``"0-63,100"``.
 
     Parameters
@@ -19,33 +103,41 @@ def parse_seeds(text: str) -> list[int]:
 
     Returns
     -------
-    list of int
-        The seeds in the order given; repetitions are kept.
+    SeedList
+        The seeds in the order given, as ranges; repetitions are kept.
 
     Raises
     ------
     ValueError
-        If the text is empty, a part is not a number or a range, a range runs backward, or there are more than
-        a hundred million seeds.
+        If the text is empty, a part is not a number or a range, a range runs backward, a number has more than
+        64 bits, or there are more than ten million seeds.
 
     Examples
     --------
     >>> parse_seeds("0-3,10")
     [0, 1, 2, 3, 10]
     """
-    seeds: list[int] = []
-    for part in text.split(","):
-        match = _SEED_RANGE.fullmatch(part.strip())
+    return SeedList(_ranges(text))
+
+
+def _ranges(text: str) -> Iterator[range]:
+    shown = repr(text) if len(text) <= 80 else f"{text[:77]!r}..."
+    position = count = 0
+    comma = ","
+    while comma:
+        match = _PART.match(text, position)
         if match is None:
-            raise ValueError(f"cannot read seeds from {text!r}: write integers and ranges such as '0-63,100'")
-        first = int(match[1])
+            raise ValueError(f"cannot read seeds from {shown}: write integers and ranges such as '0-63,100'")
+        first, comma, position = int(match[1]), match[3], match.end()
         last = first if match[2] is None else int(match[2])
         if last < first:
-            raise ValueError(f"seed range {part.strip()!r} runs backward: write the smaller seed first")
-        if len(seeds) + last - first >= _MOST_SEEDS:
-            raise ValueError(f"{text!r} are more than {_MOST_SEEDS:,} seeds: write fewer")
-        seeds.extend(range(first, last + 1))
-    return seeds
+            raise ValueError(f"seed range '{first}-{last}' runs backward: write the smaller seed first")
+        count += last - first + 1
+        if count > MOST_SEEDS:
+            raise ValueError(f"{shown} are more than {MOST_SEEDS:,} seeds: write fewer")
+        if first < -_LIMIT or last > _LIMIT:
+            raise ValueError(f"{shown} has a seed of more than 64 bits: write smaller ones")
+        yield range(first, last + 1)
 
 
 def format_seeds(seeds: Sequence[int]) -> str:
@@ -57,12 +149,39 @@ def format_seeds(seeds: Sequence[int]) -> str:
     '0-3,10'
     """
     parts: list[str] = []
-    start = 0
-    for i in range(1, len(seeds) + 1):
-        if i < len(seeds) and seeds[i] == seeds[i - 1] + 1:
-            continue
-        first, last = seeds[start], seeds[i - 1]
-        run = range(first, last + 1)
-        parts += [f"{first}-{last}"] if first >= 0 and len(run) > 1 else [str(seed) for seed in run]
-        start = i
+    for run in SeedList.of(seeds).runs():
+        parts += [f"{run[0]}-{run[-1]}"] if run[0] >= 0 and len(run) > 1 else map(str, run)
     return ",".join(parts)
+
+
+def common_seeds(ours: Sequence[int], theirs: Sequence[int]) -> tuple[int, int | None]:
+    """Return how many different seeds two lists have in common, and the smallest of them.
+
+    Examples
+    --------
+    >>> common_seeds(range(10), [12, 9, 8, 9])
+    (2, 8)
+    """
+    count, first = 0, None
+    waiting = _disjoint(theirs)
+    other = next(waiting, None)
+    for run in _disjoint(ours):
+        while other is not None and other.start < run.stop:
+            common = range(max(run.start, other.start), min(run.stop, other.stop))
+            if common:
+                count += len(common)
+                first = common.start if first is None else first
+            if other.stop > run.stop:
+                break
+            other = next(waiting, None)
+    return count, first
+
+
+def _disjoint(seeds: Sequence[int]) -> Iterator[range]:
+    """Yield the different seeds in rising order, as ranges."""
+    reached = -_LIMIT
+    for run in sorted(SeedList.of(seeds).runs(), key=lambda run: run.start):
+        part = range(max(run.start, reached), run.stop)
+        reached = max(reached, run.stop)
+        if part:
+            yield part

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gas_ext.cli import judging
-from gas_ext.cli.errors import friendly
+from gas_ext.cli.errors import echo, friendly
 from gas_ext.cli.options import Device, Labels, Prompts
 from gas_ext.solvers.registry import names
 
@@ -93,5 +93,5 @@ def compare(
     if tells:
         print_table(comparison)
         for it in comparison.left_out:
-            typer.echo(f"left out: {it.label} with {it.nfe} evaluations: {it.reason}")
-        typer.echo(f"wrote {out / PAGE}, and beside it results.json, .csv and .md, plots and grids")
+            echo(f"left out: {it.label} with {it.nfe} evaluations: {it.reason}")
+        echo(f"wrote {out / PAGE}, and beside it results.json, .csv and .md, plots and grids")

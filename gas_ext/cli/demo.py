@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gas_ext.cli.errors import friendly
+from gas_ext.cli.errors import echo, friendly
 from gas_ext.cli.options import Device, check_device
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def demo(
     paths = write_demo(result, folder)
     _print_table(result)
     for path in paths:
-        typer.echo(f"wrote {out / path.name}")
+        echo(f"wrote {out / path.name}")
 
 
 def _print_table(result: DemoResult) -> None:
@@ -78,14 +78,14 @@ def _print_table(result: DemoResult) -> None:
     console = Console()
     console.width = max(console.width, 132) if not console.is_terminal else console.width
     console.print(table)
-    typer.echo(
+    echo(
         f"{len(result.samples[0])} samples cannot resolve Frechet distances below about those of the "
         "teacher's own row."
     )
     _, classical, learned = result.rows
     if classical.l1_to_teacher > 0:
         ratio = learned.l1_to_teacher / classical.l1_to_teacher
-        typer.echo(
+        echo(
             f"L1 to the teacher at {learned.nfe} evaluations: learned / best classical = {ratio:.2f}   "
             f"({sum(result.seconds.values()):.0f} s in all)"
         )

@@ -9,6 +9,8 @@ from typing import ParamSpec, TypeVar
 
 import typer
 
+from gas_ext._utils.progress import printable
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -33,10 +35,15 @@ def friendly(command: Callable[P, R]) -> Callable[P, R]:
             # typer.Exit is a RuntimeError and carries its own exit code.
             if isinstance(error, typer.Exit | typer.Abort):
                 raise
-            typer.echo(f"error: {_one_line(error)}", err=True)
+            echo(f"error: {_one_line(error)}", err=True)
             raise typer.Exit(1) from None
 
     return run
+
+
+def echo(text: str, err: bool = False) -> None:
+    """Print text in which names from files may occur; see `gas_ext._utils.progress.printable`."""
+    typer.echo(printable(text), err=err)
 
 
 def _one_line(error: Exception) -> str:

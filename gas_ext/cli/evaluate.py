@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gas_ext.cli import judging
-from gas_ext.cli.errors import friendly
+from gas_ext.cli.errors import echo, friendly
 from gas_ext.cli.options import Device, Labels, Prompts
 
 if TYPE_CHECKING:
@@ -90,11 +90,11 @@ def evaluate(
     if not tells:
         return
     if as_json:
-        typer.echo(json.dumps(comparison.to_dict(), indent=2))
+        echo(json.dumps(comparison.to_dict(), indent=2))
         return
     for cell in comparison.judged:
-        typer.echo("\n".join(_lines(cell, comparison)))
-    typer.echo(f"wrote {out / PAGE}, and beside it results.json, .csv and .md, plots and grids")
+        echo("\n".join(_lines(cell, comparison)))
+    echo(f"wrote {out / PAGE}, and beside it results.json, .csv and .md, plots and grids")
 
 
 def _lines(cell: Cell, comparison: Comparison) -> list[str]:

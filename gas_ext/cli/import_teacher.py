@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gas_ext.cli.errors import friendly
+from gas_ext.cli.errors import echo, friendly
 
 EPILOG = (
     "Examples:  gas-ext import cifar10 -o teachers/cifar10  |  "
@@ -70,7 +70,7 @@ def import_teacher(
     card = read_card(folder)
     shape = "x".join(map(str, card["sample_shape"]))
     conditions = {"none": "no condition", "label": f"{card['num_classes']} classes"}
-    typer.echo(
+    echo(
         f"wrote {folder}: {card['family']} teacher {card['name']!r}, samples {shape}, "
         f"{card['prediction_type']}, {conditions.get(card['condition_kind'], card['condition_kind'] + 's')}, "
         f"{sum(entry['bytes'] for entry in card['files'].values()) / 1e6:.1f} MB"

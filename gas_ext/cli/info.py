@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gas_ext.cli.errors import friendly
+from gas_ext.cli.errors import echo, friendly
 
 EPILOG = "Examples:  gas-ext info  |  gas-ext info --json"
 
@@ -29,10 +29,10 @@ def info(
         **ops.info(),
     }
     if as_json:
-        typer.echo(json.dumps(record, indent=2, default=str))
+        echo(json.dumps(record, indent=2, default=str))
         return
     for name, value in _flatten(record):
-        typer.echo(f"{name:26} {value}")
+        echo(f"{name:26} {value}")
 
 
 def _flatten(record: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gas_ext.cli.errors import INTERRUPTED
+from gas_ext.cli.errors import INTERRUPTED, echo
 from gas_ext.cli.options import load_teacher_of, local_device, read_autocast, read_labels, read_prompts
 
 if TYPE_CHECKING:
@@ -139,13 +139,13 @@ def judge(request: Request) -> tuple[Comparison, bool]:
         if processes.is_first:
             write_report(comparison, request.out)
     except KeyboardInterrupt:
-        typer.echo("interrupted: run the same again, and it goes on after the last finished chunk", err=True)
+        echo("interrupted: run the same again, and it goes on after the last finished chunk", err=True)
         raise typer.Exit(INTERRUPTED) from None
     processes.leave()
     return comparison, processes.is_first
 
 
-def _seeds(request: Request, config: Config) -> list[int]:
+def _seeds(request: Request, config: Config) -> Sequence[int]:
     from gas_ext._utils.seeds import parse_seeds
 
     if request.seeds is not None:

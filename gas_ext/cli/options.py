@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     import torch
 
+    from gas_ext._utils.seeds import SeedList
     from gas_ext.configs import Config
     from gas_ext.denoisers import Denoiser
 
@@ -108,7 +109,7 @@ def read_autocast(name: str | None) -> torch.dtype | None:
     return AUTOCAST[name]
 
 
-def read_labels(text: str) -> list[int]:
+def read_labels(text: str) -> SeedList:
     """Read labels such as "0-9,3", or those in a file, separated by commas or white space.
 
     Examples

@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gas_ext.cli.errors import friendly
+from gas_ext.cli.errors import echo, friendly
 from gas_ext.cli.options import Device, Labels, Prompts, check_device, read_labels, read_prompts
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from gas_ext.denoisers import Denoiser
     from gas_ext.solvers.generalized import GeneralizedSolver
+
+_MOST_SAMPLES = 100_000  # they are in memory at once
 
 EPILOG = (
     "Examples:  gas-ext sample --out grid.png  |  "
@@ -48,6 +52,11 @@ def sample(
     from gas_ext.samples import spread_conditions
 
     numbers = parse_seeds(seeds)
+    if len(numbers) > _MOST_SAMPLES:
+        raise ValueError(
+            f"{len(numbers):,} samples are more than the {_MOST_SAMPLES:,} that go into one file; "
+            "give fewer seeds."
+        )
     if out.suffix.lower() not in (".png", ".safetensors") or out.is_dir():
         raise ValueError(f"{out} is no name for a file; choose one ending in .png or .safetensors with --out")
     check_output_folder(out.parent)
@@ -74,7 +83,7 @@ def sample(
     else:
         _write_tensors(run.samples, images, numbers, out)
     what = "images" if out.suffix.lower() == ".png" else "samples"
-    typer.echo(f"wrote {out}: {len(numbers)} {what}, {run.nfe} network evaluations each")
+    echo(f"wrote {out}: {len(numbers)} {what}, {run.nfe} network evaluations each")
 
 
 def _load(path: str, folder: str, device: str) -> tuple[GeneralizedSolver, Denoiser]:
@@ -121,13 +130,13 @@ def _write_grid(images: Tensor, out: Path, columns: int, truncate: bool) -> None
     save_png(image_grid(images, columns), out, scale, truncate=truncate)
 
 
-def _write_tensors(samples: Tensor, images: Tensor, seeds: list[int], out: Path) -> None:
+def _write_tensors(samples: Tensor, images: Tensor, seeds: Sequence[int], out: Path) -> None:
     import torch
     from safetensors.torch import save
 
     from gas_ext._utils.files import write_file
 
-    tensors = {"samples": samples.cpu().contiguous(), "seeds": torch.tensor(seeds)}
+    tensors = {"samples": samples.cpu().contiguous(), "seeds": torch.tensor(list(seeds))}
     if images.shape != samples.shape or not torch.equal(images, tensors["samples"]):
         tensors["images"] = images.contiguous()
     write_file(out, save(tensors))

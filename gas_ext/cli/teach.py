@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from gas_ext.cli.errors import INTERRUPTED, friendly
+from gas_ext.cli.errors import INTERRUPTED, echo, friendly
 from gas_ext.cli.options import (
     Device,
     Labels,
@@ -127,10 +127,10 @@ def teach(
             reporter=make_reporter(),
         )
     if samples.complete:
-        typer.echo(f"{out} is complete: {len(samples)} samples, {samples.nfe} network evaluations each")
+        echo(f"{out} is complete: {len(samples)} samples, {samples.nfe} network evaluations each")
     else:
         left = len(samples.missing())
-        typer.echo(f"{out}: this process is done, {left} shards are left to others or to another run")
+        echo(f"{out}: this process is done, {left} shards are left to others or to another run")
 
 
 @contextmanager
@@ -139,7 +139,7 @@ def _resumable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo("interrupted: run the same again, and it goes on after the last finished shard", err=True)
+        echo("interrupted: run the same again, and it goes on after the last finished shard", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -149,8 +149,8 @@ def _verify(folder: Path) -> None:
 
     damaged = verify_samples(folder, reporter=make_reporter())
     for name, damage in damaged.items():
-        typer.echo(f"{folder / name} {damage}", err=True)
+        echo(f"{folder / name} {damage}", err=True)
     if damaged:
-        typer.echo("error: run the command that made the samples again, with --repair", err=True)
+        echo("error: run the command that made the samples again, with --repair", err=True)
         raise typer.Exit(1)
-    typer.echo(f"{folder} is complete and intact")
+    echo(f"{folder} is complete and intact")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gas_ext.cli.errors import INTERRUPTED, friendly
+from gas_ext.cli.errors import INTERRUPTED, echo, friendly
 from gas_ext.cli.options import Device, Prompts, load_teacher_of, local_device, read_prompts
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def train(
     )
     if dry_run:
         plan = make_plan(settings, run.loss, run.steps, teacher=run.teacher, samples=run.samples)
-        typer.echo(json.dumps(plan.to_dict(), indent=2) if as_json else "\n".join(plan.lines()))
+        echo(json.dumps(plan.to_dict(), indent=2) if as_json else "\n".join(plan.lines()))
         return
     folder = out or Path("runs") / _folder_name(settings, run)
     if folder.suffix == ".safetensors":
@@ -167,7 +167,7 @@ def _learn(
             config, denoiser, folder, prompts=prompts, resume=resume, wandb=wandb, reporter=make_reporter()
         )
     except KeyboardInterrupt:
-        typer.echo("interrupted: run the same again, and it goes on with what is there", err=True)
+        echo("interrupted: run the same again, and it goes on with what is there", err=True)
         raise typer.Exit(INTERRUPTED) from None
     processes.leave()
     if processes.is_first:
@@ -179,14 +179,14 @@ def _learn(
 def _report(result: TrainingResult, iterations: int) -> None:
     if result.signal is not None:
         name = signal.Signals(result.signal).name
-        typer.echo(
+        echo(
             f"stopped by {name} after {result.iteration} of {iterations} iterations, which are saved: run "
             "the same again, and it goes on",
             err=True,
         )
         return
     best = result.best
-    typer.echo(
+    echo(
         f"wrote {result.folder / 'solver.safetensors'}: {result.solver.steps} network evaluations, mean L1 "
         f"to the teacher on held-out seeds {best.l1:.4f} after {best.iteration} of {iterations} iterations "
         f"(before training, {result.started_from}: {result.first.l1:.4f})"

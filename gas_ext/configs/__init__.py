@@ -7,7 +7,6 @@ in their place.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -16,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from gas_ext._utils.records import shown
 from gas_ext._utils.seeds import parse_seeds
-from gas_ext.configs.base import Positive, Section, TimeEpsilon, sentence
+from gas_ext.configs.base import Positive, Section, TimeEpsilon, read_yaml, sentence
 from gas_ext.configs.training import RATES, Adversarial, Run, Training
 from gas_ext.solvers.presets import KindName
 from gas_ext.solvers.registry import SpacingName, build_solver, names
@@ -236,17 +236,17 @@ def load_config(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise ValueError(f"There is no config file {path}.")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not YAML: it is not UTF-8 ({error}).") from error
     elif str(name) in config_names():
         text = files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     else:
         raise ValueError(
             f"There is no config {str(name)!r}; expected one of {', '.join(config_names())}, or a YAML file."
         )
-    try:
-        values = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{name} is not YAML: {' '.join(str(error).split())}.") from error
+    values = read_yaml(text, str(name))
     if not isinstance(values, dict):
         raise ValueError(f"{name} is no config: expected sections such as teacher, space and training.")
     for override in overrides:
@@ -269,31 +269,19 @@ def config_text(config: Config) -> str:
     return text
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as a number, as YAML 1.2 does; for YAML 1.1 it is a text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
 def _override(values: dict[str, Any], override: str) -> None:
     """Replace one value of a config as read from YAML."""
     place, found, text = override.partition("=")
     *sections, name = place.strip().split(".")
     if not found or not all((*sections, name)):
         raise ValueError(f"Cannot set {override!r}: write section.name=value, such as training.batch_size=8.")
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"The value of {override!r} is not YAML: {' '.join(str(error).split())}.") from error
+    value = read_yaml(text, f"The value of {shown(override)}")
     for section in sections:
         if values.get(section) is None:
             values[section] = {}
         values = values[section]
         if not isinstance(values, dict):
-            raise ValueError(f"Cannot set {override!r}: {section} is no section, but {values!r}.")
+            raise ValueError(f"Cannot set {override!r}: {section} is no section, but {shown(values)}.")
     values[name] = value
     if place.strip() == "training.rate":
         for rate in RATES:

@@ -17,16 +17,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from gas_ext._utils.files import write_file
-from gas_ext._utils.sealed_files import checksum, read_safetensors, write_sealed
+from gas_ext._utils.records import COUNT, TEXT, Fields
+from gas_ext._utils.sealed_files import read_sealed, write_sealed
 from gas_ext.evaluation.setup import Chunk
 
 FORMAT_VERSION = 1
 _KEY = "gas_ext_chunk"
 _CELL = "cell.json"
+_FIELDS: Fields = {"cell": TEXT, "chunk": TEXT, "nfe": COUNT}
 _STALE = 3600.0  # seconds after which nobody is writing a file any more
 
 
@@ -102,14 +103,11 @@ class CellFolder:
         if not path.is_file():
             return None
         try:
-            metadata, tensors = read_safetensors(path)
-            record = json.loads(metadata[_KEY])
-            found = [record.get(name) for name in ("format_version", "cell", "chunk")]
-            if found != [FORMAT_VERSION, self.path.name, chunk.identity]:
-                return None
-            return ChunkResult(record, tensors) if record["sha256"] == checksum(record, tensors) else None
-        except (SafetensorError, OSError, ValueError, KeyError, AttributeError):
+            record, tensors = read_sealed(path, _KEY, "chunk", _FIELDS, version=FORMAT_VERSION)
+        except ValueError:
             return None
+        ours = (record["cell"], record["chunk"]) == (self.path.name, chunk.identity)
+        return ChunkResult(record, tensors) if ours else None
 
     def has(self, chunk: Chunk) -> bool:
         """Whether a chunk is there and intact."""

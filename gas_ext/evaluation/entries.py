@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 
 from gas_ext._utils.sealed_files import checksum
-from gas_ext._utils.seeds import parse_seeds
+from gas_ext._utils.seeds import common_seeds, parse_seeds
 from gas_ext.denoisers import Denoiser
 from gas_ext.sampler import GASSampler
 from gas_ext.solvers import DPMSolver
@@ -276,9 +276,9 @@ def check_seeds(entries: Sequence[Entry], seeds: Sequence[int], training_seeds: 
             continue
         recorded: Any = getattr(entry.solver, "training_summary", {}).get("seeds")
         learned_from = parse_seeds(recorded) if isinstance(recorded, str) else training_seeds
-        met = sorted(set(learned_from) & set(seeds))
+        met, first = common_seeds(learned_from, seeds)
         if met:
             raise ValueError(
-                f"{entry.label} was learned from {len(met)} of the seeds, such as {met[0]}, so its numbers "
+                f"{entry.label} was learned from {met} of the seeds, such as {first}, so its numbers "
                 "would flatter it; choose other seeds, or allow it with --allow-training-seeds."
             )

@@ -115,7 +115,7 @@ class Judge:
         path = cell.path / f"numbers-{self._identity(teacher)}.json"
         try:
             return Numbers.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             found = self._measure(cell, teacher)
         write_file(path, (json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n").encode())
         return found

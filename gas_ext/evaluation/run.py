@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gas_ext._utils.files import check_output_folder
 from gas_ext._utils.progress import Reporter, SilentReporter
-from gas_ext._utils.seeds import format_seeds
+from gas_ext._utils.seeds import SeedList, format_seeds
 from gas_ext.denoisers import Denoiser
 from gas_ext.evaluation.chunks import CellFolder
 from gas_ext.evaluation.entries import (
@@ -153,9 +153,10 @@ def compare(
             "Denoiser.from_callable."
         )
     place = _checked_folder(Path(folder))
-    spread = spread_conditions(denoiser, list(seeds), labels, prompts, conditions)
+    seeds = SeedList.of(seeds)
+    spread = spread_conditions(denoiser, seeds, labels, prompts, conditions)
     extractors = _loaded(features, denoiser)
-    setup = Setup(denoiser, list(seeds), spread, guidance_scale, autocast, batch_size, extractors, perceptual)
+    setup = Setup(denoiser, seeds, spread, guidance_scale, autocast, batch_size, extractors, perceptual)
     check_setup(setup)
     judge = Judge(setup, reference, groups)
     entries, left_out = build_entries(

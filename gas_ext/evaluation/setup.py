@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gas_ext._utils.noise import stacked_noise
 from gas_ext._utils.sealed_files import checksum
+from gas_ext._utils.seeds import common_seeds
 from gas_ext.denoisers import Denoiser
 from gas_ext.evaluation.features import FeatureExtractor
 from gas_ext.evaluation.metrics import Reference
@@ -46,7 +47,7 @@ class Setup:
     """What is the same for every solver; the parameters are those of `compare`."""
 
     denoiser: Denoiser
-    seeds: list[int]
+    seeds: Sequence[int]
     conditions: Conditions
     guidance_scale: float | None = None
     autocast: torch.dtype | None = None
@@ -84,7 +85,7 @@ class Setup:
     def _chunk(self, rows: range) -> Chunk:
         conditions = self.condition(rows)
         described = {
-            "seeds": self.seeds[rows.start : rows.stop],
+            "seeds": list(self.seeds[rows.start : rows.stop]),
             "conditions": conditions if isinstance(conditions, list) else None,
             "shown": self.shown if rows.start == 0 else 0,
         }
@@ -173,7 +174,7 @@ def check_setup(setup: Setup) -> None:
     least = FEWEST if names else 2
     if len(seeds) < least:
         raise ValueError(f"There are {len(seeds)} seeds; give at least {least}.")
-    if len(set(seeds)) != len(seeds):
+    if common_seeds(seeds, seeds)[0] != len(seeds):
         raise ValueError("A seed occurs twice, which would count its sample twice; give each once.")
     if setup.batch_size < 1:
         raise ValueError(f"batch_size is {setup.batch_size}; expected at least 1.")

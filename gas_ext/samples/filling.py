@@ -15,8 +15,15 @@ from torch import Tensor
 
 from gas_ext._utils.files import check_output_folder
 from gas_ext._utils.progress import Advance, Reporter, SilentReporter
-from gas_ext._utils.seeds import parse_seeds
-from gas_ext.samples.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from gas_ext._utils.seeds import SeedList, parse_seeds
+from gas_ext.samples.manifest import (
+    MANIFEST,
+    MOST_SHARDS,
+    Manifest,
+    read_manifest,
+    shard_name,
+    write_manifest,
+)
 from gas_ext.samples.shard import Shard, seal, write_shard
 
 _FOREIGN = "belongs to samples made with other settings"
@@ -64,7 +71,7 @@ class SampleFolder:
         return cls(path, manifest)
 
     @cached_property
-    def seeds(self) -> list[int]:
+    def seeds(self) -> SeedList:
         """Seeds of all samples, in their order."""
         return parse_seeds(self.manifest.settings["seeds"])
 
@@ -85,7 +92,7 @@ class SampleFolder:
 
     def shard_path(self, number: int) -> Path:
         """Return the file of a shard."""
-        return self.path / f"shard-{number:05d}.safetensors"
+        return self.path / shard_name(number)
 
     def damage(self, number: int, *, contents: bool) -> str | None:
         """Say what is wrong with a shard, or None.
@@ -119,7 +126,10 @@ class SampleFolder:
         damage = self.damage(number, contents=False)
         if damage is not None:
             raise ValueError(f"{self.shard_path(number)} {damage}; {REMEDY}.")
-        return Shard(self.shard_path(number))
+        shard, settings = Shard(self.shard_path(number)), self.manifest.settings
+        shapes = {"samples": settings["sample_shape"], "images": settings["image_shape"]}
+        shard.check_content(len(self.rows(number)), shapes)
+        return shard
 
     def join(self) -> bool:
         """Take over the manifest that is there, and say whether one is; ValueError if its settings differ.
@@ -141,7 +151,7 @@ class SampleFolder:
             write_manifest(self.path, self.manifest, replace=False)
             self.join()  # of those that begin at once, with other settings, all but one are refused here
         rows = self.rows(number)
-        seeds = torch.tensor(self.seeds[rows.start : rows.stop], dtype=torch.int64)
+        seeds = torch.tensor(list(self.seeds[rows.start : rows.stop]), dtype=torch.int64)
         tensors = {"seeds": seeds, **content.tensors}
         details = {"number": number, "nfe": content.nfe, "prompts": content.prompts}
         record = seal({"run": self.manifest.plan[number].run, **details}, tensors)
@@ -221,6 +231,11 @@ def fill(
     rank, world_size = place(rank, world_size)
     reporter = reporter or SilentReporter()
     folder.join()
+    if folder.shards > MOST_SHARDS:
+        raise ValueError(
+            f"{len(folder.seeds)} samples would be {folder.shards} shards, more than {MOST_SHARDS}; take a "
+            "larger shard_size."
+        )
     mine = range(rank, folder.shards, world_size)
     manifest = folder.manifest
     if manifest.grown_from and not manifest.complete:

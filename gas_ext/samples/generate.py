@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gas_ext._utils.noise import seed_labels, stacked_noise
 from gas_ext._utils.progress import Advance, Reporter
 from gas_ext._utils.sealed_files import checksum
-from gas_ext._utils.seeds import format_seeds, parse_seeds
+from gas_ext._utils.seeds import MOST_SEEDS, SeedList, format_seeds, parse_seeds
 from gas_ext.denoisers import Denoiser
 from gas_ext.sampler import GASSampler
 from gas_ext.samples.filling import Content, SampleFolder, fill
@@ -172,7 +173,7 @@ def generate_samples(
     return TeacherSamples(filling)
 
 
-def _begun(there: Manifest | None, seeds: list[int]) -> int:
+def _begun(there: Manifest | None, seeds: SeedList) -> int:
     """Return how many samples a folder holds, or is to hold, if they are the first of these seeds; else 0."""
     if there is None:
         return 0
@@ -209,7 +210,7 @@ class _Teacher:
         return images
 
     def shard(
-        self, seeds: list[int], conditions: Conditions, rows: range, batch_size: int, advance: Advance
+        self, seeds: SeedList, conditions: Conditions, rows: range, batch_size: int, advance: Advance
     ) -> Content:
         """Make the samples of one shard, batch by batch from its first row."""
         parts: dict[str, list[Tensor]] = defaultdict(list)
@@ -272,15 +273,17 @@ def _check_finite(made: dict[str, Tensor], seeds: Sequence[int]) -> None:
         )
 
 
-def _check_seeds(seeds: Sequence[int]) -> list[int]:
+def _check_seeds(seeds: Sequence[int]) -> SeedList:
     try:
-        whole = [operator.index(seed) for seed in seeds]
+        whole = SeedList.of(seeds if isinstance(seeds, SeedList | range) else map(operator.index, seeds))
     except TypeError as error:
         raise TypeError(f"The seeds must be a sequence of integers, but {error}.") from error
+    except OverflowError:
+        raise ValueError("A seed does not fit into 64 bits; noise takes seeds modulo 2**32 anyway.") from None
     if not whole:
         raise ValueError("There are no seeds; give at least one.")
-    if min(whole) < -(2**63) or max(whole) >= 2**63:
-        raise ValueError("A seed does not fit into 64 bits; noise takes seeds modulo 2**32 anyway.")
+    if len(whole) > MOST_SEEDS:
+        raise ValueError(f"There are {len(whole)} seeds, more than {MOST_SEEDS}; give fewer.")
     return whole
 
 
@@ -324,7 +327,7 @@ def spread_conditions(
         assert denoiser.num_classes is not None
         if labels is None:
             return seed_labels(seeds, denoiser.num_classes)
-        whole = torch.as_tensor(labels).cpu()
+        whole = _as_tensor(labels)
         return _existing_labels(denoiser, whole)[torch.arange(len(seeds)) % len(whole)]
     if kind == "prompt":
         if prompts is None:
@@ -337,6 +340,12 @@ def spread_conditions(
             f"There are {len(conditions)} rows of conditions for {len(seeds)} seeds; expected one per seed."
         )
     return None if conditions is None else conditions.detach().cpu()
+
+
+def _as_tensor(labels: Sequence[int] | Tensor) -> Tensor:
+    if isinstance(labels, SeedList):  # without a list of Python's integers between
+        return torch.from_numpy(np.fromiter(labels, np.int64, len(labels)))
+    return torch.as_tensor(labels).cpu()
 
 
 def _existing_labels(denoiser: Denoiser, labels: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -18,12 +19,50 @@ from typing import Any, NamedTuple, TypeAlias
 
 from gas_ext._utils.files import write_file
 from gas_ext._utils.noise import stacked_noise
+from gas_ext._utils.records import (
+    COUNT,
+    NUMBER,
+    OPTIONAL_NUMBER,
+    OPTIONAL_RECORD,
+    RECORD,
+    SHAPE,
+    SIZE,
+    TEXT,
+    Field,
+    Fields,
+    check_record,
+    shown,
+)
+from gas_ext._utils.seeds import MOST_SEEDS, parse_seeds
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+MOST_SHARDS = 100_000
 _DIGITS = 7  # of numbers in the settings: the last bits of a logarithm differ between processors
 
 Settings: TypeAlias = dict[str, Any]
+
+
+_OPTIONAL_SHAPE = Field((list, type(None)), each=SIZE)
+_SETTINGS: Fields = {
+    "teacher": Field((dict,), inside=dict.fromkeys(("name", "weights_hash", "condition_kind"), TEXT)),
+    "solver": OPTIONAL_RECORD,
+    "guidance_scale": OPTIONAL_NUMBER,
+    "seeds": TEXT,
+    "samples": Field((int,), 1, MOST_SEEDS),
+    "sample_shape": SHAPE,
+    "image_shape": _OPTIONAL_SHAPE,
+    "shard_size": SIZE,
+}
+_SHARD: Fields = {"samples": SIZE, "bytes": COUNT, "sha256": TEXT}
+_FIELDS: Fields = {
+    "settings": Field((dict,), inside=_SETTINGS),
+    "first_noise": Field((list,), each=NUMBER),
+    "made_with": RECORD,
+    "shards": Field((dict, type(None)), each=Field((dict,), inside=_SHARD)),
+    "nfe": Field((int, type(None)), 0),
+    "grown_from": Field((list,), each=Field((dict,), inside=_SETTINGS)),
+}
 
 
 class ShardPlan(NamedTuple):
@@ -79,6 +118,26 @@ class Manifest:
             start = end
         return plan
 
+    def fault(self) -> str | None:
+        """Say how the settings contradict each other, or the files that are listed, or None."""
+        before = 0
+        for settings in self.stages:
+            try:
+                seeds = len(parse_seeds(settings["seeds"]))
+            except ValueError as error:
+                return f"its seeds are damaged, {error}"
+            if not before < settings["samples"] == seeds:
+                return f"it has {seeds} seeds for {settings['samples']} samples after {before}"
+            before = settings["samples"]
+        if sum(-(-stage["samples"] // stage["shard_size"]) for stage in self.stages) > MOST_SHARDS:
+            return f"it has more than {MOST_SHARDS} shards"
+        numbers = math.prod(self.settings["sample_shape"])
+        places = {shard_name(number): len(shard.rows) for number, shard in enumerate(self.plan)}
+        for name, entry in (self.shards or {}).items():
+            if entry["samples"] != places.get(name) or entry["bytes"] < 4 * numbers * entry["samples"]:
+                return f"it lists {shown(name)}, which is none of its shards, or too small for its samples"
+        return None
+
     @property
     def complete(self) -> bool:
         """Whether all shards are listed."""
@@ -105,6 +164,11 @@ class Manifest:
                 f"{folder} was made with torch {other.made_with.get('torch')}, which draws other noise from "
                 "the same seeds than this one; choose another folder, or that torch."
             )
+
+
+def shard_name(number: int) -> str:
+    """Return the name of a shard's file."""
+    return f"shard-{number:05d}.safetensors"
 
 
 def plain(value: Any) -> Any:
@@ -163,16 +227,21 @@ def read_manifest(folder: Path) -> Manifest | None:
     """
     path = folder / MANIFEST
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, f"it is not JSON, {error}") from error
     if not isinstance(record, dict) or record.get("format_version") != FORMAT_VERSION:
         raise ValueError(f"{path} is no manifest of samples of format {FORMAT_VERSION}.")
     if record.pop("sha256", None) != _hash(record):
         raise _damaged(path, "it does not match its own SHA-256")
-    return Manifest(**{name: value for name, value in record.items() if name != "format_version"})
+    check_record({"nfe": None, "grown_from": [], **record}, _FIELDS, path)
+    manifest = Manifest(**{name: value for name, value in record.items() if name in _FIELDS})
+    fault = manifest.fault()
+    if fault is not None:
+        raise _damaged(path, fault)
+    return manifest
 
 
 def _damaged(path: Path, reason: str) -> ValueError:

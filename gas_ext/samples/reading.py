@@ -6,7 +6,7 @@ import functools
 import operator
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gas_ext._utils.noise import stacked_noise
+from gas_ext._utils.seeds import SeedList
 from gas_ext.denoisers import Denoiser
 from gas_ext.samples.filling import REMEDY, SampleFolder, verify_samples
 from gas_ext.samples.manifest import MANIFEST, first_noise, same_noise
@@ -70,7 +71,7 @@ class SampleSource(Protocol):
 class TeacherSamples:
     """A folder written by `generate_samples`, opened for reading; see `open`.
 
-    Only the rows asked for are read, from files that are mapped into memory, and their noise is drawn again.
+    Only the rows asked for are read, and their noise is drawn again.
     Copies in other processes (of a data loader) open the folder for themselves.
     """
 
@@ -108,7 +109,7 @@ class TeacherSamples:
 
     def _check_complete(self) -> None:
         listed = self._folder.manifest.shards
-        if listed is None:
+        if listed is None or not self.complete:
             missing = len(self.missing())
             lacks = f"{missing} of {self._folder.shards} shards" if missing else f"their list in {MANIFEST}"
             raise ValueError(
@@ -142,7 +143,7 @@ class TeacherSamples:
         return self._folder.manifest.settings
 
     @property
-    def seeds(self) -> list[int]:
+    def seeds(self) -> SeedList:
         """Seeds of all samples, in their order."""
         return self._folder.seeds
 
@@ -240,6 +241,7 @@ class TeacherSamples:
             if shard.record["prompts"] is not None:
                 prompts.append(shard.record["prompts"][row])
         whole = {name: torch.stack(rows) for name, rows in parts.items()}
+        check_finite(whole, self.path)
         return SampleBatch(
             noise=stacked_noise(seeds, self.sample_shape),
             samples=whole["samples"],
@@ -247,6 +249,13 @@ class TeacherSamples:
             images=whole.get("images"),
             seeds=torch.tensor(seeds, dtype=torch.int64),
         )
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Raise ValueError if samples or images that were read are not finite."""
+    for name in ("samples", "images"):
+        if name in tensors and not bool(torch.isfinite(tensors[name]).all()):
+            raise ValueError(f"{source} holds {name} that are not finite; {REMEDY}, or get a fresh copy.")
 
 
 def check_indices(indices: Indices, length: int) -> list[int]:

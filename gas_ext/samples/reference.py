@@ -20,7 +20,7 @@ from gas_ext.safe_pickle import PickledTensor, read_pickle
 from gas_ext.samples.filling import Content, SampleFolder, fill
 from gas_ext.samples.generate import default_shard_size
 from gas_ext.samples.manifest import Manifest, first_noise, plain
-from gas_ext.samples.reading import Indices, SampleBatch, TeacherSamples, check_indices
+from gas_ext.samples.reading import Indices, SampleBatch, TeacherSamples, check_finite, check_indices
 
 _PUBLISHED_SEEDS = range(50_000)
 _KEYS = ("noise", "latents", "images", "condition")
@@ -49,6 +49,7 @@ class ReferenceDataset:
         content = read_pickle(path, tensors=False)
         if not isinstance(content, dict) or not set(_KEYS) <= content.keys():
             raise ValueError(f"{path} is no data set of teacher samples: expected {', '.join(_KEYS)}.")
+        self._size = self.path.stat().st_size
         self._noise = self._tensor("noise", content["noise"])
         latents = self._rows(content["latents"], "latents")
         images = self._rows(content["images"], "images")
@@ -64,6 +65,10 @@ class ReferenceDataset:
     def _tensor(self, name: str, value: Any) -> PickledTensor:
         if not isinstance(value, PickledTensor) or not value.shape:
             raise ValueError(f"{self.path} is damaged: its {name} are no tensor.")
+        if 0 in value.shape:  # the file holds nothing of it, whatever its other sizes are
+            raise ValueError(f"{self.path} is damaged: its {name} are empty, of shape {value.shape}.")
+        if name in ("noise", "latents") and value.dtype != torch.float32:
+            raise ValueError(f"{self.path} is damaged: its {name} are {value.dtype}, not torch.float32.")
         return value
 
     def _rows(self, value: Any, name: str) -> PickledTensor | None:
@@ -118,16 +123,22 @@ class ReferenceDataset:
             False leaves decoded images out, which a loss on latents does not need.
         """
         places = check_indices(indices, len(self))
+        if self.path.stat().st_size < self._size:  # to read what is mapped but gone would end the process
+            raise ValueError(f"{self.path} was cut off while it was open; get a fresh copy.")
         condition: Tensor | list[str] | None = None
         if isinstance(self._condition, list):
             condition = [self._condition[place] for place in places]
         elif self._condition is not None:
             condition = _load(self._condition, places)
+        samples = {"samples": _load(self._samples, places)}
+        if images and self._images is not None:
+            samples["images"] = _load(self._images, places)
+        check_finite(samples, self.path)
         return SampleBatch(
             noise=_load(self._noise, places),
-            samples=_load(self._samples, places),
+            samples=samples["samples"],
             condition=condition,
-            images=_load(self._images, places) if images and self._images is not None else None,
+            images=samples.get("images"),
             seeds=None,
         )
 
@@ -145,7 +156,7 @@ class ReferenceDataset:
         if unknown:
             raise ValueError(
                 f"The noise of {unknown} of {len(self)} samples of {self.path} is not that of the seeds "
-                f"{format_seeds(list(candidates))[:40]}, so it cannot be drawn again; read the file as it is."
+                f"{format_seeds(candidates)[:40]}, so it cannot be drawn again; read the file as it is."
             )
         return [seed for seed in seeds if seed is not None]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-import mmap
-from collections.abc import Mapping
+import math
+import os
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from gas_ext._utils.files import remove_leftovers, write_file
+from gas_ext._utils.records import COUNT, TEXT, Field, Fields, check_record, shown
 from gas_ext._utils.sealed_files import checksum
 
 FORMAT_VERSION = 1
@@ -39,12 +42,15 @@ _DTYPES = {
     "C64": torch.complex64,
 }
 
-_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "run": str,
-    "number": int,
-    "nfe": (int, type(None)),
-    "prompts": (list, type(None)),
-    "sha256": str,
+# What is written under these names; images and other conditions are as the teacher makes them.
+_TYPES = {"seeds": torch.int64, "labels": torch.int64, "samples": torch.float32}
+
+_FIELDS: Fields = {
+    "run": TEXT,
+    "number": COUNT,
+    "nfe": Field((int, type(None)), 0),
+    "prompts": Field((list, type(None)), each=TEXT),
+    "sha256": TEXT,
 }
 
 
@@ -82,8 +88,68 @@ def write_shard(path: Path, record: dict[str, Any], tensors: Mapping[str, Tensor
     remove_leftovers(path)
 
 
+class TensorFile(Mapping[str, Tensor]):
+    """The tensors of a safetensors file, each read when it is asked for.
+
+    They are not mapped into memory: a file that is cut off while it is open then raises an error instead of
+    ending the process.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with safe_open(path, framework="pt") as file:  # which finds whether the header describes the file
+            self.metadata: dict[str, str] = file.metadata() or {}
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        self._start = 8 + int.from_bytes(self._read(0, 8).numpy().tobytes(), "little")
+        header = json.loads(self._read(8, self._start - 8).numpy().tobytes())
+        self._entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        for entry in self._entries.values():
+            entry["dtype"] = _DTYPES[entry["dtype"]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, name: str) -> Tensor:
+        entry = self._entries[name]
+        first, last = entry["data_offsets"]
+        tensor: Tensor = self._read(self._start + first, last - first).view(entry["dtype"])
+        return tensor.reshape(entry["shape"])
+
+    def row(self, name: str, row: int) -> Tensor:
+        """Read one row of a tensor."""
+        entry = self._entries[name]
+        shape = entry["shape"][1:]
+        size = math.prod(shape) * entry["dtype"].itemsize
+        tensor: Tensor = self._read(self._start + entry["data_offsets"][0] + row * size, size)
+        return tensor.view(entry["dtype"]).reshape(shape)
+
+    def described(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
+        """Return dtype and shape of a tensor."""
+        return self._entries[name]["dtype"], tuple(self._entries[name]["shape"])
+
+    def _read(self, start: int, size: int) -> Tensor:
+        """Return bytes of the file as uint8."""
+        content = torch.empty(size, dtype=torch.uint8)
+        view, done = content.numpy().data, 0
+        while done < size:
+            count = os.preadv(self._file, [view[done:]], start + done)
+            if count == 0:
+                raise ValueError(f"{self.path} was cut off while it was open; make it again, with repair.")
+            done += count
+        return content
+
+
 class Shard:
-    """A shard opened for reading, mapped into memory; rows are copied, and nothing else stays in memory.
+    """A shard opened for reading; only the rows that are asked for are read.
 
     Parameters
     ----------
@@ -106,22 +172,16 @@ class Shard:
         if not path.is_file():
             raise ValueError(f"{path} is missing.")
         try:
-            self.record = json.loads(_checked_metadata(path)[_KEY])
-            self._map, self._tensors = _map_tensors(path)
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            self._tensors = TensorFile(path)
+            record = json.loads(self._tensors.metadata[_KEY])
+        except (SafetensorError, OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is no shard of samples, or its header is damaged ({error}).") from error
-        self._check_record()
-
-    def _check_record(self) -> None:
-        record = self.record
         version = record.get("format_version") if isinstance(record, dict) else None
         if version != FORMAT_VERSION:
             raise ValueError(
-                f"{self.path} has shard format {version!r}, but this gas_ext reads format {FORMAT_VERSION}."
+                f"{path} has shard format {shown(version)}, but this gas_ext reads format {FORMAT_VERSION}."
             )
-        for name, kind in _FIELDS.items():
-            if not isinstance(record.get(name, ...), kind):
-                raise ValueError(f"{self.path} has a damaged header: {name!r} is missing or no such value.")
+        self.record = check_record(record, _FIELDS, path)
 
     @property
     def names(self) -> set[str]:
@@ -129,46 +189,38 @@ class Shard:
         return set(self._tensors)
 
     def __len__(self) -> int:
-        return len(self._tensors["seeds"])
+        return self._tensors.described("seeds")[1][0]
+
+    def check_content(self, rows: int, shapes: Mapping[str, Sequence[int] | None]) -> None:
+        """Raise ValueError unless the shard holds so many rows, and tensors of these shapes.
+
+        Parameters
+        ----------
+        rows : int
+            Number of samples.
+        shapes : mapping
+            Shape of one row of some tensors; None where there must be no such tensor.
+        """
+        for name, dtype in _TYPES.items():
+            if name in self._tensors and self._tensors.described(name)[0] != dtype:
+                found = self._tensors.described(name)[0]
+                raise ValueError(f"{self.path} is damaged: its {name} are {found}, not {dtype}.")
+        for name, shape in {"seeds": (), **shapes}.items():
+            wanted = None if shape is None else (rows, *shape)
+            there = self._tensors.described(name)[1] if name in self._tensors else None
+            if there != wanted:
+                raise ValueError(f"{self.path} is damaged: its {name} are {there} instead of {wanted}.")
+        counts = {name: self._tensors.described(name)[1][:1] for name in self._tensors}
+        if self.record["prompts"] is not None:
+            counts["prompts"] = (len(self.record["prompts"]),)
+        for name, count in counts.items():
+            if count != (rows,):
+                raise ValueError(f"{self.path} is damaged: its {shown(name)} are not {rows}, one per sample.")
 
     def row(self, name: str, row: int) -> Tensor:
         """Read one row of a tensor."""
-        copy = self._tensors[name][row].clone()
-        self._let_go()
-        return copy
+        return self._tensors.row(name, row)
 
     def is_intact(self) -> bool:
         """Say whether record and tensors match the SHA-256; reads everything."""
-        intact = checksum(self.record, self._tensors) == self.record["sha256"]
-        self._let_go()
-        return bool(intact)
-
-    def _let_go(self) -> None:
-        """Take the pages that were read out of this process; the system keeps them as it sees fit."""
-        if hasattr(self._map, "madvise"):
-            self._map.madvise(mmap.MADV_DONTNEED)
-
-
-def _checked_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata of a safetensors file, once its header is found to describe the file."""
-    with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}
-
-
-def _map_tensors(path: Path) -> tuple[mmap.mmap, dict[str, Tensor]]:
-    """Map a safetensors file and return its tensors where they lie.
-
-    The library maps files too, but then pages that were read stay in the process.
-    """
-    with open(path, "rb") as file:
-        # A private map is writable, as torch wants it; nothing writes to it.
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    start = 8 + int.from_bytes(mapped[:8], "little")
-    header = json.loads(mapped[8:start])
-    content = torch.frombuffer(mapped, dtype=torch.uint8)[start:]
-    tensors = {}
-    for name, entry in header.items():
-        if name != "__metadata__":
-            first, last = entry["data_offsets"]
-            tensors[name] = content[first:last].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-    return mapped, tensors
+        return bool(checksum(self.record, self._tensors) == self.record["sha256"])

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from gas_ext._utils.files import write_file
-from gas_ext._utils.sealed_files import checksum, read_safetensors, write_sealed
+from gas_ext._utils.records import COUNT, FLAG, OPTIONAL_NUMBER, OPTIONAL_TEXT, RECORD, TEXT, Field, Fields
+from gas_ext._utils.sealed_files import read_sealed, write_sealed
 from gas_ext.safe_pickle import read_torch_archive
 
 FORMAT_VERSION = 1
@@ -21,20 +20,21 @@ _KEY = "gas_ext_solver"
 
 Record: TypeAlias = dict[str, Any]
 
-_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "schedule": dict,
-    "steps": int,
-    "order": int,
-    "t_eps": float,
-    "theory_guidance": bool,
-    "theory_order": int,
-    "compat": (str, type(None)),
-    "kind": str,
-    "prediction_type": (str, type(None)),
-    "guidance_scale": (int, float, type(None)),
-    "teacher": dict,
-    "training": dict,
-    "sha256": str,
+_MOST_STEPS = 1_000_000
+
+_FIELDS: Fields = {
+    "schedule": RECORD,
+    "steps": Field((int,), 0, _MOST_STEPS),
+    "order": Field((int,), 0, _MOST_STEPS),
+    "t_eps": Field((float,)),
+    "theory_guidance": FLAG,
+    "theory_order": COUNT,
+    "compat": OPTIONAL_TEXT,
+    "kind": TEXT,
+    "prediction_type": OPTIONAL_TEXT,
+    "guidance_scale": OPTIONAL_NUMBER,
+    "teacher": RECORD,
+    "training": RECORD,
 }
 # What a file means that was written before there was such a field.
 _ABSENT = {"kind": "gs"}
@@ -50,36 +50,27 @@ def read_solver_file(path: Path) -> tuple[Record, dict[str, Tensor]]:
     """Read a solver file; ValueError says in one sentence why it cannot be used."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no solver file {path}.")
-    try:
-        metadata, tensors = read_safetensors(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is not a safetensors file, or is damaged: {error}.") from error
-    if _KEY not in metadata:
-        raise ValueError(f"{path} is a safetensors file but holds no solver saved by gas_ext.")
-    record = _check_record(path, metadata[_KEY])
-    if record["sha256"] != checksum(record, tensors):
-        raise ValueError(f"{path} is damaged: its content does not match its SHA-256; get a fresh copy.")
-    return {**_ABSENT, **record}, tensors
+    record, tensors = read_sealed(path, _KEY, "solver", _FIELDS, _ABSENT, FORMAT_VERSION)
+    shapes = parameter_shapes(record["steps"], record["order"])
+    for name, shape in shapes.items():  # before anything of these sizes is built
+        if name not in tensors or tuple(tensors[name].shape) != shape:
+            got = "nothing" if name not in tensors else f"{tuple(tensors[name].shape)} numbers"
+            raise ValueError(
+                f"{path} holds {got} for {name}, but {record['steps']} steps of order {record['order']} need "
+                f"{shape}."
+            )
+    return record, tensors
 
 
-def _check_record(path: Path, text: str) -> Record:
-    try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged: its description is not JSON ({error}).") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} is damaged: its description is not a JSON object.")
-    version = record.get("format_version")
-    if version != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has solver format {version!r}, but this gas_ext reads format {FORMAT_VERSION}; "
-            "use the release that wrote it."
-        )
-    complete = {**_ABSENT, **record}
-    for name, kind in _FIELDS.items():
-        if not isinstance(complete.get(name, ...), kind):
-            raise ValueError(f"{path} is damaged: its field {name!r} is missing or of the wrong type.")
-    return record
+def parameter_shapes(steps: int, order: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a solver's parameters by name."""
+    tables = order, steps
+    return {
+        "timestep_logits": (max(steps - 1, 0),),
+        "time_offsets": (steps,),
+        "data_corrections": tables,
+        "state_corrections": tables,
+    }
 
 
 def read_reference_checkpoint(path: Path, steps: int) -> tuple[dict[str, Tensor], int]:

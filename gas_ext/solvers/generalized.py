@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from gas_ext._utils.records import reason_of
 from gas_ext.schedules import NoiseSchedule
 from gas_ext.solvers.coefficients import (
     SolverCoefficients,
@@ -359,8 +360,8 @@ class GeneralizedSolver(nn.Module):
                 compat=record["compat"],
                 kind=record["kind"],
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{source} describes no valid solver: {error}") from error
+        except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"{source} describes no valid solver: {reason_of(error)}.") from error
         solver.teacher, solver.training_summary = record["teacher"], record["training"]
         solver._fill(tensors, source)
         return solver

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from gas_ext._utils.records import shown
+
 TIMES, OFFSETS = "timestep_logits", "time_offsets"
 DATA, STATE = "data_corrections", "state_corrections"
 
@@ -82,5 +84,7 @@ def get_kind(name: str) -> Kind:
     ('timestep_logits', 'time_offsets')
     """
     if name not in KINDS:
-        raise ValueError(f"There is no kind of learned solver {name!r}; expected one of {', '.join(KINDS)}.")
+        raise ValueError(
+            f"There is no kind of learned solver {shown(name)}; expected one of {', '.join(KINDS)}."
+        )
     return KINDS[name]

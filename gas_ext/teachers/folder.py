@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from gas_ext._utils.files import check_output_folder, file_hash, umask
+from gas_ext._utils.files import check_output_folder, file_hash, name_file, umask
+from gas_ext._utils.records import COUNT, RECORD, TEXT, Field, Fields, check_record, reason_of, shown
 from gas_ext.denoisers import Denoiser
 
 CARD = "teacher.json"
@@ -26,6 +27,14 @@ FAMILIES = {
     "edm": "gas_ext.teachers.edm:EDMTeacher",
     "ldm": "gas_ext.teachers.ldm:LatentTeacher",
     "diffusers": "gas_ext.teachers.diffusers:DiffusersTeacher",
+}
+
+
+_FILE: Fields = {"bytes": COUNT, "sha256": TEXT}
+_FIELDS: Fields = {
+    **dict.fromkeys(("family", "name", "weights_hash"), TEXT),
+    "config": RECORD,
+    "files": Field((dict,), each=Field((dict,), inside=_FILE)),
 }
 
 
@@ -86,8 +95,12 @@ def save_teacher(
         if place.exists():
             place.rmdir()  # it is empty
         os.replace(partial, place)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            name_file(error, folder)
+        if isinstance(error, SafetensorError):  # which is how safetensors tells of a full disk
+            raise OSError(f"{folder} could not be written: {error}.") from error
         raise
     return folder
 
@@ -137,15 +150,13 @@ def load_teacher(
     cls: type[Denoiser] = getattr(import_module(place), name)
     try:
         teacher = cls.load_weights(folder, card["config"])
-    except (LookupError, TypeError, AttributeError) as error:
+    except (ArithmeticError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{folder / CARD} is damaged: its config describes no {cls.__name__} "
-            f"({type(error).__name__}: {error}); import the teacher again."
+            f"({type(error).__name__}: {reason_of(error)}); import the teacher again."
         ) from error
     except (ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(
-            f"{folder} cannot be used: {str(error).rstrip('.')}; import the teacher again."
-        ) from error
+        raise ValueError(f"{folder} cannot be used: {reason_of(error)}; import the teacher again.") from error
     teacher.name = card["name"]
     teacher.weights_hash = card["weights_hash"]
     return teacher.requires_grad_(False).eval().to(device)
@@ -158,26 +169,15 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} holds no imported teacher ({CARD} is missing); run gas-ext import first.")
     try:
         card = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: it is not JSON ({error}).") from error
     if not isinstance(card, dict) or card.get("format_version") != FORMAT_VERSION:
         raise ValueError(f"{path} is no card of format {FORMAT_VERSION}; import the teacher again.")
-    for name, kind in (
-        ("family", str),
-        ("name", str),
-        ("weights_hash", str),
-        ("config", dict),
-        ("files", dict),
-    ):
-        if not isinstance(card.get(name), kind):
-            raise ValueError(f"{path} is damaged: its field {name!r} is missing or of the wrong type.")
+    check_record(card, _FIELDS, path)
     if card["family"] not in FAMILIES:
         raise ValueError(
-            f"{path} names the family {card['family']!r}; expected one of {', '.join(FAMILIES)}."
+            f"{path} names the family {shown(card['family'])}; expected one of {', '.join(FAMILIES)}."
         )
-    for name, entry in card["files"].items():
-        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
-            raise ValueError(f"{path} is damaged: it does not tell size and SHA-256 of {name}.")
     return card
 
 

@@ -16,6 +16,7 @@ from urllib.request import getproxies
 
 from gas_ext._utils.files import file_hash
 from gas_ext._utils.optional import require
+from gas_ext._utils.records import reason_of
 
 # Parts of pipelines that teachers never run: they judge or describe images.
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
@@ -129,7 +130,7 @@ def _cached_or_loaded(what: str, download: Any, repository: str, arguments: dict
     try:
         return download(repository, **arguments)
     except Exception as error:  # of several libraries: httpx, huggingface_hub, diffusers
-        reason = " ".join(str(error).split())[:300]
+        reason = reason_of(error)
         raise ValueError(f"{what} could not be downloaded from the hub: {reason}") from error
 
 

@@ -6,15 +6,15 @@ names ("average/time_offsets"), everything else into the record, and a SHA-256 c
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError
 from torch import Tensor
 
-from gas_ext._utils.sealed_files import checksum, read_safetensors, write_sealed
+from gas_ext._utils.records import COUNT, OPTIONAL_RECORD, RECORD, Field, Fields, check_record, shown
+from gas_ext._utils.sealed_files import read_sealed, write_sealed
 
 FORMAT_VERSION = 1
 KEPT = 2  # the newest ones
@@ -22,6 +22,23 @@ KEPT = 2  # the newest ones
 _KEY = "gas_ext_checkpoint"
 _PATTERN = "iteration-*.safetensors"
 _SEPARATOR = "/"
+
+_FIELDS: Fields = {"iteration": COUNT, "state": RECORD}
+_ANY_NUMBER = Field((int, float, type(None)), -math.inf, math.inf)
+_TENSORS = Field((dict,), each=Field((Tensor,)))
+_JUDGED = Field((dict,), each=_ANY_NUMBER, inside=dict.fromkeys(("iteration", "loss", "l1"), _ANY_NUMBER))
+_STATE: Fields = {
+    "solver": _TENSORS,
+    "average": _TENSORS,
+    "best": _TENSORS,
+    "optimizer": Field((dict,), each=RECORD),
+    "losses": Field((Tensor,)),
+    "rejected": COUNT,
+    "in_a_row": COUNT,
+    "adversary": OPTIONAL_RECORD,
+    "validation": Field((dict,), each=_JUDGED),
+    "settings": RECORD,
+}
 
 
 class Checkpoint(NamedTuple):
@@ -79,25 +96,29 @@ def checkpoint_paths(folder: Path) -> list[Path]:
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint; ValueError says in one sentence why it cannot be used."""
-    try:
-        metadata, tensors = read_safetensors(path)
-        record = json.loads(metadata[_KEY])
-        version = record["format_version"]
-        intact = record["sha256"] == checksum(record, tensors)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} is no checkpoint, or is damaged: {reason}.") from error
-    if version != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has checkpoint format {version!r}, but this gas_ext reads format {FORMAT_VERSION}; use "
-            "the release that wrote it."
-        )
-    if not intact:
-        raise ValueError(f"{path} is damaged: its content does not match its SHA-256.")
-    return Checkpoint(path, record["iteration"], _unpack(record["state"], tensors))
+    record, tensors = read_sealed(path, _KEY, "checkpoint", _FIELDS, version=FORMAT_VERSION)
+    return Checkpoint(path, record["iteration"], _unpack(record["state"], tensors, path))
 
 
-def newest_checkpoint(folder: Path, tell: Callable[[str], object] = lambda line: None) -> Checkpoint | None:
+def check_state(checkpoint: Checkpoint) -> None:
+    """Raise ValueError unless a checkpoint has all that a run goes on with."""
+    state = check_record(checkpoint.state, _STATE, checkpoint.path)
+    solver, average = (
+        {name: value.shape for name, value in state[part].items()} for part in ("solver", "average")
+    )
+    if solver != average or sorted(solver.values()) != sorted(
+        value.shape for value in state["best"].values()
+    ):
+        raise ValueError(f"{checkpoint.path} is damaged: its averages have other shapes than its parameters.")
+    if tuple(state["losses"].shape) != (checkpoint.iteration,):
+        raise ValueError(f"{checkpoint.path} is damaged: it has no loss for each of its iterations.")
+
+
+def newest_checkpoint(
+    folder: Path,
+    tell: Callable[[str], object] = lambda line: None,
+    check: Callable[[Checkpoint], object] = lambda checkpoint: None,
+) -> Checkpoint | None:
     """Read the newest checkpoint that is intact; None if there is no checkpoint at all.
 
     Parameters
@@ -106,6 +127,8 @@ def newest_checkpoint(folder: Path, tell: Callable[[str], object] = lambda line:
         It need not exist.
     tell : callable
         Told in one sentence about each checkpoint that cannot be used.
+    check : callable
+        Raises ValueError if the content of an intact file is not what is needed.
 
     Raises
     ------
@@ -116,6 +139,7 @@ def newest_checkpoint(folder: Path, tell: Callable[[str], object] = lambda line:
     for path in reversed(checkpoint_paths(folder)):
         try:
             checkpoint = load_checkpoint(path)
+            check(checkpoint)
         except ValueError as error:
             faults.append(str(error))
             continue
@@ -155,13 +179,15 @@ def _pack(tree: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], di
     return plain, tensors
 
 
-def _unpack(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _unpack(plain: Mapping[str, Any], tensors: Mapping[str, Tensor], source: Path) -> dict[str, Any]:
     """Put the tensors back where `_pack` took them from."""
     tree = dict(plain)
     for path, tensor in tensors.items():
         *parents, name = path.split(_SEPARATOR)
-        place = tree
+        place: Any = tree
         for parent in parents:
-            place = place[parent]
+            place = place.get(parent) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            raise ValueError(f"{source} is damaged: it has no place for its tensor {shown(path)}.")
         place[name] = tensor
     return tree

@@ -9,13 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from gas_ext._utils.files import check_output_folder, remove_leftovers, write_file
 from gas_ext.configs import Config, config_text
-from gas_ext.configs.base import LossKind
-from gas_ext.training.checkpoints import Checkpoint, newest_checkpoint, remove_newer
+from gas_ext.configs.base import LossKind, read_yaml
+from gas_ext.training.checkpoints import Checkpoint, check_state, newest_checkpoint, remove_newer
 
 CONFIG = "config.yaml"
 START = "start.safetensors"
@@ -147,7 +146,7 @@ class RunFolder:
             If the checkpoint is of a run with other settings, or no checkpoint is intact.
         """
         self.check_owner()
-        checkpoint = newest_checkpoint(self.path / CHECKPOINTS, tell)
+        checkpoint = newest_checkpoint(self.path / CHECKPOINTS, tell, check_state)
         if checkpoint is not None:
             self._require_same(checkpoint.state["settings"], settings)
         return checkpoint
@@ -167,8 +166,8 @@ class RunFolder:
     def _is_run(self) -> bool:
         """Whether config.yaml is one that `begin` wrote."""
         try:
-            values = yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            values = read_yaml((self.path / CONFIG).read_text(encoding="utf-8"), CONFIG)
+        except (OSError, ValueError):
             return False
         return isinstance(values, dict) and isinstance(values.get("run"), dict)
 

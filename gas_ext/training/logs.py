@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gas_ext._utils.distances import finite_or_none
-from gas_ext._utils.files import write_file
+from gas_ext._utils.files import name_file, write_file
 from gas_ext._utils.optional import require
 from gas_ext.training.folder import LOG, TENSORBOARD, WANDB_ID
 
@@ -47,8 +47,12 @@ class JsonLines:
         """Append a line."""
         record = {"kind": kind, "iteration": iteration}
         values = {name: finite_or_none(value) for name, value in numbers.items()}
-        self._file.write(json.dumps({**record, **values}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({**record, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            name_file(error, Path(self._file.name))
+            raise
 
     def close(self) -> None:
         """Close the file."""
@@ -68,15 +72,17 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a log; what a killed process left of the last one is no JSON, and is left out."""
+    """Return the lines of a log; what a killed process left of the last one is left out."""
     if not path.is_file():
         return []
     records = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(record, dict) and type(record.get("iteration")) is int:
+            records.append(record)
     return records
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gas_ext._utils.files import file_hash
 from gas_ext._utils.optional import require
+from gas_ext._utils.records import reason_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -196,7 +197,7 @@ def _assign_lpips_weights(
         found = {name: backbone["features." + ".".join(name.split(".")[2:])].float() for name in names}
         model.load_state_dict({**found, **linear}, strict=False, assign=True)
     except (KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error, 200)
         raise ValueError(f"{path} does not hold the weights that LPIPS needs: {reason}.") from error
 
 

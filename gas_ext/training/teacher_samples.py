@@ -139,8 +139,8 @@ def _make(
         begun = manifest.settings
         count = max(count, begun["samples"])
         options["images"] |= begun["image_shape"] is not None
-        options["autocast"] = AUTOCAST[begun["autocast"]] if begun["autocast"] else None
-        options |= {name: begun[name] for name in ("batch_size", "threads")}
+        options["autocast"] = AUTOCAST.get(begun.get("autocast") or "")
+        options |= {name: begun[name] for name in ("batch_size", "threads") if name in begun}
     make_samples(
         config,
         denoiser,

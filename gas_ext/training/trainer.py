@@ -12,6 +12,7 @@ from typing import Any
 
 from gas_ext._utils.distances import finite_or_none
 from gas_ext._utils.progress import Reporter, SilentReporter
+from gas_ext._utils.records import reason_of
 from gas_ext.sampler import GASSampler
 from gas_ext.training.checkpoints import Checkpoint, save_checkpoint
 from gas_ext.training.data import RunData
@@ -186,11 +187,24 @@ class Trainer:
         return [("first", self.first), ("last", self.last), ("best", self.best)]
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Go on where a checkpoint was written, and put the best solver of that moment in place."""
+        """Go on where a checkpoint was written, and put the best solver of that moment in place.
+
+        Raises
+        ------
+        ValueError
+            If the checkpoint is that of another solver, optimizer or adversary.
+        """
         state = checkpoint.state
-        self.learner.load_state_dict(state)
-        for number, value in enumerate(self._best_values):
-            value.copy_(state["best"][str(number)])
-        for name, found in state["validation"].items():
-            setattr(self, name, Validation(**found))
+        try:
+            self.learner.load_state_dict(state)
+            for number, value in enumerate(self._best_values):
+                value.copy_(state["best"][str(number)])
+            for name in ("first", "last", "best"):
+                setattr(self, name, Validation(**state["validation"][name]))
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = reason_of(error, 200)
+            raise ValueError(
+                f"{checkpoint.path} does not fit the run ({type(error).__name__}: {reason}); delete it, or "
+                "start over with --no-resume."
+            ) from error
         self._write_best()

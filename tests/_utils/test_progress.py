@@ -51,3 +51,14 @@ def test_bars_only_on_a_terminal_of_one_process(monkeypatch, terminal, processes
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: terminal, raising=False)
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     assert isinstance(make_reporter(), kind)
+
+
+def test_names_from_files_do_not_steer_the_terminal():
+    lines = []
+    reporter = LogReporter(lines.append)
+    reporter.message("shard \x1b[31m is damaged")
+    with reporter.task("\x1b[0m", 1) as advance:
+        advance(1, "\x07")
+    assert lines[0] == "shard \\x1b[31m is damaged"
+    assert "\x1b" not in "".join(lines)
+    assert "\x07" not in "".join(lines)

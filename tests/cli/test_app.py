@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import gas_ext
@@ -82,3 +83,14 @@ def test_faults_of_the_program_keep_their_traceback():
 
     with pytest.raises(AssertionError):
         command()
+
+
+def test_names_from_files_do_not_steer_the_terminal(capfd):
+    @friendly
+    def command():
+        raise ValueError("There is no teacher red\x1b[31m\u202e\x07.")
+
+    with pytest.raises(typer.Exit):
+        command()
+    error = capfd.readouterr().err
+    assert error == "error: There is no teacher red\\x1b[31m\\u202e\\x07.\n"

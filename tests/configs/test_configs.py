@@ -8,7 +8,7 @@ import yaml
 
 from gas_ext import GASSampler, NoiseSchedule
 from gas_ext._utils.seeds import parse_seeds
-from gas_ext.configs import TeacherSolver, config_names, load_config
+from gas_ext.configs import TeacherSolver, config_names, config_text, load_config
 from gas_ext.solvers.registry import SpacingName, build_solver, canonical_name
 
 # Stable Diffusion's, which GITS times want.
@@ -141,3 +141,31 @@ def test_what_is_no_config(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ValueError, match=r"is not YAML|is no config"):
         load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("!!bool x", "has a value that is not of its type"),
+        ("!!int ''", "has a value that is not of its type"),
+        ("!!timestamp x", "has a value that is not of its type"),
+        ("&a [1, *a]", "it has aliases"),
+        ("[" * 5000, "has a value that is not of its type"),
+        ("[" + "x" * 10_000 + "]", "title is "),
+    ],
+)
+def test_hostile_yaml_is_refused_in_one_short_sentence(tmp_path, value, message):
+    path = tmp_path / "own.yaml"
+    path.write_text(config_text(load_config("demo")).replace("title: ", f"title: {value} #"))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_config(path)
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_nested_aliases_are_not_expanded(tmp_path):
+    lines = ["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)]
+    (tmp_path / "bomb.yaml").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="it has aliases") as caught:
+        load_config(tmp_path / "bomb.yaml")
+    assert len(str(caught.value)) < 300

@@ -3,12 +3,19 @@ import platform
 import signal
 
 import pytest
+import torch
 from toy_run import in_child, toy_config
 
 from gas_ext.configs import config_text, load_config
 from gas_ext.training.checkpoints import save_checkpoint
 from gas_ext.training.folder import RunFolder, described
 from gas_ext.training.run import resolve
+
+
+def state(settings, iterations=4):
+    parts = {name: {} for name in ("solver", "average", "best", "optimizer", "validation")}
+    numbers = {"losses": torch.zeros(iterations), "rejected": 0, "in_a_row": 0, "adversary": None}
+    return {**parts, **numbers, "settings": settings}
 
 
 def settings(loss="gs", steps=3, **training):
@@ -24,7 +31,7 @@ def begun(path, loss="gs"):
 def test_a_run_is_found_by_its_settings(tmp_path):
     folder = begun(tmp_path / "run")
     assert folder.find(settings()) is None
-    save_checkpoint(folder.path / "checkpoints", 4, {"settings": settings()})
+    save_checkpoint(folder.path / "checkpoints", 4, state(settings()))
     assert folder.find(settings()).iteration == 4
 
 
@@ -41,7 +48,7 @@ def test_a_run_is_found_by_its_settings(tmp_path):
 )
 def test_what_differs_is_named(tmp_path, other, message):
     folder = begun(tmp_path / "run")
-    save_checkpoint(folder.path / "checkpoints", 4, {"settings": settings()})
+    save_checkpoint(folder.path / "checkpoints", 4, state(settings()))
     with pytest.raises(ValueError, match=message) as caught:
         folder.find(other)
     assert "--no-resume." in str(caught.value)
@@ -55,7 +62,7 @@ def test_a_run_from_before_there_was_a_setting_goes_on_with_its_default(tmp_path
     here = settings(loss, scale_rates=False)
     there = {name: value for name, value in here.items() if name not in later}
     assert len(there) == len(here) - (3 if loss == "gas" else 2)
-    save_checkpoint(folder.path / "checkpoints", 4, {"settings": there})
+    save_checkpoint(folder.path / "checkpoints", 4, state(there))
     assert folder.find(here).iteration == 4
     with pytest.raises(ValueError, match=r"has student\.kind 'gs', not 'ld3': "):
         folder.find({**here, "student.kind": "ld3"})
@@ -65,7 +72,7 @@ def test_a_run_from_before_there_was_a_setting_goes_on_with_its_default(tmp_path
 
 def test_a_run_at_constant_rates_may_be_made_longer(tmp_path):
     folder = begun(tmp_path / "run")
-    save_checkpoint(folder.path / "checkpoints", 20, {"settings": settings(schedule="constant")})
+    save_checkpoint(folder.path / "checkpoints", 20, state(settings(schedule="constant"), 20))
     assert folder.find(settings(schedule="constant", iterations=30)).iteration == 20
     with pytest.raises(ValueError, match=r"has training\.iterations\.gs 20, not 19: "):
         folder.find(settings(schedule="constant", iterations=19))

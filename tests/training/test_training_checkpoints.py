@@ -4,7 +4,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from gas_ext._utils.sealed_files import write_sealed
 from gas_ext.training.checkpoints import (
+    check_state,
     checkpoint_paths,
     load_checkpoint,
     newest_checkpoint,
@@ -68,7 +70,7 @@ def test_every_changed_bit_is_found(tmp_path, place):
     content = bytearray(path.read_bytes())
     content[place % len(content)] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match=r"damaged|no checkpoint|format"):
         load_checkpoint(path)
 
 
@@ -76,7 +78,7 @@ def test_every_changed_bit_is_found(tmp_path, place):
 def test_a_file_that_is_cut_off(tmp_path, size):
     path = save_checkpoint(tmp_path, 1, state())
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ValueError, match="is no checkpoint, or is damaged"):
+    with pytest.raises(ValueError, match="is not a safetensors file, or is damaged"):
         load_checkpoint(path)
 
 
@@ -123,3 +125,33 @@ def test_nothing_in_a_checkpoint_is_a_pickle(tmp_path):
     content = save_checkpoint(tmp_path, 1, state()).read_bytes()
     assert content[8:9] == b"{"  # safetensors: length of the header, header
     assert not content.startswith((b"PK", b"\x80"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"solver": 3},
+        {"average": {"times": torch.zeros(5)}},
+        {"losses": torch.zeros(7)},
+        {"rejected": "x"},
+        {"validation": {"best": {"iteration": 1}}},
+        {"settings": None},
+    ],
+)
+def test_a_crafted_checkpoint_gives_way_to_the_one_before(tmp_path, change):
+    times = {"times": torch.zeros(3, dtype=torch.float64)}
+    whole = {"solver": times, "average": times, "best": {"0": times["times"]}, "optimizer": {}}
+    whole |= {"rejected": 0, "in_a_row": 0, "adversary": None, "validation": {}, "settings": {}}
+    save_checkpoint(tmp_path, 1, {**whole, "losses": torch.zeros(1)})
+    newest = save_checkpoint(tmp_path, 2, {**whole, "losses": torch.zeros(2), **change})
+    told = []
+    assert newest_checkpoint(tmp_path, told.append, check_state).iteration == 1
+    assert str(newest) in told[0]
+
+
+def test_a_tensor_without_a_place_is_refused(tmp_path):
+    path = tmp_path / "iteration-00000001.safetensors"
+    record = {"format_version": 1, "iteration": 1, "state": {"a": 3}}
+    write_sealed(path, "gas_ext_checkpoint", record, {"a/b": torch.zeros(1)})
+    with pytest.raises(ValueError, match="no place for its tensor 'a/b'"):
+        load_checkpoint(path)

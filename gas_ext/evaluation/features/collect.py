@@ -11,7 +11,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
-from gas_ext._utils.files import temporary_path
+from gas_ext._utils.files import partial_file
 from gas_ext.evaluation.features.extractor import FeatureExtractor
 
 FeatureArray = np.ndarray[Any, np.dtype[np.float32]]
@@ -54,15 +54,10 @@ def collect_features(
         _fill(features, batches, extractor)
         return features
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = temporary_path(target)
-    try:
+    with partial_file(target) as partial:
         mapped = open_memmap(partial, mode="w+", dtype=np.float32, shape=(count, extractor.size))
         _fill(mapped, batches, extractor)
         mapped.flush()
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
     loaded: FeatureArray = np.load(target, mmap_mode="r")
     return loaded
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import zipfile
 from collections.abc import Mapping
@@ -12,16 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from gas_ext._utils.files import file_hash
-from gas_ext._utils.sealed_files import checksum, read_safetensors, write_sealed
+from gas_ext._utils.records import COUNT, OPTIONAL_RECORD, TEXT, Fields, reason_of
+from gas_ext._utils.sealed_files import checksum, read_sealed, write_sealed
 from gas_ext.evaluation.metrics.arrays import Features, check_features
 from gas_ext.evaluation.metrics.moments import Statistics, feature_statistics
 
 _KEY = "gas_ext_reference"
 _VERSION = 1
+_FIELDS: Fields = {"name": TEXT, "count": COUNT, "extractor": OPTIONAL_RECORD}
+_ARRAYS = ("mu", "sigma", "feats")
+_MOST_EXPANSION = 100  # of a compressed .npz file
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,39 +128,58 @@ def _contents(
 
 
 def _read_sealed(path: Path, name: str | None) -> Reference:
-    try:
-        metadata, tensors = read_safetensors(path)
-        record = json.loads(metadata[_KEY])
-        intact = record["format"] == _VERSION and record["sha256"] == checksum(record, tensors)
-        statistics = Statistics(tensors["mean"], tensors["covariance"], int(record["count"]))
-    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
-        raise ValueError(
-            f"{path} is no reference, or is damaged ({type(error).__name__}); make it again"
-        ) from error
-    if not intact:
-        raise ValueError(
-            f"{path} is damaged, or of another version: its checksum does not fit; make it again"
-        )
-    return Reference(
-        name or record["name"], statistics, tensors.get("features"), record["extractor"], record["sha256"]
-    )
+    record, tensors = read_sealed(path, _KEY, "reference", _FIELDS, version=_VERSION, version_field="format")
+    mean, covariance, features = (tensors.get(key) for key in ("mean", "covariance", "features"))
+    statistics = _statistics(path, mean, covariance, record["count"])
+    if features is not None and (features.ndim != 2 or not bool(torch.isfinite(features).all())):
+        raise ValueError(f"{path} is damaged: its features are not finite vectors; make it again.")
+    return Reference(name or record["name"], statistics, features, record["extractor"], record["sha256"])
+
+
+def _statistics(path: Path, mean: Tensor | None, covariance: Tensor | None, count: int) -> Statistics:
+    """Return moments, or raise ValueError unless they are finite and of shapes that fit."""
+    shapes = [() if value is None else tuple(value.shape) for value in (mean, covariance)]
+    if mean is None or covariance is None or len(shapes[0]) != 1 or shapes[1] != shapes[0] * 2:
+        raise ValueError(f"{path} holds mu and sigma of shapes {shapes}; expected (F,) and (F, F).")
+    if not bool(torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
+        raise ValueError(f"{path} is damaged: its mu or sigma is not finite; get a fresh copy.")
+    return Statistics(mean, covariance, count)
 
 
 def _read_npz(path: Path, name: str) -> Reference:
     try:
+        _check_sizes(path)
         with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in ("mu", "sigma", "feats") if key in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no .npz file, or is damaged ({type(error).__name__})") from error
+            arrays = {key: torch.from_numpy(file[key]) for key in _ARRAYS if key in file.files}
+    except Exception as error:  # zipfile and NumPy raise many kinds
+        raise ValueError(f"{path} is no .npz file, or is damaged: {reason_of(error)}.") from error
     sha256 = file_hash(path)
     if "feats" in arrays:
-        features = torch.from_numpy(arrays["feats"]).float()
-        check_features(features, 2)
+        features = arrays["feats"].float()
+        try:
+            check_features(features, 2)
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be used: {error}.") from error
         return Reference(name, feature_statistics(features), features, None, sha256)
     if not {"mu", "sigma"} <= arrays.keys():
-        raise ValueError(f'{path} holds no reference statistics: expected "mu" and "sigma", or "feats"')
-    mean, covariance = (torch.from_numpy(arrays[key]).double() for key in ("mu", "sigma"))
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        shapes = f"{tuple(mean.shape)} and {tuple(covariance.shape)}"
-        raise ValueError(f"{path} holds mu and sigma of shapes {shapes}; expected (F,) and (F, F)")
-    return Reference(name, Statistics(mean, covariance, 0), None, None, sha256)
+        raise ValueError(f'{path} holds no reference statistics: expected "mu" and "sigma", or "feats".')
+    statistics = _statistics(path, arrays["mu"].double(), arrays["sigma"].double(), 0)
+    return Reference(name, statistics, None, None, sha256)
+
+
+def _check_sizes(path: Path) -> None:
+    """Raise ValueError where an archive, or an array in it, would be much larger than the file."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: entry for entry in archive.infolist()}
+        if sum(entry.file_size for entry in entries.values()) > _MOST_EXPANSION * path.stat().st_size:
+            raise ValueError(f"it is compressed more than {_MOST_EXPANSION} times")
+        for key in _ARRAYS:
+            entry = entries.get(f"{key}.npy")
+            if entry is None:
+                continue
+            with archive.open(entry) as member:
+                version = np.lib.format.read_magic(member)
+                header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+                shape, _, dtype = header(member)
+            if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > entry.file_size:
+                raise ValueError(f"its {key} of shape {shape} is longer than the file")

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from gas_ext._utils.building import counted
 from gas_ext._utils.optional import require
+from gas_ext._utils.records import reason_of
 from gas_ext.teachers.diffusers.networks import NETWORKS
 from gas_ext.teachers.diffusers.parts import Parts, convert, parts_of
 from gas_ext.teachers.hub import UNUSED_PARTS, fetch_pipeline, has_variant, parse_hub_reference
@@ -85,7 +88,7 @@ def _library(name: str) -> Any:
 
 def _load_module(cls: Any, folder: Path, dtype: torch.dtype, variant: str | None = None) -> nn.Module:
     """Load a module whose weights are all there: diffusers would make up, at random, what is missing."""
-    with _loading(folder):
+    with _loading(folder), counted(_names_in(folder)):
         module, report = cls.from_pretrained(
             folder,
             use_safetensors=True,
@@ -103,6 +106,15 @@ def _load_module(cls: Any, folder: Path, dtype: torch.dtype, variant: str | None
     convert(module, dtype)  # a version of diffusers may not understand "torch_dtype"
     loaded: nn.Module = module
     return loaded
+
+
+def _names_in(folder: Path) -> list[str]:
+    """Return the names of all tensors in a folder's safetensors files."""
+    names: list[str] = []
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names += file.keys()
+    return names
 
 
 def _check_no_code(folder: Path, index: Mapping[str, Any], components: Mapping[str, list[Any]]) -> None:
@@ -195,7 +207,7 @@ def load_parts(folder: Path, config: Mapping[str, Any]) -> Parts:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: it is not JSON ({error}).") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: it holds no JSON object.")
@@ -218,9 +230,12 @@ def _loading(folder: Path) -> Iterator[None]:
         with _bars_on_a_terminal_only(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch_dtype.*")
             yield
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{folder} cannot be loaded as a diffusers model: {reason}") from error
+    except (
+        *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError),
+        *(ArithmeticError, SafetensorError),
+    ) as error:
+        reason = reason_of(error)
+        raise ValueError(f"{folder} cannot be loaded as a diffusers model: {reason}.") from error
 
 
 @contextmanager

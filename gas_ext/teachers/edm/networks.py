@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gas_ext._utils.records import reason_of
 from gas_ext.teachers.edm.layers import (
     Conv2d,
     FourierEmbedding,
@@ -316,7 +317,7 @@ def build_network(name: str, /, **arguments: Any) -> nn.Module:
     try:
         return NETWORKS[name](**arguments)
     except (ArithmeticError, RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error, 200)
         raise ValueError(f"Network {name} cannot be built: {reason}.") from error
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gas_ext._utils.records import reason_of
 from gas_ext.denoisers import Denoiser
 from gas_ext.safe_pickle import PickledObject, printable, read_pickle, state_dict_of
 from gas_ext.schedules import NoiseSchedule
@@ -204,7 +205,7 @@ def build_teacher(
         try:
             network.load_state_dict(copies, assign=True)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = reason_of(error)
             raise ValueError(f"the weights do not fit the network as described: {reason}") from error
     return EDMTeacher(network, image_shape, architecture=dict(architecture), **options)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gas_ext._utils.building import described_by
 from gas_ext._utils.optional import require
 from gas_ext.teachers.ldm.architecture import Weights
 from gas_ext.teachers.ldm.checkpoint import listed
@@ -30,7 +31,7 @@ def build_unet(kind: str, config: dict[str, Any], weights: Weights) -> Any:
     converted = _renamed(weights, single_file.convert_ldm_unet_checkpoint, names, config)
     if kind == "UNet2DModel":
         converted = _split_attention(converted, config["attention_head_dim"])
-    return filled(build_module(kind, config), converted)
+    return filled(build_module(kind, config, converted), converted)
 
 
 def build_first_stage(kind: str, config: dict[str, Any], weights: Weights) -> Any:
@@ -43,7 +44,7 @@ def build_first_stage(kind: str, config: dict[str, Any], weights: Weights) -> An
     for key, weight in converted.items():
         if ".attentions." in key and weight.ndim > 2:
             converted[key] = weight.flatten(1)  # 1x1 convolutions have become linear
-    return filled(build_module(kind, config), converted)
+    return filled(build_module(kind, config, converted), converted)
 
 
 def build_text_encoder(config: dict[str, Any], weights: Weights) -> Any:
@@ -62,9 +63,9 @@ def build_text_encoder(config: dict[str, Any], weights: Weights) -> Any:
     return module
 
 
-def build_module(kind: str, config: dict[str, Any]) -> Any:
-    """Return a diffusers module without memory, to be filled."""
-    with torch.device("meta"):
+def build_module(kind: str, config: dict[str, Any], weights: Weights) -> Any:
+    """Return a diffusers module without memory, to be filled with these weights."""
+    with described_by(weights):
         return getattr(require("diffusers", EXTRA), kind).from_config(config)
 
 
@@ -136,5 +137,7 @@ def filled(module: Any, weights: Weights) -> Any:
                 f"{key} of its {type(module).__name__} has the shape {tuple(weight.shape)}, "
                 f"not {tuple(expected[key].shape)}"
             )
+        if weight.is_floating_point() != expected[key].is_floating_point():
+            raise ValueError(f"{key} of its {type(module).__name__} is {weight.dtype}")
     module.load_state_dict({key: weight.clone() for key, weight in weights.items()}, assign=True)
     return module.requires_grad_(False).eval()

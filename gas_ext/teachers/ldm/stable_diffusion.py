@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gas_ext._utils.optional import require
+from gas_ext._utils.records import reason_of
 from gas_ext.teachers.ldm import architecture
 from gas_ext.teachers.ldm.checkpoint import Checkpoint
 from gas_ext.teachers.ldm.convert import EXTRA, build_first_stage, build_text_encoder, build_unet
@@ -98,7 +99,7 @@ def load_tokenizer(place: Any) -> Any:
             os.fspath(place), model_max_length=PROMPT_TOKENS
         )
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error, 200)
         raise ValueError(
             f"{place} holds no tokenizer; give a folder with the files of openai/clip-vit-large-patch14 "
             f"({reason})."

@@ -161,14 +161,14 @@ class LatentTeacher(Denoiser):
             raise ValueError(
                 f"The card of {folder} names a {config['unet_class']}; import the teacher again."
             )
-        networks = {
-            "unet": build_module(config["unet_class"], config["unet"]),
-            "first_stage": build_module("VQModel", config["first_stage"]),
-        }
+        kinds = {"unet": config["unet_class"], "first_stage": "VQModel"}
+        weights = {name: load_file(folder / f"{name}.safetensors") for name in kinds}
+        networks = {name: build_module(kind, config[name], weights[name]) for name, kind in kinds.items()}
         if config["class_embedding"]:
             networks["class_embedding"] = _empty_embedding(config["class_embedding"])
+            weights["class_embedding"] = load_file(folder / "class_embedding.safetensors")
         for name, network in networks.items():
-            filled(network, load_file(folder / f"{name}.safetensors"))
+            filled(network, weights[name])
         return cls(
             **networks,
             schedule=NoiseSchedule.from_dict(config["schedule"]),

@@ -151,6 +151,8 @@ _REGISTRY: dict[str, type[Discriminator]] = {}
 def register_discriminator(name: str) -> Callable[[_Class], _Class]:
     """Return a class decorator that makes a discriminator known to `build_discriminator` and to files.
 
+    To read a file, it is first built on torch's "meta" device, so its constructor must not look at numbers.
+
     Parameters
     ----------
     name : str

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor
 
-from gas_ext._utils.sealed_files import checksum, read_safetensors, write_sealed
+from gas_ext._utils.building import check_weights, described_by
+from gas_ext._utils.records import RECORD, SHAPE, TEXT, Fields, reason_of
+from gas_ext._utils.sealed_files import read_sealed, write_sealed
 from gas_ext.training.discriminators.base import Discriminator, build_discriminator
 
 FORMAT_VERSION = 1
 _KEY = "gas_ext_discriminator"
-_FIELDS = {"name": str, "sample_shape": list, "settings": dict, "sha256": str}
+_FIELDS: Fields = {"name": TEXT, "sample_shape": SHAPE, "settings": RECORD}
 
 
 def save_discriminator(discriminator: Discriminator, path: str | os.PathLike[str]) -> None:
@@ -74,37 +74,19 @@ def load_discriminator(path: str | os.PathLike[str]) -> Discriminator:
         If it is damaged, holds something else, or needs a class that is not registered.
     """
     record, tensors = _read(Path(path))
+    arguments = record["name"], record["sample_shape"]
     try:
-        discriminator = build_discriminator(record["name"], record["sample_shape"], **record["settings"])
+        with described_by(tensors):
+            check_weights(build_discriminator(*arguments, **record["settings"]), tensors)
+        discriminator = build_discriminator(*arguments, **record["settings"])
         discriminator.load_state_dict(tensors, assign=True)
-    except (RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path} cannot be rebuilt: {reason}") from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = reason_of(error)
+        raise ValueError(f"{path} cannot be rebuilt: {reason}.") from error
     return discriminator
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no discriminator file {path}.")
-    try:
-        metadata, tensors = read_safetensors(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is not a safetensors file, or is damaged: {error}.") from error
-    if _KEY not in metadata:
-        raise ValueError(f"{path} is a safetensors file but holds no discriminator saved by gas_ext.")
-    try:
-        record = json.loads(metadata[_KEY])
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged: its description is not JSON ({error}).") from error
-    version = record.get("format_version") if isinstance(record, dict) else None
-    if version != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has discriminator format {version!r}, but this gas_ext reads format {FORMAT_VERSION}; "
-            "use the release that wrote it."
-        )
-    for name, kind in _FIELDS.items():
-        if not isinstance(record.get(name), kind):
-            raise ValueError(f"{path} is damaged: its field {name!r} is missing or of the wrong type.")
-    if record["sha256"] != checksum(record, tensors):
-        raise ValueError(f"{path} is damaged: its content does not match its SHA-256; get a fresh copy.")
-    return record, tensors
+    return read_sealed(path, _KEY, "discriminator", _FIELDS, version=FORMAT_VERSION)

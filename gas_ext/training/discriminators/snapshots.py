@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from gas_ext._utils.records import reason_of
 from gas_ext.safe_pickle import PickledObject, read_pickle, state_dict_of
 from gas_ext.training.discriminators.r3gan import R3GANConfig, R3GANDiscriminator
 
@@ -76,8 +77,8 @@ def load_r3gan_snapshot(
             discriminator = R3GANDiscriminator(_sample_shape(tensors, config), config)
         discriminator.load_state_dict({n: tensor.clone() for n, tensor in tensors.items()}, assign=True)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path} holds another discriminator than R3GAN's: {reason}") from error
+        reason = reason_of(error)
+        raise ValueError(f"{path} holds another discriminator than R3GAN's: {reason}.") from error
     return discriminator
 
 

@@ -1,3 +1,5 @@
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -66,7 +68,7 @@ def test_damaged_and_foreign_files(tmp_path):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ValueError, match="checksum does not fit"):
+    with pytest.raises(ValueError, match="does not match its SHA-256"):
         Reference.load(path)
     path.write_bytes(data[:40])
     with pytest.raises(ValueError, match="damaged"):
@@ -105,3 +107,26 @@ def test_parts_of_several_processes_are_merged_from_files(tmp_path):
     whole = feature_statistics(features)
     assert merged.count == 90
     torch.testing.assert_close(merged.statistics.covariance, whole.covariance, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "not finite"),
+        ({"feats": np.zeros(3)}, "cannot be used"),
+    ],
+)
+def test_npz_files_of_impossible_numbers(tmp_path, arrays, message):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        Reference.load(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(("shape", "method"), [((2**40,), 0), ((-1,), 0), ((2**22,), 8)])
+def test_npz_files_are_not_believed_about_their_sizes(tmp_path, shape, method):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", method) as file, file.open("mu.npy", "w") as member:
+        header = {"descr": "<f8", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(member, header)
+        member.write(bytes(8 * shape[0] if method else 8))
+    with pytest.raises(ValueError, match=r"longer than the file|compressed more than"):
+        Reference.load(tmp_path / "a.npz")

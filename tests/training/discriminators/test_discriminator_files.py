@@ -8,6 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from gas_ext._utils.building import described_by
+from gas_ext._utils.sealed_files import write_sealed
 from gas_ext.training.discriminators import (
     Discriminator,
     R3GANConfig,
@@ -106,7 +108,7 @@ def rewrite(path, change=None, tensors=None):
     ("change", "message"),
     [
         ({"format_version": 9}, "has discriminator format 9, but this gas_ext reads format 1"),
-        ({"settings": 3}, "'settings' is missing or of the wrong type"),
+        ({"settings": 3}, "'settings' is 3, but must be a dict"),
         ({"sample_shape": [2, 16, 16]}, "does not match its SHA-256"),
         ({"sha256": "0" * 64}, "does not match its SHA-256"),
     ],
@@ -154,3 +156,32 @@ def test_file_of_an_unknown_class_names_the_remedy(tmp_path, monkeypatch):
     save_discriminator(Elsewhere((2,)), tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match=r"cannot be rebuilt: There is no discriminator 'elsewhere'"):
         load_discriminator(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"width": 8000, "max_width": 8000},
+            r"its tensor 'head\.weight' is .*, but the network",
+        ),
+        ({"width": 10**400, "max_width": 10**400}, "cannot be rebuilt"),
+        ({"width": {}}, "cannot be rebuilt"),
+    ],
+)
+def test_sizes_are_compared_with_the_file_before_anything_is_built(tmp_path, settings, message):
+    path = tmp_path / "discriminator.safetensors"
+    save_discriminator(build_discriminator("convolution", (1, 8), seed=0, width=2), path)
+    with safe_open(path, framework="pt") as file:
+        record = json.loads(file.metadata()["gas_ext_discriminator"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    record["settings"].update(settings)
+    write_sealed(path, "gas_ext_discriminator", record, tensors)
+    with pytest.raises(ValueError, match=message):
+        load_discriminator(path)
+
+
+def test_endless_networks_are_not_built():
+    with pytest.raises(ValueError, match="more than its 1 tensors"), described_by(["weight"]):  # noqa: PT012
+        while True:
+            torch.nn.Linear(1, 1)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from golden_data import GOLDEN, STORED, index
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_every_file_of_the_index_is_stored():
