@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gas_ext.checks import whole_numbers
 from gas_ext.files import temporary_path
 from gas_ext.seeds import parse_seeds
 
@@ -50,7 +51,8 @@ class StackedGenerator:
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        self._generators = [torch.Generator().manual_seed(int(seed) % _SEED_MODULUS) for seed in seeds]
+        numbers = whole_numbers("seeds", seeds)
+        self._generators = [torch.Generator().manual_seed(seed % _SEED_MODULUS) for seed in numbers]
 
     def randn(
         self,
@@ -59,9 +61,12 @@ class StackedGenerator:
         device: torch.device | str = "cpu",
     ) -> Tensor:
         """Draw standard normal noise of shape ``(len(seeds), *shape)``."""
+        sizes = tuple(whole_numbers("shape", shape))
+        if min(sizes, default=0) < 0 or not dtype.is_floating_point:
+            raise ValueError(f"Noise cannot be {dtype} of shape {sizes}; give sizes from 0, and a float dtype.")
         if not self._generators:
-            return torch.empty((0, *shape), dtype=dtype, device=device)
-        draws = [torch.randn(tuple(shape), generator=g, dtype=dtype) for g in self._generators]
+            return torch.empty((0, *sizes), dtype=dtype, device=device)
+        draws = [torch.randn(sizes, generator=g, dtype=dtype, device="cpu") for g in self._generators]
         return torch.stack(draws).to(device)
 
 

@@ -17,8 +17,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gas_ext.coefficients import check_prediction_type
-from gas_ext.schedules import NoiseSchedule
+from gas_ext.checks import whole_number, whole_numbers
+from gas_ext.coefficients import check_guidance_scale, check_prediction_type
+from gas_ext.schedules import NoiseSchedule, check_schedule
 from gas_ext.spacings import check_interval
 
 # What networks are given besides x and t: None, a tensor whose first dimension is the batch, or a dict, list
@@ -115,8 +116,7 @@ class Denoiser(nn.Module, ABC):
         guidance_scale: float | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(schedule, NoiseSchedule):
-            raise TypeError(f"schedule is {schedule!r}, but must be a NoiseSchedule, e.g. .flow().")
+        check_schedule(schedule)
         check_prediction_type(schedule, prediction_type)
         check_interval(schedule, 1, t_eps)
         if condition_kind not in CONDITION_KINDS:
@@ -130,13 +130,14 @@ class Denoiser(nn.Module, ABC):
             )
         self.schedule = schedule
         self.prediction_type = prediction_type
-        self.sample_shape = tuple(int(size) for size in sample_shape)
+        self.sample_shape = tuple(whole_numbers("sample_shape", sample_shape))
         if any(size < 1 for size in self.sample_shape):
             raise ValueError(f"sample_shape is {self.sample_shape}, but sizes must be at least 1.")
         self.name = name
         self.condition_kind = condition_kind
-        self.num_classes = num_classes
+        self.num_classes = None if num_classes is None else whole_number("num_classes", num_classes, 1)
         self.t_eps = t_eps
+        check_guidance_scale(guidance_scale)
         self.guidance_scale = guidance_scale
         self.weights_hash = ""
         self.evaluations = 0
@@ -329,6 +330,8 @@ class _CallableDenoiser(Denoiser):
             raise TypeError(
                 f"The network is a {type(function).__name__}, but must be callable as f(x, t, condition)."
             )
+        if not (decode is None or callable(decode)):
+            raise TypeError(f"decode is {decode!r}, but must be callable as decode(samples), or None.")
         super().__init__(**options)
         self.function = function
         self._decode = decode

@@ -81,6 +81,6 @@ def get_kind(name: str) -> Kind:
     >>> get_kind("ld3").learned
     ('timestep_logits', 'time_offsets')
     """
-    if name not in KINDS:
+    if not isinstance(name, str) or name not in KINDS:
         raise ValueError(f"There is no kind of learned solver {name!r}; expected one of {', '.join(KINDS)}.")
     return KINDS[name]

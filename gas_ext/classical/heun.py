@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gas_ext.checks import whole_number
 from gas_ext.classical.base import MultistepSolver, Timesteps
 from gas_ext.coefficients import StepWeights
 from gas_ext.schedules import NoiseSchedule
@@ -65,7 +66,7 @@ class HeunSolver(MultistepSolver):
             raise ValueError(f"variable is {variable!r}, but must be 'sigma' or 'time'.")
         if last not in ("zero", "euler", "heun"):
             raise ValueError(f"last is {last!r}, but must be 'zero', 'euler' or 'heun'.")
-        if steps < 2 and last == "zero":
+        if whole_number("steps", steps) < 2 and last == "zero":
             raise ValueError(f"steps is {steps}, but Heun's method needs at least 2 times.")
         intervals = steps - 1 if last == "zero" else steps
         super().__init__(schedule, intervals, 2, t_eps, timesteps)
@@ -79,7 +80,7 @@ class HeunSolver(MultistepSolver):
     def _end(self) -> Tensor:
         """Return the times of the last states: 0 where sigma = 0, which has no time."""
         if self.last == "zero":
-            return torch.zeros(1, dtype=torch.float64)
+            return torch.zeros(1, dtype=torch.float64, device="cpu")
         return self._places[-1:].repeat(2 if self.last == "heun" else 1)
 
     def _compute_weights(self) -> StepWeights:

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from gas_ext.checks import path_of
 from gas_ext.files import file_hash
 from gas_ext.metrics.arrays import Features, check_features
 from gas_ext.metrics.moments import Statistics, feature_statistics
@@ -104,7 +105,7 @@ class Reference:
         --------
         >>> reference = Reference.load("cifar10-32x32.npz")  # doctest: +SKIP
         """
-        source = Path(path)
+        source = path_of("path", path)
         if not source.is_file():
             raise FileNotFoundError(f"there is no reference {source}; check the path")
         if source.suffix == ".npz":

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from gas_ext.denoisers import Denoiser
 from gas_ext.files import check_output_folder, file_hash, umask
+from gas_ext.teachers.defaults import plain_defaults
 
 CARD = "teacher.json"
 FORMAT_VERSION = 1
@@ -102,6 +103,7 @@ def check_new_folder(folder: Path) -> None:
     check_output_folder(place.parent)
 
 
+@plain_defaults()
 def load_teacher(
     folder: str | os.PathLike[str], device: str | torch.device = "cpu", *, verify: bool = True
 ) -> Denoiser:
