@@ -43,7 +43,7 @@ class _Entry(NamedTuple):
 class CoefficientCache:
     """The coefficients of the last solve, of a solver of this package.
 
-    They are computed anew where they need a gradient, inside a graph of `torch.compile`, and whenever an
+    They are computed anew where they need a gradient, inside a graph of `torch.compile` or a transform of `torch.func`, and whenever an
     attribute, a parameter, a buffer or the device of the solver, or an attribute of its schedule, is not what
     it was. Parameters are compared by value, for a write to `.data` leaves no other trace. On a GPU that
     comparison would wait for the device, so that there only solvers without parameters are kept, for one
@@ -59,7 +59,8 @@ class CoefficientCache:
     ) -> SolverCoefficients:
         """Return what `solver.coefficients` does, to be read only."""
         kept = type(solver) is GeneralizedSolver or isinstance(solver, MultistepSolver)
-        if not kept or torch.compiler.is_compiling():
+        traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        if not kept or traced:
             return solver.coefficients(prediction_type, guidance_scale)
         # What parameters() and buffers() return, in a tenth of their time.
         assert isinstance(solver, nn.Module)

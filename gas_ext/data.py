@@ -63,7 +63,9 @@ class StackedGenerator:
         """Draw standard normal noise of shape ``(len(seeds), *shape)``."""
         sizes = tuple(whole_numbers("shape", shape))
         if min(sizes, default=0) < 0 or not dtype.is_floating_point:
-            raise ValueError(f"Noise cannot be {dtype} of shape {sizes}; give sizes from 0, and a float dtype.")
+            raise ValueError(
+                f"Noise cannot be {dtype} of shape {sizes}; give sizes from 0, and a float dtype."
+            )
         if not self._generators:
             return torch.empty((0, *sizes), dtype=dtype, device=device)
         draws = [torch.randn(sizes, generator=g, dtype=dtype, device="cpu") for g in self._generators]

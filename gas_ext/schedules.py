@@ -323,7 +323,10 @@ class _EDM(NoiseSchedule):
     family = "edm"
 
     def __init__(self, sigma_min: float, sigma_max: float, rho: float) -> None:
-        self.sigma_min, self.sigma_max = real_number("sigma_min", sigma_min), real_number("sigma_max", sigma_max)
+        self.sigma_min, self.sigma_max = (
+            real_number("sigma_min", sigma_min),
+            real_number("sigma_max", sigma_max),
+        )
         self.rho = real_number("rho", rho)
         if not (0.0 < self.sigma_min < self.sigma_max < math.inf and 0.0 < self.rho < math.inf):
             raise ValueError(

@@ -82,7 +82,9 @@ class MultistepSolver(nn.Module, ABC):
         self.t_eps = times[-1].item()
         self._times = times
         self._weights: StepWeights | None = None
-        self.register_buffer("_place", torch.empty(0, device=default_device()), persistent=False)  # tells the device
+        self.register_buffer(
+            "_place", torch.empty(0, device=default_device()), persistent=False
+        )  # tells the device
 
     def timesteps(self) -> Tensor:
         """Return the times of the states: (N + 1,) float64, decreasing."""

@@ -9,12 +9,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from gas_ext.checks import path_of, whole_number
 from gas_ext.data import seed_labels, stacked_noise
 from gas_ext.denoisers import Denoiser
 from gas_ext.progress import Advance, Reporter

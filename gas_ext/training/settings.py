@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
+from gas_ext.checks import flag, real_number, whole_number
 from gas_ext.losses import LOSS_NAMES
 from gas_ext.metrics import finite_or_none
 from gas_ext.optimizers import FullMatrixAdam
@@ -91,10 +93,9 @@ class TrainingConfig:
             ("accumulation", 1),
             ("max_rejected", 1),
         ):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {low}")
+            whole_number(name, getattr(self, name), low)
         for name in ("time_rate", "offset_rate", "coefficient_rate"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+            if not 0 <= real_number(name, getattr(self, name)) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a finite number of at least 0")
         for name, choices in (
             ("optimizer", ("full_adam", "adam")),
@@ -105,9 +106,16 @@ class TrainingConfig:
             if getattr(self, name) not in choices:
                 expected = ", ".join(map(str, choices))
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {expected}")
-        if not 0 <= self.ema < 1:
+        whole_number("seed", self.seed)
+        for name in ("scale_rates", "recompute"):
+            flag(name, getattr(self, name))
+        if not isinstance(self.betas, Sequence) or not all(
+            0 <= real_number("betas", b) < 1 for b in self.betas
+        ):
+            raise ValueError(f"betas is {self.betas!r}; expected two numbers in [0, 1)")
+        if not 0 <= real_number("ema", self.ema) < 1:
             raise ValueError(f"ema is {self.ema}; expected a number in [0, 1)")
-        if self.clip is not None and not self.clip > 0:
+        if self.clip is not None and not real_number("clip", self.clip) > 0:
             raise ValueError(
                 f"clip is {self.clip}; expected a number greater than 0, or None for no clipping"
             )
