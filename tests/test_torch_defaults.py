@@ -59,9 +59,8 @@ def learned_solvers():
 
 def training():
     solver = GeneralizedSolver(NoiseSchedule.flow(), 3)
-    train_solver(
-        solver, lambda x, t, c: x.tanh(), NOISE, 0.5 * NOISE, config=TrainingConfig(iterations=3, batch_size=1)
-    )
+    config = TrainingConfig(iterations=3, batch_size=1)
+    train_solver(solver, lambda x, t, condition: x.tanh(), NOISE, 0.5 * NOISE, config=config)
     return list(solver.parameters())
 
 

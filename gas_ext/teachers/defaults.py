@@ -10,9 +10,10 @@ import torch
 
 @contextmanager
 def plain_defaults() -> Iterator[None]:
-    """Make new tensors float32 and on the CPU: what is not in a file, such as frequencies, is part of a teacher.
+    """Make new tensors float32 and on the CPU; a decorator too.
 
-    Without it, one `weights_hash` would belong to networks of several precisions. It serves as a decorator too.
+    A network also computes numbers that are not in its file, such as frequencies: without this, one
+    `weights_hash` would belong to networks that differ.
     """
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)

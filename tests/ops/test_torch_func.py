@@ -32,9 +32,9 @@ TRANSFORMS = {
     "jacrev": lambda u: jacrev(lambda row: state(u, row=row))(ROW),
     "jacfwd": lambda u: jacfwd(lambda row: state(u, row=row))(ROW),
     "hessian": lambda u: hessian(lambda row: state(u, row=row).sum())(ROW),
-    "third derivative": lambda u: grad(lambda t: hessian(lambda r: state(u, row=r * t).sum())(ROW).sum())(ROW),
+    "third derivative": lambda u: jacfwd(hessian(lambda row: state(u, row=row).sum()))(ROW),
     "vmap": lambda u: vmap(lambda row: state(u, row=row))(torch.stack([ROW, ROW.cos()])),
-    "vmap of states": lambda u: vmap(lambda *history: state(u, *history))(*(torch.stack([x, -x]) for x in HISTORY)),
+    "vmap of states": lambda u: vmap(lambda x: state(u, x, *HISTORY[1:]))(torch.stack(HISTORY)),
     "vmap of grad": lambda u: vmap(grad(lambda row: state(u, row=row).sum()))(torch.stack([ROW, ROW.cos()])),
 }
 
