@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,9 +35,9 @@ def real_number(name: str, value: Any) -> float:
 
 def flag(name: str, value: Any) -> bool:
     """Return True or False; TypeError for anything else, as "no" would count as True."""
-    if not isinstance(value, bool):
+    if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} is {value!r}, but must be True or False.")
-    return value
+    return bool(value)
 
 
 def whole_numbers(name: str, values: Any) -> list[int]:

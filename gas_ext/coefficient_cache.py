@@ -45,10 +45,10 @@ class CoefficientCache:
 
     They are computed anew where they need a gradient, inside a graph of `torch.compile` or a transform of
     `torch.func`, and whenever an attribute, a parameter, a buffer or the device of the solver, or an
-    attribute of its schedule, is not what
-    it was. Parameters are compared by value, for a write to `.data` leaves no other trace. On a GPU that
-    comparison would wait for the device, so that there only solvers without parameters are kept, for one
-    stream at a time. A class derived from `GeneralizedSolver` may depend on anything, and is asked each time.
+    attribute of its schedule, is not what it was. Parameters are compared by value, for a write to `.data`
+    leaves no other trace. On a GPU that comparison would wait for the device, so that there only solvers
+    without parameters are kept, for one stream at a time. A class derived from `GeneralizedSolver` may depend
+    on anything, and is asked each time.
     """
 
     def __init__(self) -> None:

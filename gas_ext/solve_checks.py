@@ -20,7 +20,7 @@ def check_noise(noise: Tensor, denoiser: Any) -> None:
     check_dense("The noise", noise, "use torch.randn")
     if noise.dtype not in STATE_DTYPES:
         raise TypeError(
-            f"The noise is {noise.dtype}, but must be float64, float32, float16 or bfloat16; convert it."
+            f"The noise is {noise.dtype}, but must be floating point: float64, float32, float16 or bfloat16."
         )
     if noise.ndim == 0:
         raise ValueError("The noise is a single number, but needs a batch dimension; add one in front.")

@@ -78,7 +78,7 @@ def check_interval(schedule: NoiseSchedule, steps: int, t_eps: float) -> None:
     """Raise ValueError unless there is a step, not too many, and t_eps lies inside the schedule, below 1."""
     check_schedule(schedule)
     if not 1 <= whole_number("steps", steps) <= MAX_STEPS:
-        raise ValueError(f"steps is {steps}, but a solver makes 1 to {MAX_STEPS}.")
+        raise ValueError(f"steps is {steps}, but a solver needs at least one and makes at most {MAX_STEPS}.")
     if not max(schedule.t_min, 0.0) <= real_number("t_eps", t_eps) < 1.0 or t_eps == schedule.t_min:
         raise ValueError(f"t_eps is {t_eps}, but {schedule!r} needs one between {schedule.t_min:g} and 1.")
 

@@ -79,7 +79,8 @@ def neighbor_tables(
     device: str | torch.device = "cpu",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the four metrics of all samples, then without each group of samples, ``(1 + groups,)`` each."""
-    whole_number("k", k, 1)
+    if whole_number("k", k) < 1:
+        raise ValueError(f"k = {k} is no neighbor; take at least 1")
     check_features(reference, k + 1)
     check_features(features, k + 1, reference.shape[1])
     parts = group_slices(len(features), max(groups, 1))

@@ -93,7 +93,8 @@ class TrainingConfig:
             ("accumulation", 1),
             ("max_rejected", 1),
         ):
-            whole_number(name, getattr(self, name), low)
+            if whole_number(name, getattr(self, name)) < low:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {low}")
         for name in ("time_rate", "offset_rate", "coefficient_rate"):
             if not 0 <= real_number(name, getattr(self, name)) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a finite number of at least 0")
