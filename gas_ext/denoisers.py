@@ -7,7 +7,9 @@ from what users write (labels, prompts). Sampler, trainer and data know nothing 
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
@@ -17,8 +19,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gas_ext.schedules import NoiseSchedule
-from gas_ext.solvers.coefficients import check_prediction_type
+from gas_ext._utils.checks import check_dense, whole_number, whole_numbers
+from gas_ext.ops.fused_update import STATE_DTYPES
+from gas_ext.schedules import NoiseSchedule, check_schedule
+from gas_ext.solvers.coefficients import check_guidance_scale, check_prediction_type
 from gas_ext.solvers.timesteps import check_interval
 
 # What networks are given besides x and t: None, a tensor whose first dimension is the batch, or a dict, list
@@ -119,8 +123,7 @@ class Denoiser(nn.Module, ABC):
         guidance_scale: float | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(schedule, NoiseSchedule):
-            raise TypeError(f"schedule is {schedule!r}, but must be a NoiseSchedule, e.g. .flow().")
+        check_schedule(schedule)
         check_prediction_type(schedule, prediction_type)
         check_interval(schedule, 1, t_eps)
         if condition_kind not in CONDITION_KINDS:
@@ -134,13 +137,14 @@ class Denoiser(nn.Module, ABC):
             )
         self.schedule = schedule
         self.prediction_type = prediction_type
-        self.sample_shape = tuple(int(size) for size in sample_shape)
+        self.sample_shape = tuple(whole_numbers("sample_shape", sample_shape))
         if any(size < 1 for size in self.sample_shape):
             raise ValueError(f"sample_shape is {self.sample_shape}, but sizes must be at least 1.")
         self.name = name
         self.condition_kind = condition_kind
-        self.num_classes = num_classes
+        self.num_classes = None if num_classes is None else whole_number("num_classes", num_classes, 1)
         self.t_eps = t_eps
+        check_guidance_scale(guidance_scale)
         self.guidance_scale = guidance_scale
         self.weights_hash = ""
         self.evaluations = 0
@@ -322,6 +326,8 @@ class _CallableDenoiser(Denoiser):
             raise TypeError(
                 f"The network is a {type(function).__name__}, but must be callable as f(x, t, condition)."
             )
+        if not (decode is None or callable(decode)):
+            raise TypeError(f"decode is {decode!r}, but must be callable as decode(samples), or None.")
         super().__init__(**options)
         self.function = function
         self._decode = decode
@@ -363,3 +369,59 @@ def doubled_condition(unconditional: Condition, condition: Condition, batch: int
         f"condition of type {type(condition).__name__}; pass two tensors, equal plain values, or two like "
         "containers of these."
     )
+
+
+def check_noise(noise: Tensor, denoiser: Any) -> None:
+    """Raise TypeError or ValueError unless a solve can begin with this; warn once if it is not finite."""
+    check_dense("The noise", noise, "use torch.randn")
+    if noise.dtype not in STATE_DTYPES:
+        raise TypeError(
+            f"The noise is {noise.dtype}, but must be floating point: float64, float32, float16 or bfloat16."
+        )
+    if noise.ndim == 0:
+        raise ValueError("The noise is a single number, but needs a batch dimension; add one in front.")
+    if isinstance(denoiser, Denoiser) and noise.shape[1:] != denoiser.sample_shape:
+        raise ValueError(
+            f"The noise has shape {tuple(noise.shape)}, but samples of {denoiser.name} have "
+            f"{denoiser.sample_shape} after the batch; draw noise of that shape."
+        )
+    # A sum finds NaN and infinity in a hundredth of the time; it may also overflow.
+    if _is_readable(noise) and not math.isfinite(noise.sum().item()) and not bool(noise.isfinite().all()):
+        _warn_of_noise()
+
+
+def _is_readable(noise: Tensor) -> bool:
+    """Whether numbers can be looked at here and now: not those of a GPU, of a fake or of a transform."""
+    if torch.compiler.is_compiling() or not noise.is_cpu or type(noise) not in (Tensor, nn.Parameter):
+        return False
+    return not (torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack())
+
+
+@functools.cache
+def _warn_of_noise() -> None:
+    """Say once that noise is not finite; what comes of it is not, either."""
+    warnings.warn(
+        "The noise holds NaN or infinite numbers, and so will the samples; draw it with torch.randn.",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+def check_device(noise: Tensor, device: torch.device) -> None:
+    """Raise ValueError if noise and solver are on different devices."""
+    if noise.device != device:
+        raise ValueError(f"The noise is on {noise.device} and the solver on {device}; move one of them.")
+
+
+def check_output(output: Any, seen: Tensor) -> None:
+    """Raise TypeError or ValueError unless a network returned one output per input."""
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"The network returned a {type(output).__name__}, but the denoiser must return a tensor; "
+            "wrap the network to return e.g. its output's .sample, or its first element."
+        )
+    if output.shape != seen.shape:
+        raise ValueError(
+            f"The network returned shape {tuple(output.shape)} for an input of shape "
+            f"{tuple(seen.shape)}; it must return one output per input."
+        )

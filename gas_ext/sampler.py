@@ -8,11 +8,26 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gas_ext._utils.checks import flag
 from gas_ext._utils.cuda_graphs import SolveGraphs
-from gas_ext.denoisers import Condition, Denoiser, DenoiserFunction, doubled_condition
+from gas_ext.denoisers import (
+    Condition,
+    Denoiser,
+    DenoiserFunction,
+    check_device,
+    check_noise,
+    check_output,
+    doubled_condition,
+    per_sample,
+)
 from gas_ext.ops import UpdateResult, fused_update
-from gas_ext.solvers.coefficients import Solver, SolverCoefficients, check_prediction_type
-from gas_ext.solvers.generalized import GeneralizedSolver, check_guidance_scale
+from gas_ext.solvers.coefficients import (
+    Solver,
+    SolverCoefficients,
+    check_guidance_scale,
+    check_prediction_type,
+)
+from gas_ext.solvers.generalized import GeneralizedSolver
 from gas_ext.solvers.multistep import MultistepSolver
 
 
@@ -114,10 +129,10 @@ class GASSampler(nn.Module):
         self.denoiser = denoiser
         self.prediction_type = prediction_type or "sample"
         self.guidance_scale = _agreed("guidance_scale", guidance_scale, solver.guidance_scale, "solver")
-        self.recompute = recompute
+        self.recompute = flag("recompute", recompute)
         self.evaluations = 0  # of the network so far, replayed ones too; a doubled, guided batch is one
         self._baked: _Baked | None = None
-        self._graphs = SolveGraphs() if cuda_graph else None
+        self._graphs = SolveGraphs() if flag("cuda_graph", cuda_graph) else None
         check_prediction_type(solver.schedule, self.prediction_type)
 
     @classmethod
@@ -202,13 +217,20 @@ class GASSampler(nn.Module):
         Raises
         ------
         TypeError
-            If the noise is not a floating-point tensor, or the network returns something else than a tensor.
+            If the noise is not a dense tensor of float64, float32, float16 or bfloat16, or the network
+            returns something else than a tensor.
         ValueError
-            If the noise has no batch dimension, stands on another device than the solver, guidance lacks its
-            unconditional condition or has conditions of another batch, or the network's output has another
-            shape.
+            If the noise has no batch dimension, another shape than the `Denoiser`'s samples, or is on another
+            device than the solver, if there are labels for another number of samples, if guidance lacks its
+            unconditional condition, or if the network's output has another shape.
+
+        Warns
+        -----
+        RuntimeWarning
+            Once, if noise on the CPU is not finite. On a GPU it is not read, which would stall it; and what
+            becomes infinite later, in a network or a solve, is returned as it is.
         """
-        _check_noise(noise)
+        check_noise(noise, self.denoiser)
         condition = self._condition(condition, unconditional_condition, noise.shape[0])
         sample = self._replay(noise, condition, return_trajectory)
         if sample is not None:
@@ -238,7 +260,7 @@ class GASSampler(nn.Module):
         >>> torch.equal(solve.states[-1], sampler(torch.ones(2, 4)))
         True
         """
-        _check_noise(noise)
+        check_noise(noise, self.denoiser)
         return PartialSolve(self, noise, self._condition(condition, unconditional_condition, noise.shape[0]))
 
     def _coefficients(self, *, recording: bool = False) -> SolverCoefficients:
@@ -295,6 +317,8 @@ class GASSampler(nn.Module):
         """Return what the network is given: encoded, and for guidance joined with its other half."""
         if isinstance(self.denoiser, Denoiser):
             condition = self.denoiser.encode_condition(condition)
+            if self.denoiser.condition_kind == "label" and condition is not None:
+                per_sample(condition, batch)  # a check: one label serves all samples
             if self.guided and unconditional is None:
                 unconditional = self.denoiser.unconditional_condition()
             else:
@@ -327,7 +351,7 @@ class GASSampler(nn.Module):
             output = self.denoiser(seen, t, condition)
         if not torch.compiler.is_compiling():
             vars(self)["evaluations"] += 1  # a microsecond less than through nn.Module's own assignment
-        _check_output(output, seen)
+        check_output(output, seen)
         return output
 
 
@@ -376,6 +400,10 @@ class PartialSolve:
         ValueError
             If all steps of the table have been made, or what `GASSampler` raises about device and network.
         """
+        if not isinstance(table, SolverCoefficients):
+            raise TypeError(
+                f"The table is a {type(table).__name__}, but must be what coefficients() returns."
+            )
         if self._output is None:
             output = self._call_network(table, self._time(table))
             self._output = output.clone()  # a network may reuse the memory of its output
@@ -409,7 +437,7 @@ class PartialSolve:
 
     def _call_network(self, table: SolverCoefficients, time: Tensor) -> Tensor:
         x = self.states[-1]
-        _check_device(x, table.timesteps.device)
+        check_device(x, table.timesteps.device)
         seen = self._input
         if seen is None:
             seen = x if self._lower is None else x.to(self._lower)
@@ -487,30 +515,3 @@ def _agreed(name: str, given: Any, made_for: Any, owner: str) -> Any:
             f"leave {name} out, or train a solver for it."
         )
     return made_for if given is None else given
-
-
-def _check_noise(noise: Tensor) -> None:
-    if not isinstance(noise, Tensor):
-        raise TypeError(f"The noise is a {type(noise).__name__}, but must be a tensor; use torch.randn.")
-    if not noise.is_floating_point():
-        raise TypeError(f"The noise is {noise.dtype}, but must be floating point; use torch.randn.")
-    if noise.ndim == 0:
-        raise ValueError("The noise is a single number, but needs a batch dimension; add one in front.")
-
-
-def _check_device(noise: Tensor, device: torch.device) -> None:
-    if noise.device != device:
-        raise ValueError(f"The noise is on {noise.device} and the solver on {device}; move one of them.")
-
-
-def _check_output(output: Any, seen: Tensor) -> None:
-    if not isinstance(output, Tensor):
-        raise TypeError(
-            f"The network returned a {type(output).__name__}, but the denoiser must return a tensor; "
-            "wrap the network to return e.g. its output's .sample, or its first element."
-        )
-    if output.shape != seen.shape:
-        raise ValueError(
-            f"The network returned shape {tuple(output.shape)} for an input of shape "
-            f"{tuple(seen.shape)}; it must return one output per input."
-        )

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gas_ext._utils.checks import float64_table, real_number
 from gas_ext._utils.records import shown
 
 Times = Tensor | float
@@ -26,7 +27,14 @@ _LEAST_RHO, _MOST_RHO = 0.01, 1000.0
 
 def as_float64(value: Times) -> Tensor:
     """Turn a number or a tensor into a float64 tensor, exactly, keeping device and gradient."""
-    return torch.as_tensor(value, dtype=torch.float64)
+    # torch.as_tensor would move a tensor to torch's default device.
+    return value.to(torch.float64) if isinstance(value, Tensor) else float64_table("The time", value)
+
+
+def check_schedule(schedule: NoiseSchedule) -> None:
+    """Raise TypeError unless this is a schedule."""
+    if not isinstance(schedule, NoiseSchedule):
+        raise TypeError(f"schedule is {schedule!r}, but must be a NoiseSchedule, e.g. .flow().")
 
 
 class NoiseSchedule(ABC):
@@ -80,8 +88,9 @@ class NoiseSchedule(ABC):
         t_eps : float
             Last time of the solve, in (0, 1).
         """
-        if not 0.0 < t_eps < 1.0:
+        if not 0.0 < real_number("t_eps", t_eps) < 1.0:
             raise ValueError(f"t_eps is {t_eps}, but must lie between 0 and 1.")
+        sigma_min, sigma_max = real_number("sigma_min", sigma_min), real_number("sigma_max", sigma_max)
         usual = _VPLinear(0.1, 20.0)
         low = max(sigma_min, math.exp(-usual.lambda_(t_eps).item()))
         high = min(sigma_max, math.exp(-usual.lambda_(1.0).item()))
@@ -98,7 +107,7 @@ class NoiseSchedule(ABC):
         A last entry of 0 (zero terminal SNR) is accepted: alpha itself is then linear in the last interval.
         """
         table = _table(alphas_cumprod)
-        times = torch.arange(1, table.numel() + 1, dtype=torch.float64) / table.numel()
+        times = torch.arange(1, table.numel() + 1, dtype=torch.float64, device="cpu") / table.numel()
         return NoiseSchedule.from_knots(times, 0.5 * torch.log(table))
 
     @staticmethod
@@ -159,6 +168,8 @@ class NoiseSchedule(ABC):
         ValueError
             If the family is unknown or a value is missing.
         """
+        if not isinstance(record, Mapping):
+            raise TypeError(f"The record of a schedule is {record!r}, but must be what to_dict returns.")
         values = dict(record)
         family = values.pop("family", None)
         try:
@@ -205,7 +216,7 @@ class _VPLinear(_VariancePreserving):
     family = "vp_linear"
 
     def __init__(self, beta_0: float, beta_1: float) -> None:
-        self.beta_0, self.beta_1 = _number(beta_0), _number(beta_1)
+        self.beta_0, self.beta_1 = real_number("beta_0", beta_0), real_number("beta_1", beta_1)
         if not (0.0 <= self.beta_0 <= self.beta_1 < math.inf and self.beta_1 > 0.0):
             raise ValueError(
                 f"Expected 0 <= beta_0 <= beta_1 < inf, but got beta_0 = {self.beta_0}, "
@@ -213,7 +224,7 @@ class _VPLinear(_VariancePreserving):
             )
 
     def log_alpha(self, t: Times) -> Tensor:
-        t = as_float64(t)
+        t = _defined(t)
         return -0.25 * t**2 * (self.beta_1 - self.beta_0) - 0.5 * t * self.beta_0
 
     def inverse_lambda(self, lam: Times) -> Tensor:
@@ -261,7 +272,7 @@ class _VPKnots(_VariancePreserving):
         return copies
 
     def log_alpha(self, t: Times) -> Tensor:
-        t = as_float64(t)
+        t = _defined(t)
         return _interpolate(*self.knots(t.device), t)
 
     def inverse_lambda(self, lam: Times) -> Tensor:
@@ -316,7 +327,11 @@ class _EDM(NoiseSchedule):
     family = "edm"
 
     def __init__(self, sigma_min: float, sigma_max: float, rho: float) -> None:
-        self.sigma_min, self.sigma_max, self.rho = map(_number, (sigma_min, sigma_max, rho))
+        self.sigma_min, self.sigma_max = (
+            real_number("sigma_min", sigma_min),
+            real_number("sigma_max", sigma_max),
+        )
+        self.rho = real_number("rho", rho)
         if not (0.0 < self.sigma_min < self.sigma_max < math.inf and 0.0 < self.rho < math.inf):
             raise ValueError(
                 f"sigma_min = {self.sigma_min}, sigma_max = {self.sigma_max}, rho = {self.rho}, "
@@ -336,8 +351,8 @@ class _EDM(NoiseSchedule):
 
     def _root(self, t: Times) -> Tensor:
         """Return sigma^(1/rho), which is linear in t."""
-        root: Tensor = self._start + as_float64(t) * self._slope
-        return root
+        root = self._start + as_float64(t) * self._slope
+        return torch.where(root >= 0.0, root, math.nan)
 
     def log_alpha(self, t: Times) -> Tensor:
         return torch.zeros_like(as_float64(t))
@@ -363,13 +378,13 @@ class _Flow(NoiseSchedule):
     zero_terminal_snr = True
 
     def log_alpha(self, t: Times) -> Tensor:
-        return torch.log1p(-as_float64(t))
+        return torch.log1p(-_defined(t, 1.0))
 
     def alpha(self, t: Times) -> Tensor:
-        return 1.0 - as_float64(t)
+        return 1.0 - _defined(t, 1.0)
 
     def sigma(self, t: Times) -> Tensor:
-        return as_float64(t).clone()
+        return _defined(t, 1.0)
 
     def lambda_(self, t: Times) -> Tensor:
         t = as_float64(t)
@@ -384,14 +399,6 @@ class _Flow(NoiseSchedule):
         return {"family": self.family}
 
 
-def _number(value: Any) -> float:
-    """Return a number as a float; integers beyond its range become infinite, which no schedule takes."""
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
-
-
 def _power(base: float, exponent: float) -> float:
     try:
         return float(base**exponent)
@@ -399,9 +406,15 @@ def _power(base: float, exponent: float) -> float:
         return math.inf
 
 
+def _defined(t: Times, end: float = math.inf) -> Tensor:
+    """Return times as float64, and NaN where they are not within [0, end]: formulas may go on beyond."""
+    t = as_float64(t)
+    return torch.where((t >= 0.0) & (t <= end), t, math.nan)
+
+
 def _table(values: Tensor | Sequence[float]) -> Tensor:
     """Return a new flat float64 tensor on the CPU, without gradient."""
-    return torch.as_tensor(values, dtype=torch.float64, device="cpu").detach().flatten().clone()
+    return float64_table("The table", values).flatten().clone()
 
 
 def _log_alpha_of_lambda(lam: Times) -> Tensor:

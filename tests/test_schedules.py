@@ -208,3 +208,13 @@ def test_vp_from_edm_meets_the_networks_range():
 def test_errors_name_what_is_wrong(build, words):
     with pytest.raises(ValueError, match=words):
         build()
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_nothing_is_defined_outside_the_domain(name):
+    schedule = SCHEDULES[name]
+    outside = [2.0 * schedule.t_min - 0.5] + [1.5] * schedule.zero_terminal_snr
+    assert torch.isnan(torch.stack([schedule.sigma(t) for t in outside])).all()
+    assert torch.isnan(torch.stack([schedule.lambda_(t) for t in outside])).all()
+    inside = torch.tensor([max(schedule.t_min, 0.0), 1.0], dtype=torch.float64)
+    assert torch.isfinite(schedule.sigma(inside)).all()

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from gas_ext._utils.checks import check_dense, real_number
+
 
 def finite_or_none(value: float | None) -> float | None:
     """Return the value if it is a finite number, else None: JSON has no NaN.
@@ -27,7 +29,7 @@ def l1_distance(samples: Tensor, reference: Tensor) -> float:
     >>> l1_distance(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 0.5]))
     0.25
     """
-    return float(_difference(samples, reference).abs().mean())
+    return float(_some(_difference(samples, reference)).abs().mean())
 
 
 def l2_distance(samples: Tensor, reference: Tensor) -> float:
@@ -38,7 +40,7 @@ def l2_distance(samples: Tensor, reference: Tensor) -> float:
     >>> l2_distance(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 0.5]))
     0.125
     """
-    return float(_difference(samples, reference).square().mean())
+    return float(_some(_difference(samples, reference)).square().mean())
 
 
 def psnr(samples: Tensor, reference: Tensor, data_range: float = 2.0) -> float:
@@ -49,7 +51,7 @@ def psnr(samples: Tensor, reference: Tensor, data_range: float = 2.0) -> float:
     >>> round(psnr(torch.zeros(1, 4), torch.full((1, 4), 0.2)), 3)
     20.0
     """
-    return float(psnr_values(samples, reference, data_range).mean())
+    return float(_some(psnr_values(samples, reference, data_range)).mean())
 
 
 def l1_distances(samples: Tensor, reference: Tensor) -> Tensor:
@@ -60,7 +62,7 @@ def l1_distances(samples: Tensor, reference: Tensor) -> Tensor:
     >>> l1_distances(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 0.5]]))
     tensor([0.2500], dtype=torch.float64)
     """
-    return _difference(samples, reference).abs().flatten(1).mean(dim=1)
+    return _each(_difference(samples, reference).abs())
 
 
 def l2_distances(samples: Tensor, reference: Tensor) -> Tensor:
@@ -71,7 +73,7 @@ def l2_distances(samples: Tensor, reference: Tensor) -> Tensor:
     >>> l2_distances(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 0.5]]))
     tensor([0.1250], dtype=torch.float64)
     """
-    return _difference(samples, reference).square().flatten(1).mean(dim=1)
+    return _each(_difference(samples, reference).square())
 
 
 def psnr_values(samples: Tensor, reference: Tensor, data_range: float = 2.0) -> Tensor:
@@ -94,6 +96,8 @@ def psnr_values(samples: Tensor, reference: Tensor, data_range: float = 2.0) -> 
     >>> psnr_values(torch.zeros(1, 4), torch.full((1, 4), 0.2)).round(decimals=3)
     tensor([20.], dtype=torch.float64)
     """
+    if not 0 < real_number("data_range", data_range) < math.inf:
+        raise ValueError(f"data_range is {data_range}; expected a finite number greater than 0")
     return 10 * (data_range**2 / l2_distances(samples, reference)).log10()
 
 
@@ -103,6 +107,20 @@ def _difference(samples: Tensor, reference: Tensor) -> Tensor:
     return samples.double() - reference.double()
 
 
+def _each(differences: Tensor) -> Tensor:
+    if differences.ndim == 0:
+        raise ValueError("the samples are a single number, without a batch dimension; add one in front")
+    return differences.flatten(1).mean(dim=1)
+
+
+def _some(values: Tensor) -> Tensor:
+    if values.numel() == 0:
+        raise ValueError("there are no samples, whose mean would be NaN; give at least one")
+    return values
+
+
 def check_pair(samples: Tensor, reference: Tensor) -> None:
+    check_dense("samples", samples)
+    check_dense("the reference", reference)
     if samples.shape != reference.shape:
         raise ValueError(f"samples have shape {tuple(samples.shape)}, the reference {tuple(reference.shape)}")

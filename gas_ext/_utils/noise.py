@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gas_ext._utils.checks import whole_numbers
 from gas_ext._utils.files import partial_file
 from gas_ext._utils.seeds import parse_seeds
 
@@ -51,7 +52,8 @@ class StackedGenerator:
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        self._generators = [torch.Generator().manual_seed(int(seed) % _SEED_MODULUS) for seed in seeds]
+        numbers = whole_numbers("seeds", seeds)
+        self._generators = [torch.Generator().manual_seed(seed % _SEED_MODULUS) for seed in numbers]
 
     def randn(
         self,
@@ -60,9 +62,14 @@ class StackedGenerator:
         device: torch.device | str = "cpu",
     ) -> Tensor:
         """Draw standard normal noise of shape ``(len(seeds), *shape)``."""
+        sizes = tuple(whole_numbers("shape", shape))
+        if min(sizes, default=0) < 0 or not dtype.is_floating_point:
+            raise ValueError(
+                f"Noise cannot be {dtype} of shape {sizes}; give sizes from 0, and a float dtype."
+            )
         if not self._generators:
-            return torch.empty((0, *shape), dtype=dtype, device=device)
-        draws = [torch.randn(tuple(shape), generator=g, dtype=dtype) for g in self._generators]
+            return torch.empty((0, *sizes), dtype=dtype, device=device)
+        draws = [torch.randn(sizes, generator=g, dtype=dtype, device="cpu") for g in self._generators]
         return torch.stack(draws).to(device)
 
 

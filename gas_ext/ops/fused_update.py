@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from gas_ext._utils.checks import check_dense
 from gas_ext.ops import library, registration
 from gas_ext.ops.reference import (
     FIRST_WEIGHT,
@@ -19,7 +20,7 @@ from gas_ext.ops.reference import (
 
 MAX_TERMS = 64
 _HALF_TYPES = (torch.float16, torch.bfloat16)
-_STATE_DTYPES = (torch.float64, torch.float32, *_HALF_TYPES)
+STATE_DTYPES = (torch.float64, torch.float32, *_HALF_TYPES)
 if library.CPU_STATUS.loaded:
     registration.register()
     # Looked up once: a small update is little slower than finding its operator.
@@ -48,7 +49,8 @@ def fused_update(
 
     This is the update of the Generalized Solver (arXiv 2510.17699, section 3) with the theory and the
     learned corrections folded into one row. It is differentiable, twice, in every tensor and every
-    coefficient; for functorch transforms, forward mode or higher derivatives use `fused_update_reference`.
+    coefficient; for higher derivatives use `fused_update_reference`. That is also what runs where forward
+    mode or a transform of `torch.func` (vmap, grad, jvp, jacrev, ...) is at work.
 
     Parameters
     ----------
@@ -88,12 +90,16 @@ def fused_update(
     >>> fused_update([x], 4 * x, row).state[0]  # 0.5 * output + 2 * x
     tensor([4., 4., 4.])
     """
-    history = list(history)
-    if history and not is_recorded(history, output, coefficients):
-        plain = _update_plainly(history, output, coefficients, guided, next_input_dtype, out)
-        if plain is not None:
-            return plain
-    return update_recorded(history, output, coefficients, guided, next_input_dtype, out)
+    try:
+        history = list(history)
+        if history and not is_recorded(history, output, coefficients):
+            plain = _update_plainly(history, output, coefficients, guided, next_input_dtype, out)
+            if plain is not None:
+                return plain
+        return update_recorded(history, output, coefficients, guided, next_input_dtype, out)
+    except (AttributeError, RuntimeError, TypeError):  # checked only now, which costs a step nothing
+        _check_types(history, output, coefficients, guided, out)
+        raise
 
 
 def update_recorded(
@@ -108,15 +114,15 @@ def update_recorded(
     """Check all arguments and compute the update under autograd, which `step` may share with other steps."""
     _check_arguments(history, output, coefficients, guided)
     x = history[0]
-    if next_input_dtype is not None and not next_input_dtype.is_floating_point:
-        raise TypeError(f"next_input_dtype is {next_input_dtype}; give a floating-point dtype.")
+    if not (next_input_dtype is None or _is_float(next_input_dtype)):
+        raise TypeError(f"next_input_dtype is {next_input_dtype!r}; give a floating-point torch.dtype.")
     output = _match_output_dtype(output, x.dtype)
     if out is not None:
         if next_input_dtype is not None:
             raise ValueError("next_input_dtype and out were both given; out's third tensor sets the dtype.")
         return _update_into(out, history, output, coefficients, guided)
-    if not library.has_kernels(x.device):
-        if x.is_cuda and not torch.compiler.is_compiling():
+    if _is_transformed() or not library.has_kernels(x.device):
+        if x.is_cuda and not library.has_kernels(x.device) and not torch.compiler.is_compiling():
             library.warn_without_cuda()
         return fused_update_reference(
             history, output, coefficients, guided=guided, next_input_dtype=next_input_dtype
@@ -270,11 +276,24 @@ def _total_gradient(
     return scale * grad_next_input if grad_state is None else grad_state.addcmul(scale, grad_next_input)
 
 
+def _check_types(history: Any, output: Any, coefficients: Any, guided: Any, out: Any) -> None:
+    """Raise TypeError if an argument is of the wrong type, or a tensor that no kernel can read."""
+    for name, sequence in (("history", history), ("out", () if out is None else out)):
+        if not isinstance(sequence, list | tuple):
+            raise TypeError(f"{name} is a {type(sequence).__name__}; give a sequence of tensors.")
+        for k, tensor in enumerate(sequence):
+            check_dense(f"{name}[{k}]", tensor)
+    check_dense("output", output)
+    check_dense("coefficients", coefficients)
+    if not isinstance(guided, bool):
+        raise TypeError(f"guided is {guided!r}; give True or False.")
+
+
 def _check_arguments(history: list[Tensor], output: Tensor, coefficients: Tensor, guided: bool) -> None:
     if not 1 <= len(history) <= MAX_TERMS:
         raise ValueError(f"history has {len(history)} tensors; give 1 to {MAX_TERMS}, x_n first.")
     x = history[0]
-    if x.dtype not in _STATE_DTYPES:
+    if x.dtype not in STATE_DTYPES:
         raise TypeError(f"history is {x.dtype}; convert it to float64, float32, float16 or bfloat16.")
     for k, tensor in enumerate(history):
         if tensor.dtype != x.dtype:
@@ -306,6 +325,15 @@ def _check_arguments(history: list[Tensor], output: Tensor, coefficients: Tensor
             raise ValueError(f"{name} is on {tensor.device} but the history on {x.device}; move it there.")
 
 
+def _is_float(dtype: Any) -> bool:
+    return isinstance(dtype, torch.dtype) and dtype.is_floating_point
+
+
+def _is_transformed() -> bool:
+    """Whether torch.func or forward mode is at work, which do not know the operators, but plain torch."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
 def _match_output_dtype(output: Tensor, state: torch.dtype) -> Tensor:
     """Convert an output for which no kernel is compiled: only float32 states take a lower precision."""
     direct = output.dtype == state or (state == torch.float32 and output.dtype in _HALF_TYPES)
@@ -324,8 +352,9 @@ def _update_into(
     if len(out) not in (2, 3):
         raise ValueError(f"out has {len(out)} tensors; give (data, state) or (data, state, next_input).")
     inputs = [*history, output, coefficients]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *out)):
-        raise ValueError("out cannot be used where a gradient is recorded; call under torch.no_grad().")
+    recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *out))
+    if recorded or _is_transformed():
+        raise ValueError("out cannot be used where a derivative is taken; leave it out, or use no_grad().")
     for i, target in enumerate(out):
         if target.shape != x.shape or target.device != x.device:
             raise ValueError(

@@ -79,7 +79,7 @@ class ShuffledBatches:
     def _start(self) -> None:
         self._generator = torch.Generator().manual_seed(self.seed)
         self._pass = -1
-        self._order = torch.empty(0, dtype=torch.int64)
+        self._order = torch.empty(0, dtype=torch.int64, device="cpu")
 
     def whole_batch(self, iteration: int) -> Tensor:
         """Return the batch of an iteration over all processes: (batch_size,) int64."""
@@ -87,7 +87,7 @@ class ShuffledBatches:
         if wanted < self._pass:
             self._start()
         while self._pass < wanted:  # a permutation takes about a millisecond per 50,000 samples
-            self._order = torch.randperm(self.samples, generator=self._generator)
+            self._order = torch.randperm(self.samples, generator=self._generator, device="cpu")
             self._pass += 1
         return self._order[place * self.batch_size : (place + 1) * self.batch_size]
 

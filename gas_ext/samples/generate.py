@@ -9,13 +9,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gas_ext._utils.checks import path_of, whole_number
 from gas_ext._utils.noise import seed_labels, stacked_noise
 from gas_ext._utils.progress import Advance, Reporter
 from gas_ext._utils.sealed_files import checksum
@@ -127,15 +127,15 @@ def generate_samples(
             f"The denoiser is a {type(denoiser).__name__}, but must be a Denoiser; wrap a function with "
             "Denoiser.from_callable."
         )
-    seeds = _check_seeds(seeds)
+    seeds, folder = _check_seeds(seeds), path_of("folder", folder)
     for name, value in (("batch_size", batch_size), ("shard_size", shard_size), ("threads", threads)):
-        if value is not None and value < 1:
+        if value is not None and whole_number(name, value) < 1:
             raise ValueError(f"{name} is {value}; expected at least 1.")
     spread = spread_conditions(denoiser, seeds, labels, prompts, conditions)
     sampler = GASSampler(solver, denoiser, guidance_scale=guidance_scale)
     teacher = _Teacher(sampler, denoiser, images, autocast, threads)
     image_shape = teacher.image_shape()
-    there = read_manifest(Path(folder))
+    there = read_manifest(folder)
     if shard_size is None:
         numbers = denoiser.sample_size + math.prod(image_shape or (0,))
         usual = default_shard_size(len(seeds), batch_size, 4 * numbers)
@@ -163,7 +163,7 @@ def generate_samples(
         return teacher.shard(seeds, spread, rows, batch_size, advance)
 
     def filled(manifest: Manifest) -> SampleFolder:
-        filling = SampleFolder(Path(folder), manifest)
+        filling = SampleFolder(folder, manifest)
         fill(filling, make, repair=repair, reporter=reporter, rank=rank, world_size=world_size)
         return filling
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from gas_ext._utils.checks import path_of, whole_numbers
 from gas_ext._utils.noise import stacked_noise
 from gas_ext._utils.seeds import SeedList
 from gas_ext.denoisers import Denoiser
@@ -96,7 +96,7 @@ class TeacherSamples:
             If there are no samples, or not all of them, a shard is missing or of another size than the
             manifest says, this torch draws other noise, or (with `verify`) a shard is damaged.
         """
-        opened = SampleFolder.open(folder)
+        opened = SampleFolder.open(path_of("folder", folder))
         if verify:
             damaged = verify_samples(folder, rank=0, world_size=1)
             if damaged:
@@ -272,7 +272,7 @@ def check_indices(indices: Indices, length: int) -> list[int]:
     """
     if isinstance(indices, Tensor) and (indices.dtype.is_floating_point or indices.dtype == torch.bool):
         raise TypeError(f"The indices are {indices.dtype}, but must be integers.")
-    places = [operator.index(i) for i in (indices.tolist() if isinstance(indices, Tensor) else indices)]
+    places = whole_numbers("indices", indices)
     if not places:
         raise ValueError("There are no indices; give at least one.")
     for place in places:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gas_ext._utils.checks import path_of
 from gas_ext._utils.files import file_hash
 from gas_ext._utils.noise import stacked_noise
 from gas_ext._utils.progress import Advance, Reporter
@@ -45,7 +46,7 @@ class ReferenceDataset:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = path_of("path", path)
         content = read_pickle(path, tensors=False)
         if not isinstance(content, dict) or not set(_KEYS) <= content.keys():
             raise ValueError(f"{path} is no data set of teacher samples: expected {', '.join(_KEYS)}.")

@@ -11,11 +11,13 @@ limits (h_0 stands only in denominators and in exp(-h_0)).
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from gas_ext._utils.checks import real_number
 from gas_ext.schedules import NoiseSchedule
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction")
@@ -133,6 +135,14 @@ def check_prediction_type(schedule: NoiseSchedule, prediction_type: str) -> None
             f"A noise prediction says nothing about the data at t = 1, where {schedule!r} has alpha = 0; "
             "use a network that predicts sample, v_prediction or flow_prediction."
         )
+
+
+def check_guidance_scale(value: float | None) -> float | None:
+    """Return a guidance scale as a float, or None; TypeError or ValueError if it is no finite number."""
+    scale = None if value is None else real_number("guidance_scale", value)
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"guidance_scale is {scale}, but must be finite; pass None for no guidance.")
+    return scale
 
 
 def guided_weights(
@@ -270,6 +280,7 @@ def fused_rows(
     """Return one row per step in the layout of `gas_ext.ops.fused_update`; see `SolverCoefficients`."""
     steps, data_kept = weights.data.shape
     states_kept = weights.state.shape[1]
+    guidance_scale = check_guidance_scale(guidance_scale)
     guidance = torch.full_like(p, 1.0 if guidance_scale is None else guidance_scale)
     head = torch.stack([p, q, guidance, torch.ones_like(p), weights.data[:, 0]], dim=1)
     rows = []

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
-import operator
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from gas_ext._utils.checks import default_device, flag, float64_table, path_of, real_number, whole_number
 from gas_ext._utils.records import reason_of
-from gas_ext.schedules import NoiseSchedule
+from gas_ext.schedules import NoiseSchedule, as_float64, check_schedule
 from gas_ext.solvers.coefficients import (
     SolverCoefficients,
     StepWeights,
+    check_guidance_scale,
     check_prediction_type,
     data_prediction_coefficients,
     data_scale,
@@ -124,14 +123,13 @@ class GeneralizedSolver(nn.Module):
         kind: str = "gs",
     ) -> None:
         super().__init__()
-        if not isinstance(schedule, NoiseSchedule):
-            raise TypeError(f"schedule is {schedule!r}, but must be a NoiseSchedule, e.g. .flow().")
+        check_schedule(schedule)
         # Plain Python numbers from here on: NumPy's and tensors do not go into the file's JSON.
-        steps, t_eps = _whole_number("steps", steps), _real_number("t_eps", t_eps)
-        theory_order = _whole_number("theory_order", theory_order)
+        steps, t_eps = whole_number("steps", steps), real_number("t_eps", t_eps)
+        theory_order = whole_number("theory_order", theory_order)
         check_interval(schedule, steps, t_eps)
         highest = min(steps, MAX_ORDER)
-        order = highest if order is None else _whole_number("order", order)
+        order = highest if order is None else whole_number("order", order)
         if not 1 <= order <= highest:
             raise ValueError(
                 f"order is {order}, but must lie between 1 and {highest} (the steps, at most {MAX_ORDER})."
@@ -146,26 +144,27 @@ class GeneralizedSolver(nn.Module):
         self.steps = steps
         self.order = order
         self.t_eps = t_eps
-        self.theory_guidance = bool(theory_guidance) and compat is None
+        self.theory_guidance = flag("theory_guidance", theory_guidance) and compat is None
         self.theory_order = theory_order
         self.compat = compat
         self.prediction_type = prediction_type
         self.guidance_scale = check_guidance_scale(guidance_scale)
         self.teacher: dict[str, Any] = {}
         self.training_summary: dict[str, Any] = {}
-        table = torch.zeros(order, steps, dtype=torch.float64)
+        table = torch.zeros(order, steps, dtype=torch.float64, device="cpu")
         self.timestep_logits = nn.Parameter(inverse_stick_breaking(self._initial_timesteps(timesteps)))
-        self.time_offsets = nn.Parameter(torch.zeros(steps, dtype=torch.float64))
+        self.time_offsets = nn.Parameter(table[0].clone())
         self.data_corrections = nn.Parameter(table)
         self.state_corrections = nn.Parameter(table.clone())
         if not self.theory_guidance:
             self._start_from_theory()
         self.set_kind(kind)
+        self.to(default_device())
 
     def _initial_timesteps(self, timesteps: str | Sequence[float] | Tensor) -> Tensor:
         if isinstance(timesteps, str):
             return spaced_timesteps(self.schedule, self.steps, self.t_eps, timesteps)
-        times = torch.as_tensor(timesteps, dtype=torch.float64)
+        times = float64_table("timesteps", timesteps)
         if times.shape != (self.steps + 1,) or abs(times[-1].item() - self.t_eps) > 1e-9:
             raise ValueError(
                 f"Expected {self.steps + 1} timesteps from 1 to t_eps = {self.t_eps}, or one of "
@@ -223,7 +222,9 @@ class GeneralizedSolver(nn.Module):
 
     def weights(self, timesteps: Tensor | None = None) -> StepWeights:
         """Return the weights of all updates, theory and corrections folded; see `StepWeights`."""
-        times = self.timesteps() if timesteps is None else timesteps
+        times = self.timesteps() if timesteps is None else as_float64(timesteps)
+        if times.shape != (self.steps + 1,):
+            raise ValueError(f"Expected {self.steps + 1} timesteps, but got shape {tuple(times.shape)}.")
         tables = self.data_corrections, self.state_corrections
         if self.compat == "reference-s4s":
             return reference_s4s_weights(self.schedule, times, *tables)
@@ -281,8 +282,10 @@ class GeneralizedSolver(nn.Module):
         training : mapping, optional
             Summary of the training, JSON values; replaces `self.training_summary`.
         """
-        self.teacher = dict(self.teacher if teacher is None else teacher)
-        self.training_summary = dict(self.training_summary if training is None else training)
+        path = path_of("path", path)
+        teacher = _plain_record("teacher", self.teacher if teacher is None else teacher)
+        training = _plain_record("training", self.training_summary if training is None else training)
+        self.teacher, self.training_summary = teacher, training
         record: Record = {
             "schedule": self.schedule.to_dict(),
             "steps": self.steps,
@@ -298,7 +301,7 @@ class GeneralizedSolver(nn.Module):
             "training": self.training_summary,
         }
         tensors = {name: value.detach() for name, value in self.named_parameters()}
-        write_solver_file(Path(path), record, tensors)
+        write_solver_file(path, record, tensors)
 
     @classmethod
     def load(
@@ -333,12 +336,16 @@ class GeneralizedSolver(nn.Module):
         FileNotFoundError
             If there is no such file.
         """
-        record, tensors = read_solver_file(Path(path))
+        if schedule is not None:
+            check_schedule(schedule)
+        record, tensors = read_solver_file(path_of("path", path))
         expected = {
             "schedule": None if schedule is None else schedule.to_dict(),
             "prediction_type": prediction_type,
             "guidance_scale": check_guidance_scale(guidance_scale),
         }
+        if weights_hash is not None and not isinstance(weights_hash, str):
+            raise TypeError(f"weights_hash is {weights_hash!r}, but must be a str, as a teacher has it.")
         found = {**record, "weights_hash": record["teacher"].get("weights_hash")}
         for name, value in {**expected, "weights_hash": weights_hash}.items():
             if value is not None and found[name] != value:
@@ -410,8 +417,8 @@ class GeneralizedSolver(nn.Module):
         ValueError
             If the file is not such a checkpoint, or its sizes do not fit the number of steps.
         """
-        tensors, order = read_reference_checkpoint(Path(path), steps)
-        compat = None if theory_guidance else "reference-s4s"
+        tensors, order = read_reference_checkpoint(path_of("path", path), whole_number("steps", steps))
+        compat = None if flag("theory_guidance", theory_guidance) else "reference-s4s"
         solver = cls(
             schedule,
             steps,
@@ -457,31 +464,18 @@ class GeneralizedSolver(nn.Module):
                 f"{self.theory_order}; rewrite it first with gas_ext.training.warm_start.from_solver."
             )
         tensors = {name: value.detach() for name, value in self.named_parameters()}
-        write_reference_checkpoint(Path(path), tensors, step, ema_decay)
+        write_reference_checkpoint(path_of("path", path), tensors, step, ema_decay)
 
 
-def check_guidance_scale(value: float | None) -> float | None:
-    """Return a guidance scale as a float, or None; TypeError or ValueError if it is no finite number."""
-    scale = None if value is None else _real_number("guidance_scale", value)
-    if scale is not None and not math.isfinite(scale):
-        raise ValueError(f"guidance_scale is {scale}, but must be finite; pass None for no guidance.")
-    return scale
-
-
-def _real_number(name: str, value: Any) -> float:
+def _plain_record(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a mapping as a dict; TypeError unless it can go into the file's JSON."""
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{name} is {values!r:.80}, but must be a mapping of plain values, such as a dict.")
     try:
-        if isinstance(value, (str, bytes)):
-            raise TypeError
-        return float(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name} is {value!r}, but must be a single number; convert it.") from None
-
-
-def _whole_number(name: str, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} is {value!r}, but must be an integer; pass an int.") from None
+        json.dumps(record := dict(values))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} cannot be written as JSON ({error}); give it plain values.") from None
+    return record
 
 
 def _short(value: Any) -> str:

@@ -36,5 +36,5 @@ def gits_timesteps(schedule: NoiseSchedule, steps: int) -> Tensor:
             f"The GITS times were found for Stable Diffusion 1.5, where sigma / alpha starts at {_FIRST}, "
             f"but on {schedule!r} it starts at {first:.4g}; use another spacing, or give the times as a list."
         )
-    sigmas = torch.tensor(GITS_SIGMAS[steps], dtype=torch.float64)
+    sigmas = torch.tensor(GITS_SIGMAS[steps], dtype=torch.float64, device="cpu")
     return schedule.inverse_lambda(-torch.log(sigmas))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gas_ext._utils.checks import whole_number
 from gas_ext.schedules import NoiseSchedule
 from gas_ext.solvers.coefficients import StepWeights
 from gas_ext.solvers.multistep import MultistepSolver, Timesteps
@@ -65,7 +66,7 @@ class HeunSolver(MultistepSolver):
         if last not in ("zero", "euler", "heun"):
             raise ValueError(f"last is {last!r}, but must be 'zero', 'euler' or 'heun'.")
         least, odd = {"zero": (3, True), "euler": (1, True), "heun": (2, False)}[last]
-        if steps < least or steps % 2 != odd:
+        if whole_number("steps", steps) < least or steps % 2 != odd:
             raise ValueError(
                 f"steps is {steps}, but Heun's method with last={last!r} makes an {'odd' if odd else 'even'} "
                 f"number of network evaluations, at least {least}."
@@ -83,7 +84,7 @@ class HeunSolver(MultistepSolver):
     def _end(self) -> Tensor:
         """Return the times of the last states: 0 where sigma = 0, which has no time."""
         if self.last == "zero":
-            return torch.zeros(1, dtype=torch.float64)
+            return torch.zeros(1, dtype=torch.float64, device="cpu")
         return self._places[-1:].repeat(2 if self.last == "heun" else 1)
 
     def _compute_weights(self) -> StepWeights:

@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from gas_ext.schedules import NoiseSchedule
+from gas_ext._utils.checks import default_device, float64_table, whole_number
+from gas_ext.schedules import NoiseSchedule, check_schedule
 from gas_ext.solvers.coefficients import (
     SolverCoefficients,
     StepWeights,
@@ -63,7 +64,8 @@ class MultistepSolver(nn.Module, ABC):
         timesteps: Timesteps = "uniform",
     ) -> None:
         super().__init__()
-        if not self.lowest_order <= order <= self.highest_order:
+        check_schedule(schedule)
+        if not self.lowest_order <= whole_number("order", order) <= self.highest_order:
             raise ValueError(
                 f"order is {order}, but {type(self).__name__} has orders {self.lowest_order} to "
                 f"{self.highest_order}."
@@ -80,7 +82,9 @@ class MultistepSolver(nn.Module, ABC):
         self.t_eps = times[-1].item()
         self._times = times
         self._weights: StepWeights | None = None
-        self.register_buffer("_place", torch.empty(0), persistent=False)  # tells the device
+        self.register_buffer(
+            "_place", torch.empty(0, device=default_device()), persistent=False
+        )  # tells the device
 
     def timesteps(self) -> Tensor:
         """Return the times of the states: (N + 1,) float64, decreasing."""
@@ -90,7 +94,7 @@ class MultistepSolver(nn.Module, ABC):
         """Return the weights of all updates; see `StepWeights`. They are computed once."""
         weights = self._weights
         if weights is None:
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
                 weights = self._compute_weights()
             if not torch.compiler.is_compiling():  # what a compiled graph makes may not outlive it
                 self._weights = weights
@@ -159,8 +163,8 @@ def place_timesteps(schedule: NoiseSchedule, steps: int, t_eps: float, timesteps
         return spaced_timesteps(schedule, steps, t_eps, timesteps)
     if isinstance(timesteps, str):
         return gits_timesteps(schedule, steps)
-    times = torch.as_tensor(timesteps, dtype=torch.float64).detach().cpu()
-    if times.shape != (steps + 1,) or not bool((times.diff() < 0).all()):
+    times = float64_table("timesteps", timesteps)
+    if times.shape != (whole_number("steps", steps) + 1,) or not bool((times.diff() < 0).all()):
         raise ValueError(f"Expected {steps + 1} decreasing timesteps, but got {times.tolist()}.")
     check_interval(schedule, steps, times[-1].item())
     if not times[0] <= schedule.t_max:

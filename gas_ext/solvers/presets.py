@@ -83,7 +83,7 @@ def get_kind(name: str) -> Kind:
     >>> get_kind("ld3").learned
     ('timestep_logits', 'time_offsets')
     """
-    if name not in KINDS:
+    if not isinstance(name, str) or name not in KINDS:
         raise ValueError(
             f"There is no kind of learned solver {shown(name)}; expected one of {', '.join(KINDS)}."
         )

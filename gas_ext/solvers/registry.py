@@ -122,12 +122,15 @@ def build_solver(name: str, schedule: NoiseSchedule, steps: int | None = None, t
     >>> build_solver("dpm++-2@1,0.4,0.001", NoiseSchedule.vp_linear(), 2).timesteps().tolist()
     [1.0, 0.4, 0.001]
     """
-    if name.endswith(LEARNED_SUFFIX):
+    if _is_learned(name):
         return _learned_solver(name, schedule, steps)
     entry, _, spacing = _parse(name)
     if steps is None:
         raise ValueError(f"{name} can be built for any number of steps; say how many.")
     import gas_ext.solvers
+    from gas_ext._utils.checks import whole_number
+
+    steps = whole_number("steps", steps)
 
     timesteps = spacing if spacing in SPACING_TITLES else [float(time) for time in spacing.split(",")]
     options = dict(entry.options)
@@ -138,6 +141,12 @@ def build_solver(name: str, schedule: NoiseSchedule, steps: int | None = None, t
         schedule, steps, t_eps=t_eps, timesteps=timesteps, **options
     )
     return solver
+
+
+def _is_learned(name: str) -> bool:
+    if not isinstance(name, str):
+        raise TypeError(f"The name of a solver is {name!r}, but must be a str, such as 'ddim@uniform'.")
+    return name.endswith(LEARNED_SUFFIX)
 
 
 def _check_heun(name: str, evaluations: int, last: str) -> None:
@@ -193,7 +202,7 @@ def canonical_name(name: str) -> str:
     >>> canonical_name("unipc-3")
     'unipc-3-bh2@logsnr'
     """
-    if name.endswith(LEARNED_SUFFIX):
+    if _is_learned(name):
         return name
     _, base, times = _parse(name)
     return f"{base}@{times}"
@@ -207,7 +216,7 @@ def display_name(name: str) -> str:
     >>> display_name("deis-2"), display_name("ddim@1,0.5,0.1")
     ('DEIS tAB-2, quadratic times', 'DDIM, own times')
     """
-    if name.endswith(LEARNED_SUFFIX):
+    if _is_learned(name):
         return f"{describe(name)['solver']} ({Path(name).parent.name or Path(name).stem})"
     entry, _, times = _parse(name)
     return f"{entry.title}, {_title_of(times)} times"
@@ -221,7 +230,7 @@ def describe(name: str) -> dict[str, Any]:
     >>> list(describe("ipndm-2@gits").values())
     ['ipndm-2@gits', 'iPNDM-2', 'GITS', 'Zhang and Chen 2023', False]
     """
-    if name.endswith(LEARNED_SUFFIX):
+    if _is_learned(name):
         return _describe_learned(name)
     entry, _, times = _parse(name)
     return {

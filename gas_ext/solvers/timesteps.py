@@ -11,8 +11,10 @@ import math
 import torch
 from torch import Tensor
 
-from gas_ext.schedules import NoiseSchedule
+from gas_ext._utils.checks import real_number, whole_number
+from gas_ext.schedules import NoiseSchedule, check_schedule
 
+MAX_STEPS = 10_000  # a damaged solver file may name any number, and the tables are made by it
 SPACINGS = ("uniform", "quadratic", "logsnr", "edm")
 
 # Stick breaking never takes less than this fraction of what is left, nor leaves less (published solvers).
@@ -53,9 +55,9 @@ def spaced_timesteps(schedule: NoiseSchedule, steps: int, t_eps: float, spacing:
     [1.0, 0.625, 0.25]
     """
     check_interval(schedule, steps, t_eps)
-    fractions = torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64)
+    fractions = torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64, device="cpu")
     if spacing == "uniform":
-        times = torch.linspace(1.0, t_eps, steps + 1, dtype=torch.float64)
+        times = torch.linspace(1.0, t_eps, steps + 1, dtype=torch.float64, device="cpu")
     elif spacing == "quadratic":
         times = (1.0 + fractions * (math.sqrt(t_eps) - 1.0)) ** 2
     elif spacing in ("logsnr", "edm"):
@@ -73,10 +75,11 @@ def spaced_timesteps(schedule: NoiseSchedule, steps: int, t_eps: float, spacing:
 
 
 def check_interval(schedule: NoiseSchedule, steps: int, t_eps: float) -> None:
-    """Raise ValueError unless there is at least one step and t_eps lies inside the schedule, below 1."""
-    if steps < 1:
-        raise ValueError(f"steps is {steps}, but a solver needs at least one.")
-    if not max(schedule.t_min, 0.0) <= t_eps < 1.0 or t_eps == schedule.t_min:
+    """Raise ValueError unless there is a step, not too many, and t_eps lies inside the schedule, below 1."""
+    check_schedule(schedule)
+    if not 1 <= whole_number("steps", steps) <= MAX_STEPS:
+        raise ValueError(f"steps is {steps}, but a solver needs at least one and makes at most {MAX_STEPS}.")
+    if not max(schedule.t_min, 0.0) <= real_number("t_eps", t_eps) < 1.0 or t_eps == schedule.t_min:
         raise ValueError(f"t_eps is {t_eps}, but {schedule!r} needs one between {schedule.t_min:g} and 1.")
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gas_ext.denoisers import Denoiser
 from gas_ext.schedules import NoiseSchedule
+from gas_ext.teachers.defaults import plain_defaults
 from gas_ext.teachers.demo_network import DemoNetwork, DemoNetworkConfig
 from gas_ext.teachers.features import FeatureNetwork
 
@@ -91,6 +92,7 @@ class DemoFeatures(FeatureNetwork):
     test_accuracy: float = float("nan")
 
 
+@plain_defaults()
 def load_demo_teacher(device: str | torch.device = "cpu", folder: Path = WEIGHTS) -> DemoTeacher:
     """Load the embedded teacher.
 
@@ -121,6 +123,7 @@ def load_demo_teacher(device: str | torch.device = "cpu", folder: Path = WEIGHTS
     return DemoTeacher(network, weights_hash).to(device)
 
 
+@plain_defaults()
 def load_demo_features(device: str | torch.device = "cpu", folder: Path = WEIGHTS) -> DemoFeatures:
     """Load the feature network "fashion-cnn-64", frozen.
 
@@ -143,6 +146,7 @@ def load_demo_features(device: str | torch.device = "cpu", folder: Path = WEIGHT
     return network.to(device)
 
 
+@plain_defaults()
 def load_demo_statistics(folder: Path = WEIGHTS) -> dict[str, tuple[Tensor, Tensor, int]]:
     """Load mean (64,), covariance (64, 64), both float64, and count of the reference features.
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from gas_ext._utils.files import check_output_folder, file_hash, name_file, umask
 from gas_ext._utils.records import COUNT, RECORD, TEXT, Field, Fields, check_record, reason_of, shown
 from gas_ext.denoisers import Denoiser
+from gas_ext.teachers.defaults import plain_defaults
 
 CARD = "teacher.json"
 FORMAT_VERSION = 1
@@ -115,6 +116,7 @@ def check_new_folder(folder: Path) -> None:
     check_output_folder(place.parent)
 
 
+@plain_defaults()
 def load_teacher(
     folder: str | os.PathLike[str], device: str | torch.device = "cpu", *, verify: bool = True
 ) -> Denoiser:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gas_ext._utils.checks import check_dense
 from gas_ext._utils.noise import take
 from gas_ext.denoisers import DenoiserFunction
 from gas_ext.sampler import GASSampler
@@ -90,7 +91,8 @@ def train_solver(
     True
     """
     config = config or TrainingConfig()
-    if noise.shape != target.shape or len(noise) == 0:
+    _check_types(solver, noise, target, config, loss, progress)
+    if noise.shape != target.shape or noise.ndim == 0 or len(noise) == 0:
         raise ValueError(
             f"noise has shape {tuple(noise.shape)} and target {tuple(target.shape)}; expected one shape "
             "with at least one sample"
@@ -134,6 +136,26 @@ def train_solver(
     solver.prediction_type, solver.guidance_scale = sampler.prediction_type, sampler.guidance_scale
     solver.training_summary = summary.to_dict()
     return summary
+
+
+def _check_types(
+    solver: GeneralizedSolver,
+    noise: Tensor,
+    target: Tensor,
+    config: TrainingConfig,
+    loss: Loss | None,
+    progress: Progress | None,
+) -> None:
+    for name, value, expected in (("solver", solver, GeneralizedSolver), ("config", config, TrainingConfig)):
+        if not isinstance(value, expected):
+            raise TypeError(f"{name} is a {type(value).__name__}, but must be a {expected.__name__}.")
+    for name, tensor in (("noise", noise), ("target", target)):
+        check_dense(name, tensor)
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} is {tensor.dtype}, but must be floating point; convert it.")
+    for name, function in (("loss", loss), ("progress", progress)):
+        if not (function is None or callable(function)):
+            raise TypeError(f"{name} is {function!r}, but must be callable, or None.")
 
 
 def _with_fresh_noise(batch: Batch, adversary: Adversary, learner: Learner) -> Batch:

@@ -109,7 +109,9 @@ class FullMatrixAdam(Optimizer):
         correlation = second / scale / scale[:, None]
         if state["shrink"]:
             unknown = len(gradient) / (len(gradient) + state["step"])
-            correlation = (1 - unknown) * correlation + unknown * torch.eye(len(gradient)).to(correlation)
+            correlation = (1 - unknown) * correlation + unknown * torch.eye(len(gradient), device="cpu").to(
+                correlation
+            )
         values, vectors = torch.linalg.eigh(correlation)
         root = (values.clamp_min(0) + damping).rsqrt()
         direction: Tensor = vectors @ (root * (vectors.T @ (mean / scale)))

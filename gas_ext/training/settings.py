@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
+from gas_ext._utils.checks import flag, real_number, whole_number
 from gas_ext._utils.distances import finite_or_none
 from gas_ext.solvers.generalized import GeneralizedSolver
 from gas_ext.training.losses import LOSS_NAMES
@@ -92,10 +94,10 @@ class TrainingConfig:
             ("accumulation", 1),
             ("max_rejected", 1),
         ):
-            if getattr(self, name) < low:
+            if whole_number(name, getattr(self, name)) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least {low}")
         for name in ("time_rate", "offset_rate", "coefficient_rate"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+            if not 0 <= real_number(name, getattr(self, name)) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a finite number of at least 0")
         for name, choices in (
             ("optimizer", ("full_adam", "adam")),
@@ -106,9 +108,16 @@ class TrainingConfig:
             if getattr(self, name) not in choices:
                 expected = ", ".join(map(str, choices))
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {expected}")
-        if not 0 <= self.ema < 1:
+        whole_number("seed", self.seed)
+        for name in ("scale_rates", "recompute"):
+            flag(name, getattr(self, name))
+        if not isinstance(self.betas, Sequence) or not all(
+            0 <= real_number("betas", b) < 1 for b in self.betas
+        ):
+            raise ValueError(f"betas is {self.betas!r}; expected two numbers in [0, 1)")
+        if not 0 <= real_number("ema", self.ema) < 1:
             raise ValueError(f"ema is {self.ema}; expected a number in [0, 1)")
-        if self.clip is not None and not self.clip > 0:
+        if self.clip is not None and not real_number("clip", self.clip) > 0:
             raise ValueError(
                 f"clip is {self.clip}; expected a number greater than 0, or None for no clipping"
             )

@@ -4,4 +4,6 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
-sys.path += [str(TESTS / part) for part in ("samples", "training/discriminators", "teachers/edm", "teachers/ldm")]
+sys.path += [
+    str(TESTS / part) for part in ("samples", "training/discriminators", "teachers/edm", "teachers/ldm")
+]

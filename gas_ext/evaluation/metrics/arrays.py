@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gas_ext._utils.checks import whole_number
+
 Features: TypeAlias = "Tensor | np.ndarray[tuple[int, ...], np.dtype[np.floating]]"
 
 # Most numbers of one tile of a table of all pairs: 2 MiB in float64, which caches hold.
@@ -21,9 +23,13 @@ def check_features(features: Features, minimum: int = 1, columns: int | None = N
 
     Raises
     ------
+    TypeError
+        If it is neither a tensor nor an array.
     ValueError
-        In these cases.
+        In the other cases.
     """
+    if not isinstance(features, Tensor | np.ndarray):
+        raise TypeError(f"features are a {type(features).__name__}; expected a tensor or an array")
     if features.ndim != 2 or features.shape[1] == 0:
         raise ValueError(f"features have shape {tuple(features.shape)}; expected (samples, features)")
     if len(features) < minimum:
@@ -61,6 +67,13 @@ def all_finite(features: Features) -> bool:
     )
 
 
+def check_finite(features: Features, reference: Features) -> None:
+    """Raise ValueError if a number is not finite: counts and means would hide it."""
+    for name, vectors in (("features", features), ("the reference", reference)):
+        if not all_finite(vectors):
+            raise ValueError(f"{name} hold numbers that are not finite; check the samples")
+
+
 def group_slices(count: int, groups: int) -> list[slice]:
     """Cut samples into consecutive groups whose sizes differ by at most one.
 
@@ -76,7 +89,7 @@ def group_slices(count: int, groups: int) -> list[slice]:
     >>> group_slices(5, 2)
     [slice(0, 2, None), slice(2, 5, None)]
     """
-    if not 1 <= groups <= count:
+    if not 1 <= whole_number("groups", groups) <= count:
         raise ValueError(f"{count} samples do not make {groups} groups; take between 1 and {count} groups")
     bounds = [count * group // groups for group in range(groups + 1)]
     return [slice(start, stop) for start, stop in pairwise(bounds)]

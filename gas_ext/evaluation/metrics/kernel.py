@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gas_ext.evaluation.metrics.arrays import TILE, Features, check_features, group_slices, pieces, read_rows
+from gas_ext.evaluation.metrics.arrays import (
+    TILE,
+    Features,
+    check_features,
+    check_finite,
+    group_slices,
+    pieces,
+    read_rows,
+)
 
 
 def kernel_distance(features: Features, reference: Features, *, device: str | torch.device = "cpu") -> float:
@@ -25,22 +33,24 @@ def kernel_distance(features: Features, reference: Features, *, device: str | to
     Raises
     ------
     ValueError
-        If shapes do not fit.
+        If shapes do not fit, or a number is not finite.
 
     Examples
     --------
     >>> kernel_distance(torch.tensor([[0.0], [0.0]]), torch.tensor([[1.0], [1.0]]))
     7.0
     """
-    return float(kernel_distances(features, reference, 0, device)[0])
+    distances = kernel_distances(features, reference, 0, device)
+    check_finite(features, reference)
+    return float(distances[0])
 
 
 def kernel_distances(
     features: Features, reference: Features, groups: int = 0, device: str | torch.device = "cpu"
 ) -> Tensor:
     """Return the kernel distance of all samples, then those without each group, ``(1 + groups,)`` float64."""
-    check_features(features, 2, reference.shape[-1])
     check_features(reference, 2)
+    check_features(features, 2, reference.shape[1])
     own_groups = group_slices(len(features), max(groups, 1))
     everything = [slice(0, len(reference))]
     within = _pair_sums(features, features, own_groups, own_groups, device)

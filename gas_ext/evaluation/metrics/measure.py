@@ -138,6 +138,8 @@ def measure(
     >>> low < 18 < high
     True
     """
+    if not isinstance(reference, Reference):
+        raise TypeError(f"the reference is a {type(reference).__name__}; make one with Reference.load")
     check_features(features, 2, len(reference.statistics.mean))
     if groups == 1 or groups < 0:
         raise ValueError(f"{groups} groups have no spread: take at least 2, or 0 for no jackknife")

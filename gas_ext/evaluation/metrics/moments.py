@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gas_ext._utils.checks import check_dense
 from gas_ext.evaluation.metrics.arrays import Features, check_features, pieces, read_rows
 
 # Rows that are read at a time.
@@ -45,6 +46,7 @@ class StreamingStatistics:
 
     def update(self, features: Tensor) -> None:
         """Add a batch of feature vectors of shape ``(B, F)``; an empty batch changes nothing."""
+        check_dense("features", features)
         if features.ndim != 2:
             raise ValueError(f"features have shape {tuple(features.shape)}; expected (batch, features)")
         batch = features.detach().to("cpu", torch.float64)
@@ -170,6 +172,8 @@ def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covar
     >>> frechet_distance(torch.tensor([0.0]), one, torch.tensor([3.0]), 4 * one)
     10.0
     """
+    for tensor in (mean_a, covariance_a, mean_b, covariance_b):
+        check_dense("a mean or covariance", tensor)
     a, s_a = mean_a.to("cpu", torch.float64), covariance_a.to("cpu", torch.float64)
     b, s_b = mean_b.to("cpu", torch.float64), covariance_b.to("cpu", torch.float64)
     size = a.numel()

@@ -7,7 +7,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gas_ext.evaluation.metrics.arrays import TILE, Features, check_features, group_slices, pieces, read_rows
+from gas_ext._utils.checks import whole_number
+from gas_ext.evaluation.metrics.arrays import (
+    TILE,
+    Features,
+    check_features,
+    check_finite,
+    group_slices,
+    pieces,
+    read_rows,
+)
 
 # Columns of one tile of the table of distances.
 _WIDTH = 1024
@@ -49,7 +58,7 @@ def neighbor_metrics(
     Raises
     ------
     ValueError
-        If shapes do not fit, or a set has too few vectors.
+        If shapes do not fit, a set has too few vectors, or a number is not finite.
 
     Examples
     --------
@@ -58,6 +67,7 @@ def neighbor_metrics(
     NeighborMetrics(precision=0.6666666666666666, recall=1.0, density=1.3333333333333333, coverage=0.75)
     """
     table = neighbor_tables(features, reference, k, device=device)
+    check_finite(features, reference)
     return NeighborMetrics(*(float(column[0]) for column in table))
 
 
@@ -69,10 +79,10 @@ def neighbor_tables(
     device: str | torch.device = "cpu",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the four metrics of all samples, then without each group of samples, ``(1 + groups,)`` each."""
-    check_features(features, k + 1, reference.shape[-1])
-    check_features(reference, k + 1)
-    if k < 1:
+    if whole_number("k", k) < 1:
         raise ValueError(f"k = {k} is no neighbor; take at least 1")
+    check_features(reference, k + 1)
+    check_features(features, k + 1, reference.shape[1])
     parts = group_slices(len(features), max(groups, 1))
     replicates = 1 + groups
     center = _mean(reference, device)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gas_ext._utils.checks import path_of
 from gas_ext._utils.files import file_hash
 from gas_ext._utils.records import COUNT, OPTIONAL_RECORD, TEXT, Fields, reason_of
 from gas_ext._utils.sealed_files import checksum, read_sealed, write_sealed
@@ -107,7 +108,7 @@ class Reference:
         --------
         >>> reference = Reference.load("cifar10-32x32.npz")  # doctest: +SKIP
         """
-        source = Path(path)
+        source = path_of("path", path)
         if not source.is_file():
             raise FileNotFoundError(f"there is no reference {source}; check the path")
         if source.suffix == ".npz":

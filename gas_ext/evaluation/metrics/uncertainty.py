@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gas_ext._utils.checks import float64_table
 from gas_ext.evaluation.metrics.arrays import group_slices
 
 
@@ -112,7 +113,7 @@ def jackknife(metric: Callable[[Tensor], float], count: int, groups: int = 20) -
     >>> jackknife(lambda kept: float(values[kept].mean()), 4, groups=2)
     Estimate(value=2.0, replicates=(2.0, 2.0))
     """
-    everything = torch.arange(count)
+    everything = torch.arange(count, device="cpu")
     kept = [
         torch.cat([everything[: part.start], everything[part.stop :]]) for part in group_slices(count, groups)
     ]
@@ -127,7 +128,7 @@ def mean_estimate(values: Tensor | Sequence[float], groups: int = 20) -> Estimat
     >>> mean_estimate([0.0, 1.0, 2.0, 3.0], groups=2)
     Estimate(value=1.5, replicates=(2.5, 0.5))
     """
-    numbers = torch.as_tensor(values, dtype=torch.float64).cpu()
+    numbers = float64_table("values", values)
     if numbers.ndim != 1:
         raise ValueError(f"values have shape {tuple(numbers.shape)}; expected one number per sample")
     return jackknife(lambda kept: float(numbers[kept].mean()), len(numbers), groups)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gas_ext.denoisers import Condition, Denoiser, per_sample
+from gas_ext.teachers.defaults import plain_defaults
 from gas_ext.teachers.diffusers.conditions import PromptOptions, complete
 from gas_ext.teachers.diffusers.files import load_model, load_parts, save_parts
 from gas_ext.teachers.diffusers.networks import NetworkKind, network_kind
@@ -19,6 +20,7 @@ from gas_ext.teachers.diffusers.parts import Parts, decode_latents, missing_for_
 from gas_ext.teachers.diffusers.schedules import read_scheduler
 
 
+@plain_defaults()
 def from_diffusers(
     model: Any,
     *,

@@ -18,6 +18,7 @@ from gas_ext._utils.records import reason_of
 from gas_ext.denoisers import Denoiser
 from gas_ext.safe_pickle import PickledObject, printable, read_pickle, state_dict_of
 from gas_ext.schedules import NoiseSchedule
+from gas_ext.teachers.defaults import plain_defaults
 from gas_ext.teachers.edm.networks import TRAINING_ONLY, build_network
 from gas_ext.teachers.edm.preconditioning import PRECONDITIONINGS, PreconditionedNetwork
 
@@ -210,6 +211,7 @@ def build_teacher(
     return EDMTeacher(network, image_shape, architecture=dict(architecture), **options)
 
 
+@plain_defaults()
 def load_edm_snapshot(path: str | os.PathLike[str], **options: Any) -> EDMTeacher:
     """Load a published network-snapshot .pkl of EDM; nothing in the file is run.
 

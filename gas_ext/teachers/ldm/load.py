@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from gas_ext.denoisers import Denoiser
+from gas_ext.teachers.defaults import plain_defaults
 from gas_ext.teachers.diffusers.teacher import from_diffusers
 from gas_ext.teachers.ldm.checkpoint import (
     Checkpoint,
@@ -28,6 +29,7 @@ from gas_ext.teachers.ldm.teacher import LatentTeacher, build_latent_teacher
 PathLike = str | os.PathLike[str]
 
 
+@plain_defaults()
 def load_checkpoint(
     path: PathLike,
     *,
