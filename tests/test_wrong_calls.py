@@ -16,10 +16,12 @@ from gas_ext import (
     NoiseSchedule,
     ops,
     samples,
+    solvers,
     training,
 )
-from gas_ext._utils import noise as data
+from gas_ext._utils import noise as noises
 from gas_ext.evaluation import metrics
+from gas_ext.solvers import registry, timesteps
 
 PACKAGE = str(Path(gas_ext.__file__).parent)
 nan, inf = float("nan"), float("inf")
@@ -562,8 +564,8 @@ def place(tmp_path_factory) -> dict[str, object]:
     solver().save_reference_checkpoint(folder / "student.pt")
     opened = samples.generate_samples(denoiser(), solver(), range(3), folder / "samples")
     reference = metrics.Reference.from_features("eight", torch.arange(16.0).reshape(8, 2))
-    names = {"np": numpy, "catalog": catalog, "classical": classical, "metrics": metrics}
-    for module in (data, ops, samples, spacings, training):
+    names = {"np": numpy, "registry": registry, "solvers": solvers, "metrics": metrics}
+    for module in (noises, ops, samples, solvers, timesteps, training):
         names |= {name: value for name, value in vars(module).items() if callable(value)}
     return {**names, **globals(), "folder": folder, "opened": opened, "reference": reference}
 
