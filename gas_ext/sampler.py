@@ -400,10 +400,6 @@ class PartialSolve:
         ValueError
             If all steps of the table have been made, or what `GASSampler` raises about device and network.
         """
-        if not isinstance(table, SolverCoefficients):
-            raise TypeError(
-                f"The table is a {type(table).__name__}, but must be what coefficients() returns."
-            )
         if self._output is None:
             output = self._call_network(table, self._time(table))
             self._output = output.clone()  # a network may reuse the memory of its output
@@ -415,6 +411,10 @@ class PartialSolve:
         self._advance(table, self._time(table))
 
     def _time(self, table: SolverCoefficients) -> Tensor:
+        if not isinstance(table, SolverCoefficients):
+            raise TypeError(
+                f"The table is a {type(table).__name__}, but must be what coefficients() returns."
+            )
         if self._steps == len(table.rows):
             raise ValueError(f"All {self._steps} steps of this solve have been made; begin another one.")
         return table.evaluation_timesteps[self._steps].clone()  # a network may write into its time

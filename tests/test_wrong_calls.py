@@ -22,6 +22,7 @@ from gas_ext import (
 from gas_ext._utils import noise as noises
 from gas_ext.evaluation import metrics
 from gas_ext.solvers import registry, timesteps
+from gas_ext.teachers import from_diffusers
 
 PACKAGE = str(Path(gas_ext.__file__).parent)
 nan, inf = float("nan"), float("inf")
@@ -226,8 +227,8 @@ CALLS = {
         labels.encode_condition([True])
         labels.encode_condition([[1]])
         labels.encode_condition([10**30])
-        Denoiser.from_diffusers(3)
-        Denoiser.from_diffusers(None)
+        from_diffusers(3)
+        from_diffusers(None)
         """,
     "sampler": """
         GASSampler(None, network)
