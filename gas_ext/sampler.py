@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -12,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from gas_ext.coefficient_cache import CoefficientCache
 from gas_ext.coefficients import SolverCoefficients, check_prediction_type
 from gas_ext.cuda_graphs import SolveGraphs
-from gas_ext.denoisers import Condition, Denoiser, DenoiserFunction, per_sample
+from gas_ext.denoisers import UNNAMED, Condition, Denoiser, DenoiserFunction, per_sample
 from gas_ext.ops import UpdateResult, fused_update
 from gas_ext.ops.solve_backward import SolveTape
 from gas_ext.schedules import NoiseSchedule
@@ -128,6 +129,7 @@ class GASSampler(nn.Module):
                     f"The solver was made for {solver.schedule!r}, but {denoiser.name} has "
                     f"{denoiser.schedule!r}; make or train the solver with denoiser.schedule."
                 )
+            _compare_teachers(getattr(solver, "teacher", {}), denoiser)
         prediction_type = _agreed("prediction_type", prediction_type, solver.prediction_type, "solver")
         self.solver = solver
         self.denoiser = denoiser
@@ -417,6 +419,21 @@ def _agreed(name: str, given: Any, made_for: Any, owner: str) -> Any:
             f"leave {name} out, or train a solver for it."
         )
     return made_for if given is None else given
+
+
+def _compare_teachers(learned_for: Mapping[str, Any], denoiser: Denoiser) -> None:
+    """Warn if a solver was learned for another network, where both are known: by weights, or else by name."""
+    for key in ("weights_hash", "name"):
+        theirs, ours = learned_for.get(key), getattr(denoiser, key)
+        if not theirs or not ours or (key == "name" and ours == UNNAMED):
+            continue
+        if theirs != ours:
+            warnings.warn(
+                f"The solver was learned for {learned_for.get('name')!r} ({key} {str(theirs)[:12]}), not for "
+                f"{denoiser.name!r} ({ours[:12]}), so its samples may be poor; learn one for this network.",
+                stacklevel=3,
+            )
+        return
 
 
 def _check_noise(noise: Tensor) -> None:

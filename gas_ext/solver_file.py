@@ -17,6 +17,7 @@ from gas_ext.safe_pickle import read_torch_archive
 from gas_ext.sealed_file import checksum, read_safetensors, write_sealed
 
 FORMAT_VERSION = 1
+SUFFIX = ".safetensors"
 _KEY = "gas_ext_solver"
 
 Record: TypeAlias = dict[str, Any]
@@ -53,6 +54,14 @@ def read_solver_file(path: Path) -> tuple[Record, dict[str, Tensor]]:
     try:
         metadata, tensors = read_safetensors(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
+        if path.suffix != SUFFIX:
+            published = path.suffix in (".pt", ".pth", ".ckpt")
+            what = "is a published checkpoint" if published else f"ends in {path.suffix or 'no suffix'}"
+            example = path if published else Path("student.pt")
+            raise ValueError(
+                f"{path} {what}, but a solver file ends in {SUFFIX}: convert a published student with "
+                f"gas-ext import {example} --steps N --config NAME -o {example.stem}{SUFFIX}."
+            ) from error
         raise ValueError(f"{path} is not a safetensors file, or is damaged: {error}.") from error
     if _KEY not in metadata:
         raise ValueError(f"{path} is a safetensors file but holds no solver saved by gas_ext.")
@@ -82,9 +91,10 @@ def _check_record(path: Path, text: str) -> Record:
     return record
 
 
-def read_reference_checkpoint(path: Path, steps: int) -> tuple[dict[str, Tensor], int]:
+def read_reference_checkpoint(path: Path, steps: int | None) -> tuple[dict[str, Tensor], int]:
     """Return the averaged parameters of a published student under this library's names, and its order.
 
+    With steps=None the file's own number of steps is taken.
     The file lists [logits (N - 1), offsets (N), c_1, a_1, c_2, a_2, ...] (N each) under ema.shadow_params.
     """
     if not path.is_file():
@@ -99,6 +109,7 @@ def read_reference_checkpoint(path: Path, steps: int) -> tuple[dict[str, Tensor]
         raise ValueError(f"{path} is not a GS/GAS training checkpoint: it has no list ema.shadow_params.")
     shapes = [tuple(value.shape) for value in values]
     order = (len(values) - 2) // 2
+    steps = values[1].numel() if steps is None and len(values) > 1 else steps or 0
     if order < 1 or shapes != [(steps - 1,)] + [(steps,)] * (2 * order + 1):
         found = f"parameters of shapes {shapes[:3]}"
         raise ValueError(f"{path} holds {found}, which is no student of {steps} steps; pass its own steps.")

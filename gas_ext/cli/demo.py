@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gas_ext.cli.errors import friendly
-from gas_ext.cli.options import Device, check_device
+from gas_ext.cli.options import Device, check_device, say_device
 
 if TYPE_CHECKING:
     from gas_ext.demo import DemoResult
@@ -22,7 +22,7 @@ def demo(
     iterations: Annotated[int, typer.Option(min=1, help="Training iterations.")] = 300,
     seed: Annotated[int, typer.Option(min=0, max=49, help="Chooses training and held-out seeds.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for pictures, solver and numbers.")] = Path("gas-demo"),
-    device: Device = "cpu",
+    device: Device = "auto",
     train_samples: Annotated[int, typer.Option(min=1, help="Teacher samples to learn from.")] = 256,
     held_out_samples: Annotated[int, typer.Option(min=2, help="Held-out seeds to judge on.")] = 1000,
 ) -> None:
@@ -44,6 +44,7 @@ def demo(
         train_samples=train_samples,
         held_out_samples=held_out_samples,
     )
+    say_device(config.device)
     result = run_demo(config, make_reporter())
     paths = write_demo(result, folder)
     _print_table(result)

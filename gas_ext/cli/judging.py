@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gas_ext.cli.errors import INTERRUPTED
-from gas_ext.cli.options import load_teacher_of, local_device, read_autocast, read_labels, read_prompts
+from gas_ext.cli.options import (
+    load_teacher_of,
+    local_device,
+    read_autocast,
+    read_labels,
+    read_prompts,
+    say_device,
+)
 
 if TYPE_CHECKING:
     from gas_ext.configs import Config
@@ -113,6 +120,7 @@ def judge(request: Request) -> tuple[Comparison, bool]:
     denoiser = load_teacher_of(config, request.teacher, device)
     features = _features(request, denoiser)
     reference = _reference(request, denoiser, features)
+    say_device(device)
     processes = join_processes(device)
     try:
         comparison = compare(

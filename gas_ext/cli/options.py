@@ -13,8 +13,11 @@ if TYPE_CHECKING:
 
     from gas_ext.configs import Config
     from gas_ext.denoisers import Denoiser
+    from gas_ext.sampler import Solver
 
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda or cuda:N.")]
+Device = Annotated[
+    str, typer.Option(help="Where to compute: cpu, cuda or cuda:N; auto: cuda if there is a GPU, else cpu.")
+]
 Labels = Annotated[
     str | None,
     typer.Option(
@@ -32,15 +35,20 @@ Prompts = Annotated[
 
 
 def check_device(device: str) -> str:
-    """Return the device's name if it can be used here."""
+    """Return the device's name if it can be used here; auto is the best that is there.
+
+    MPS is not among them: it has no float64, in which times and coefficients are computed.
+    """
     import torch
 
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         kind = torch.device(device).type
     except RuntimeError:
-        raise ValueError(f"unknown device {device!r}: use --device cpu, cuda or cuda:N") from None
+        raise ValueError(f"unknown device {device!r}: use --device auto, cpu, cuda or cuda:N") from None
     if kind not in ("cpu", "cuda"):
-        raise ValueError(f"device {device!r} is not supported: use --device cpu or cuda")
+        raise ValueError(f"device {device!r} is not supported: use --device auto, cpu or cuda")
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (torch.device(device).index or 0) >= count:
@@ -53,9 +61,18 @@ def check_device(device: str) -> str:
 
 def local_device(device: str) -> str:
     """Return the device of this process: under torchrun, cuda means the GPU of its LOCAL_RANK."""
+    device = check_device(device) if device == "auto" else device
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     return check_device(device)
+
+
+def say_device(device: str) -> None:
+    """Tell on standard error where the work that begins is done."""
+    import torch
+
+    name = f" ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else ""
+    typer.echo(f"device: {device}{name}", err=True)
 
 
 def load_teacher_of(config: Config, teacher: str | None, device: str) -> Denoiser:
@@ -89,6 +106,18 @@ def load_teacher_of(config: Config, teacher: str | None, device: str) -> Denoise
                 f"{wants}; give the teacher that belongs to it."
             )
     return denoiser
+
+
+def load_with_solver(folder: str, name: str, steps: int | None, device: str) -> tuple[Denoiser, Solver]:
+    """Load a teacher without a config, and build a solver of `gas_ext.catalog` for it, both on the device."""
+    import torch
+
+    from gas_ext.catalog import build_solver
+    from gas_ext.teachers.folder import load_teacher
+
+    denoiser = load_teacher(folder, device)
+    solver = build_solver(name, denoiser.schedule, steps, denoiser.t_eps)
+    return denoiser, solver.to(device) if isinstance(solver, torch.nn.Module) else solver
 
 
 def read_autocast(name: str | None) -> torch.dtype | None:
