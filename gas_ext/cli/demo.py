@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gas_ext.cli.errors import friendly
-from gas_ext.cli.options import Device, check_device, say_device
+from gas_ext.cli.options import Device, check_device, reporter_on
 
 if TYPE_CHECKING:
     from gas_ext.demo import DemoResult
@@ -33,7 +33,6 @@ def demo(
     """
     from gas_ext.demo import DemoConfig, run_demo, write_demo
     from gas_ext.files import check_output_folder
-    from gas_ext.progress import make_reporter
 
     folder = check_output_folder(out)
     config = DemoConfig(
@@ -44,8 +43,7 @@ def demo(
         train_samples=train_samples,
         held_out_samples=held_out_samples,
     )
-    say_device(config.device)
-    result = run_demo(config, make_reporter())
+    result = run_demo(config, reporter_on(config.device))
     paths = write_demo(result, folder)
     _print_table(result)
     for path in paths:

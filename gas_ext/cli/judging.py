@@ -16,7 +16,7 @@ from gas_ext.cli.options import (
     read_autocast,
     read_labels,
     read_prompts,
-    say_device,
+    reporter_on,
 )
 
 if TYPE_CHECKING:
@@ -103,7 +103,6 @@ def judge(request: Request) -> tuple[Comparison, bool]:
 
     from gas_ext.configs import load_config
     from gas_ext.evaluation import compare
-    from gas_ext.progress import make_reporter
     from gas_ext.report import write_report
     from gas_ext.seeds import parse_seeds
     from gas_ext.training.processes import join_processes
@@ -120,7 +119,6 @@ def judge(request: Request) -> tuple[Comparison, bool]:
     denoiser = load_teacher_of(config, request.teacher, device)
     features = _features(request, denoiser)
     reference = _reference(request, denoiser, features)
-    say_device(device)
     processes = join_processes(device)
     try:
         comparison = compare(
@@ -141,7 +139,7 @@ def judge(request: Request) -> tuple[Comparison, bool]:
             batch_size=request.batch_size,
             training_seeds=None if request.allow_training_seeds else parse_seeds(config.seeds.teacher),
             title=config.title,
-            reporter=make_reporter(),
+            reporter=reporter_on(device),
             processes=processes,
         )
         if processes.is_first:

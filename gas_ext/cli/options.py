@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from gas_ext.configs import Config
     from gas_ext.denoisers import Denoiser
+    from gas_ext.progress import Reporter
     from gas_ext.sampler import Solver
 
 Device = Annotated[
@@ -46,9 +47,9 @@ def check_device(device: str) -> str:
     try:
         kind = torch.device(device).type
     except RuntimeError:
-        raise ValueError(f"unknown device {device!r}: use --device auto, cpu, cuda or cuda:N") from None
+        raise ValueError(f"unknown device {device!r}: use --device cpu, cuda, cuda:N or auto") from None
     if kind not in ("cpu", "cuda"):
-        raise ValueError(f"device {device!r} is not supported: use --device auto, cpu or cuda")
+        raise ValueError(f"device {device!r} is not supported: use --device cpu, cuda or auto")
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (torch.device(device).index or 0) >= count:
@@ -67,12 +68,14 @@ def local_device(device: str) -> str:
     return check_device(device)
 
 
-def say_device(device: str) -> None:
-    """Tell on standard error where the work that begins is done."""
+def reporter_on(device: str) -> Reporter:
+    """Return a reporter that tells, when the work begins, where it is done."""
     import torch
 
+    from gas_ext.progress import make_reporter
+
     name = f" ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else ""
-    typer.echo(f"device: {device}{name}", err=True)
+    return make_reporter(f"device: {device}{name}")
 
 
 def load_teacher_of(config: Config, teacher: str | None, device: str) -> Denoiser:

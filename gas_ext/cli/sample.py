@@ -16,7 +16,7 @@ from gas_ext.cli.options import (
     load_with_solver,
     read_labels,
     read_prompts,
-    say_device,
+    reporter_on,
 )
 
 if TYPE_CHECKING:
@@ -62,7 +62,6 @@ def sample(
     from gas_ext.data import parse_seeds, stacked_noise
     from gas_ext.evaluation import draw_samples
     from gas_ext.files import check_output_folder
-    from gas_ext.progress import make_reporter
     from gas_ext.samples import spread_conditions
 
     numbers = parse_seeds(seeds)
@@ -77,9 +76,8 @@ def sample(
         None if labels is None else read_labels(labels),
         None if prompts is None else read_prompts(prompts),
     )
-    say_device(device)
     noise = stacked_noise(numbers, network.sample_shape, device=device)
-    with make_reporter().task("Sampling", len(numbers)) as advance:
+    with reporter_on(device).task("Sampling", len(numbers)) as advance:
         run = draw_samples(
             loaded,
             network,

@@ -22,7 +22,7 @@ from gas_ext.cli.options import (
     read_autocast,
     read_labels,
     read_prompts,
-    say_device,
+    reporter_on,
 )
 
 if TYPE_CHECKING:
@@ -102,7 +102,6 @@ def teach(
     Run again after an interruption it goes on where it stopped; given more seeds, the folder grows. Under
     torchrun every process makes its share.
     """
-    from gas_ext.progress import make_reporter
     from gas_ext.samples import generate_samples
     from gas_ext.training.teacher_samples import make_samples
 
@@ -119,6 +118,7 @@ def teach(
         )
     precision = read_autocast(autocast)
     settings, numbers, keep_images = _read_config(config, seeds, images)
+    place = local_device(device)
     options: dict[str, Any] = {
         "labels": None if labels is None else read_labels(labels),
         "prompts": None if prompts is None else read_prompts(prompts),
@@ -129,15 +129,13 @@ def teach(
         "threads": threads,
         "repair": repair,
         "command": shlex.join(["gas-ext", *sys.argv[1:]]),
-        "reporter": make_reporter(),
+        "reporter": reporter_on(place),
     }
-    place = local_device(device)
     if settings is None:
         denoiser, built = load_with_solver(str(teacher), str(solver), steps, place)
         scale = denoiser.guidance_scale if guidance_scale is None else guidance_scale
     else:
         denoiser = load_teacher_of(settings, teacher, place)
-    say_device(place)
     with _resumable():
         if settings is None:
             samples = generate_samples(denoiser, built, numbers, out, guidance_scale=scale, **options)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gas_ext.cli.errors import INTERRUPTED, friendly
-from gas_ext.cli.options import Device, Prompts, load_teacher_of, local_device, read_prompts, say_device
+from gas_ext.cli.options import Device, Prompts, load_teacher_of, local_device, read_prompts, reporter_on
 
 if TYPE_CHECKING:
     from gas_ext.configs import Config, Run
@@ -157,7 +157,6 @@ def _learn(
     config: Config, folder: Path, prompts: list[str] | None, device: str, resume: bool, wandb: str | None
 ) -> None:
     """Load the teacher, learn, and say what came out."""
-    from gas_ext.progress import make_reporter
     from gas_ext.training import train as run_training
     from gas_ext.training.folder import RunFolder
     from gas_ext.training.processes import join_processes
@@ -168,9 +167,8 @@ def _learn(
     processes = join_processes(place)
     try:
         denoiser = load_teacher_of(config, config.run.teacher, place)
-        say_device(place)
         result = run_training(
-            config, denoiser, folder, prompts=prompts, resume=resume, wandb=wandb, reporter=make_reporter()
+            config, denoiser, folder, prompts=prompts, resume=resume, wandb=wandb, reporter=reporter_on(place)
         )
     except KeyboardInterrupt:
         typer.echo("interrupted: run the same again, and it goes on with what is there", err=True)
