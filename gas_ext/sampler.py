@@ -58,6 +58,8 @@ class Trajectory(NamedTuple):
 class GASSampler(nn.Module):
     """Turns noise into samples with a solver and a network.
 
+    A solver that was learned for another network of the same schedule is used with a warning.
+
     Parameters
     ----------
     solver : GeneralizedSolver or MultistepSolver

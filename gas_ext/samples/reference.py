@@ -145,7 +145,8 @@ class ReferenceDataset:
         if unknown:
             raise ValueError(
                 f"The noise of {unknown} of {len(self)} samples of {self.path} is not that of the seeds "
-                f"{format_seeds(list(candidates))[:40]}, so it cannot be drawn again; read the file as it is."
+                f"{format_seeds(list(candidates))[:40]}, so it cannot be drawn again; read the file "
+                "as it is, in Python with ReferenceDataset."
             )
         return [seed for seed in seeds if seed is not None]
 
