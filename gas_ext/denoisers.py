@@ -30,6 +30,8 @@ from gas_ext.solvers.timesteps import check_interval
 Condition = Any
 DenoiserFunction = Callable[[Tensor, Tensor, Condition], Tensor]
 
+UNNAMED = "denoiser"  # name of a model that was given none
+
 CONDITION_KINDS = ("none", "label", "prompt", "tensor")
 
 
@@ -116,7 +118,7 @@ class Denoiser(nn.Module, ABC):
         schedule: NoiseSchedule,
         prediction_type: str,
         sample_shape: Sequence[int],
-        name: str = "denoiser",
+        name: str = UNNAMED,
         condition_kind: str = "none",
         num_classes: int | None = None,
         t_eps: float = 1e-3,
@@ -195,10 +197,25 @@ class Denoiser(nn.Module, ABC):
         )
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition = None) -> Tensor:
-        """Evaluate the network once and count it; see `predict`."""
+        """Evaluate the network once and count it; see `predict`.
+
+        Raises
+        ------
+        ValueError
+            If x has another number of dimensions or channels than `sample_shape`.
+        """
+        self.check_channels(x)
         if not torch.compiler.is_compiling():
             self.evaluations += 1
         return self.predict(x, t, condition)
+
+    def check_channels(self, x: Tensor) -> None:
+        """Raise ValueError for states that no size of this network's samples has; sizes may differ."""
+        if x.ndim != 1 + len(self.sample_shape) or x.shape[1] != self.sample_shape[0]:
+            raise ValueError(
+                f"Got states of shape {tuple(x.shape)}, but {self.name} takes (batch, "
+                f"{', '.join(map(str, self.sample_shape))}); give noise of that shape."
+            )
 
     @abstractmethod
     def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:

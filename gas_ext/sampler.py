@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from gas_ext._utils.checks import flag
 from gas_ext._utils.cuda_graphs import SolveGraphs
 from gas_ext.denoisers import (
+    UNNAMED,
     Condition,
     Denoiser,
     DenoiserFunction,
@@ -52,6 +55,8 @@ class Trajectory(NamedTuple):
 
 class GASSampler(nn.Module):
     """Turns noise into samples with a solver and a network.
+
+    A solver that was learned for another network of the same schedule is used with a warning.
 
     Parameters
     ----------
@@ -124,6 +129,7 @@ class GASSampler(nn.Module):
                     f"The solver was made for {solver.schedule!r}, but {denoiser.name} has "
                     f"{denoiser.schedule!r}; make or train the solver with denoiser.schedule."
                 )
+            _compare_teachers(getattr(solver, "teacher", {}), denoiser)
         prediction_type = _agreed("prediction_type", prediction_type, solver.prediction_type, "solver")
         self.solver = solver
         self.denoiser = denoiser
@@ -515,3 +521,18 @@ def _agreed(name: str, given: Any, made_for: Any, owner: str) -> Any:
             f"leave {name} out, or train a solver for it."
         )
     return made_for if given is None else given
+
+
+def _compare_teachers(learned_for: Mapping[str, Any], denoiser: Denoiser) -> None:
+    """Warn if a solver was learned for another network, where both are known: by weights, or else by name."""
+    for key in ("weights_hash", "name"):
+        theirs, ours = learned_for.get(key), getattr(denoiser, key)
+        if not theirs or not ours or (key == "name" and ours == UNNAMED):
+            continue
+        if theirs != ours:
+            warnings.warn(
+                f"The solver was learned for {learned_for.get('name')!r} ({key} {str(theirs)[:12]}), not for "
+                f"{denoiser.name!r} ({ours[:12]}), so its samples may be poor; learn one for this network.",
+                stacklevel=3,
+            )
+        return

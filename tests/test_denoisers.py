@@ -1,6 +1,7 @@
 """The interface of networks, and how the sampler uses it."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -114,6 +115,50 @@ def test_an_unconditional_model_refuses_a_condition():
 def test_impossible_descriptions_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         labelled(**options)
+
+
+def test_states_of_other_channels_are_named():
+    teacher = load_demo_teacher()
+    with pytest.raises(
+        ValueError, match=r"shape \(2, 3, 32, 32\), but fashion-mnist-32 takes \(batch, 1, 32, 32\)"
+    ):
+        GASSampler(GeneralizedSolver(teacher.schedule, 2), teacher)(torch.zeros(2, 3, 32, 32))
+    for shape in ((2, 32, 32), (1, 32)):
+        with pytest.raises(ValueError, match=r"takes \(batch, 1, 32, 32\)"):
+            teacher(torch.zeros(shape), torch.tensor(0.5))
+    assert teacher(torch.zeros(2, 1, 16, 16), torch.tensor(0.5)).shape == (2, 1, 16, 16)  # sizes may differ
+
+
+@pytest.mark.parametrize(
+    ("learned_for", "warned"),
+    [
+        ({"name": "other", "weights_hash": ""}, True),
+        ({"name": "mine", "weights_hash": "0"}, False),  # the network's own hash is not known
+        ({"name": "mine"}, False),
+        ({}, False),
+    ],
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_a_solver_of_another_teacher_is_used_with_a_warning(learned_for, warned, named):
+    options = {"name": "mine"} if named else {}
+    denoiser = Denoiser.from_callable(
+        lambda x, t, condition: x,
+        schedule=NoiseSchedule.flow(),
+        prediction_type="sample",
+        sample_shape=(2,),
+        **options,
+    )
+    solver = GeneralizedSolver(denoiser.schedule, 2)
+    solver.teacher = learned_for
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        GASSampler(solver, denoiser)
+    assert len(told) == (warned and named)
+    denoiser.weights_hash = "1" * 64
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        GASSampler(solver, denoiser)
+    assert len(told) == (learned_for.get("weights_hash") == "0" or (warned and named))
 
 
 def test_a_schedule_of_another_kind_is_a_type_error():

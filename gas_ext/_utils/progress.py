@@ -145,7 +145,26 @@ class BarReporter:
         self._console.print(printable(text), highlight=False, markup=False)
 
 
-def make_reporter() -> Reporter:
-    """Return bars if standard error is a terminal of this process alone, log lines otherwise."""
+class _Announced:
+    """A reporter that tells one line when the first task begins."""
+
+    def __init__(self, reporter: Reporter, line: str) -> None:
+        self._reporter, self._lines = reporter, [line]
+
+    def task(self, name: str, total: int) -> Any:
+        while self._lines:
+            self.message(self._lines.pop())
+        return self._reporter.task(name, total)
+
+    def message(self, text: str) -> None:
+        self._reporter.message(text)
+
+
+def make_reporter(first: str = "") -> Reporter:
+    """Return bars if standard error is a terminal of this process alone, log lines otherwise.
+
+    The line `first`, if there is one, is told when the first task begins.
+    """
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    return BarReporter() if alone and sys.stderr.isatty() else LogReporter()
+    reporter: Reporter = BarReporter() if alone and sys.stderr.isatty() else LogReporter()
+    return _Announced(reporter, first) if first else reporter

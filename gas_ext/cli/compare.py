@@ -56,7 +56,7 @@ def compare(
     threads: judging.Threads = None,
     allow_training_seeds: judging.AllowTrainingSeeds = False,
     override: judging.Override = None,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Judge many solvers side by side, on seeds that none was learned from.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gas_ext.cli.errors import echo, friendly
-from gas_ext.cli.options import Device, check_device
+from gas_ext.cli.options import Device, check_device, reporter_on
 
 if TYPE_CHECKING:
     from gas_ext.cli.demo_run import DemoResult
@@ -22,7 +22,7 @@ def demo(
     iterations: Annotated[int, typer.Option(min=1, help="Training iterations.")] = 300,
     seed: Annotated[int, typer.Option(min=0, max=49, help="Chooses training and held-out seeds.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for pictures, solver and numbers.")] = Path("gas-demo"),
-    device: Device = "cpu",
+    device: Device = "auto",
     train_samples: Annotated[int, typer.Option(min=1, help="Teacher samples to learn from.")] = 256,
     held_out_samples: Annotated[int, typer.Option(min=2, help="Held-out seeds to judge on.")] = 1000,
 ) -> None:
@@ -32,7 +32,6 @@ def demo(
     times.png, solver.safetensors and results.json are in the output folder.
     """
     from gas_ext._utils.files import check_output_folder
-    from gas_ext._utils.progress import make_reporter
     from gas_ext.cli.demo_run import DemoConfig, run_demo, write_demo
 
     folder = check_output_folder(out)
@@ -44,7 +43,7 @@ def demo(
         train_samples=train_samples,
         held_out_samples=held_out_samples,
     )
-    result = run_demo(config, make_reporter())
+    result = run_demo(config, reporter_on(config.device))
     paths = write_demo(result, folder)
     _print_table(result)
     for path in paths:

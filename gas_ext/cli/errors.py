@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import signal
+import warnings
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -22,12 +23,17 @@ _EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError)
 
 
 def friendly(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn the errors a user can set right into one line on standard error and exit code 1."""
+    """Turn the errors a user can set right into one line on standard error and exit code 1.
+
+    Warnings become one line there too.
+    """
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return command(*args, **kwargs)
         except KeyboardInterrupt:
             typer.echo("interrupted: nothing was written", err=True)
             raise typer.Exit(INTERRUPTED) from None
@@ -46,6 +52,10 @@ def echo(text: str, err: bool = False) -> None:
     typer.echo(printable(text), err=err)
 
 
-def _one_line(error: Exception) -> str:
+def _show_warning(message: Warning | str, *place: object, **more: object) -> None:
+    typer.echo(f"warning: {_one_line(message)}", err=True)
+
+
+def _one_line(error: Warning | Exception | str) -> str:
     text = " ".join(str(error).split())
     return text or type(error).__name__

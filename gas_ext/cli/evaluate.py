@@ -51,7 +51,7 @@ def evaluate(
     threads: judging.Threads = None,
     allow_training_seeds: judging.AllowTrainingSeeds = False,
     override: judging.Override = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print what results.json holds in place of the text.")
     ] = False,

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gas_ext.cli.errors import echo, friendly
 
+if TYPE_CHECKING:
+    from gas_ext.configs import Config
+    from gas_ext.teachers.sources import ImportOptions
+
 EPILOG = (
     "Examples:  gas-ext import cifar10 -o teachers/cifar10  |  "
     "gas-ext import edm-ffhq-64x64-uncond-vp.pkl --config ffhq -o teachers/ffhq  |  "
     "gas-ext import ./stable-diffusion-v1-5 --config coco -o teachers/coco  |  "
-    "gas-ext import owner/name -o teachers/name"
+    "gas-ext import owner/name -o teachers/name  |  "
+    "gas-ext import student.pt --config cifar10 -o student.safetensors  |  "
+    "gas-ext import dataset.pkl --config cifar10 -o samples/cifar10"
 )
 
 
@@ -23,12 +29,16 @@ def import_teacher(
         str,
         typer.Argument(
             help="A file (.pkl, .ckpt, .safetensors), a diffusers folder, a name on the Hugging Face hub, "
-            "or a config (cifar10, ffhq, afhqv2, lsun-bedroom, imagenet, coco)."
+            "or a config (cifar10, ffhq, afhqv2, lsun-bedroom, imagenet, coco); also a student (.pt) or "
+            "data set (.pkl) published with the GS/GAS paper."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The new folder.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The new folder; of a student, its .safetensors file.")
+    ],
     config: Annotated[
-        str | None, typer.Option(help="The data set a file belongs to: name, last time, guidance scale.")
+        str | None,
+        typer.Option(help="The data set a file belongs to: name, last time, guidance scale, heads."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Identity of the teacher in solver files.")] = None,
     t_eps: Annotated[float | None, typer.Option(help="Last time of sampling.")] = None,
@@ -47,13 +57,31 @@ def import_teacher(
     variant: Annotated[
         str | None, typer.Option(help="Which weights of a diffusers model, such as fp16.")
     ] = None,
+    heads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Attention heads of an LDM with classes or SD file, which does not tell."),
+    ] = None,
+    head_channels: Annotated[
+        int | None, typer.Option(min=1, help="Channels of an attention head of an unconditional LDM file.")
+    ] = None,
+    text_heads: Annotated[
+        int | None, typer.Option(min=1, help="Attention heads of the text encoder of an SD file.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Network evaluations of a published student; the file's.")
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="Teacher folder with a student's noise schedule; teachers/CONFIG if it is there."),
+    ] = None,
 ) -> None:
     """Convert published weights into one folder: safetensors files and a card with their hashes.
 
-    Every other command takes the folder as --teacher. Pickles are read without running anything in them.
+    Every other command takes the folder as --teacher. A published student becomes a solver file (--solver), a
+    published data set a sample folder (--samples). Pickles are read without running anything in them.
     """
     from gas_ext.configs import load_config
-    from gas_ext.teachers import sources
+    from gas_ext.teachers import published, sources
     from gas_ext.teachers.folder import read_card
 
     options = sources.ImportOptions(
@@ -65,8 +93,21 @@ def import_teacher(
         first_stage=first_stage,
         tokenizer=tokenizer,
         variant=variant,
+        num_heads=heads,
+        num_head_channels=head_channels,
+        text_heads=text_heads,
+        steps=steps,
+        teacher=teacher,
     )
-    folder = sources.import_teacher(source, out, options, config=load_config(config) if config else None)
+    settings = load_config(config) if config else None
+    path = Path(source)
+    kind = sources.kind_of(path) if path.is_file() else ""
+    if kind in (published.STUDENT, published.DATA_SET):
+        sources.check_options(path, kind, options)
+        convert = _import_student if kind == published.STUDENT else _import_samples
+        convert(path, out, settings, options)
+        return
+    folder = sources.import_teacher(source, out, options, config=settings)
     card = read_card(folder)
     shape = "x".join(map(str, card["sample_shape"]))
     conditions = {"none": "no condition", "label": f"{card['num_classes']} classes"}
@@ -75,3 +116,33 @@ def import_teacher(
         f"{card['prediction_type']}, {conditions.get(card['condition_kind'], card['condition_kind'] + 's')}, "
         f"{sum(entry['bytes'] for entry in card['files'].values()) / 1e6:.1f} MB"
     )
+
+
+def _import_student(path: Path, out: Path, config: Config | None, options: ImportOptions) -> None:
+    from gas_ext.teachers.published import import_student
+
+    if config is None:
+        raise ValueError(
+            f"{path} is a published student, which does not tell its noise schedule: name its data set with "
+            "--config."
+        )
+    solver = import_student(
+        path,
+        out,
+        config,
+        steps=options.steps,
+        t_eps=options.t_eps,
+        guidance_scale=options.guidance_scale,
+        teacher=options.teacher,
+    )
+    typer.echo(f"wrote {out}: a solver of {solver.steps} network evaluations for {config.name}")
+
+
+def _import_samples(path: Path, out: Path, config: Config | None, options: ImportOptions) -> None:
+    from gas_ext._utils.progress import make_reporter
+    from gas_ext.samples.reference import import_samples
+    from gas_ext.training.teacher_samples import compares_images
+
+    images = config is not None and compares_images(config)
+    samples = import_samples(path, out, config, images=images, reporter=make_reporter())
+    typer.echo(f"wrote {out}: {len(samples)} samples")

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gas_ext.cli.errors import INTERRUPTED, echo
-from gas_ext.cli.options import load_teacher_of, local_device, read_autocast, read_labels, read_prompts
+from gas_ext.cli.options import (
+    load_teacher_of,
+    local_device,
+    read_autocast,
+    read_labels,
+    read_prompts,
+    reporter_on,
+)
 
 if TYPE_CHECKING:
     from gas_ext.configs import Config
@@ -95,7 +102,6 @@ def judge(request: Request) -> tuple[Comparison, bool]:
     import torch
 
     from gas_ext._utils.processes import join_processes
-    from gas_ext._utils.progress import make_reporter
     from gas_ext._utils.seeds import parse_seeds
     from gas_ext.configs import load_config
     from gas_ext.evaluation import compare
@@ -133,7 +139,7 @@ def judge(request: Request) -> tuple[Comparison, bool]:
             batch_size=request.batch_size,
             training_seeds=None if request.allow_training_seeds else parse_seeds(config.seeds.teacher),
             title=config.title,
-            reporter=make_reporter(),
+            reporter=reporter_on(device),
             processes=processes,
         )
         if processes.is_first:

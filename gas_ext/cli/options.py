@@ -11,11 +11,15 @@ import typer
 if TYPE_CHECKING:
     import torch
 
+    from gas_ext._utils.progress import Reporter
     from gas_ext._utils.seeds import SeedList
     from gas_ext.configs import Config
     from gas_ext.denoisers import Denoiser
+    from gas_ext.solvers.coefficients import Solver
 
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda or cuda:N.")]
+Device = Annotated[
+    str, typer.Option(help="Where to compute: cpu, cuda or cuda:N; auto: cuda if there is a GPU, else cpu.")
+]
 Labels = Annotated[
     str | None,
     typer.Option(
@@ -33,15 +37,20 @@ Prompts = Annotated[
 
 
 def check_device(device: str) -> str:
-    """Return the device's name if it can be used here."""
+    """Return the device's name if it can be used here; auto is the best that is there.
+
+    MPS is not among them: it has no float64, in which times and coefficients are computed.
+    """
     import torch
 
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         kind = torch.device(device).type
     except RuntimeError:
-        raise ValueError(f"unknown device {device!r}: use --device cpu, cuda or cuda:N") from None
+        raise ValueError(f"unknown device {device!r}: use --device cpu, cuda, cuda:N or auto") from None
     if kind not in ("cpu", "cuda"):
-        raise ValueError(f"device {device!r} is not supported: use --device cpu or cuda")
+        raise ValueError(f"device {device!r} is not supported: use --device cpu, cuda or auto")
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (torch.device(device).index or 0) >= count:
@@ -54,9 +63,20 @@ def check_device(device: str) -> str:
 
 def local_device(device: str) -> str:
     """Return the device of this process: under torchrun, cuda means the GPU of its LOCAL_RANK."""
+    device = check_device(device) if device == "auto" else device
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     return check_device(device)
+
+
+def reporter_on(device: str) -> Reporter:
+    """Return a reporter that tells, when the work begins, where it is done."""
+    import torch
+
+    from gas_ext._utils.progress import make_reporter
+
+    name = f" ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else ""
+    return make_reporter(f"device: {device}{name}")
 
 
 def load_teacher_of(config: Config, teacher: str | None, device: str) -> Denoiser:
@@ -67,9 +87,8 @@ def load_teacher_of(config: Config, teacher: str | None, device: str) -> Denoise
     ValueError
         If it has not been imported, or makes samples of another shape or with other conditions.
     """
-    from gas_ext.teachers.folder import CARD, load_teacher
+    from gas_ext.teachers.folder import CARD, load_teacher, teacher_folder
     from gas_ext.teachers.sources import import_command
-    from gas_ext.training.plan import teacher_folder
 
     source, teacher = config.teacher, teacher or teacher_folder(config)
     if teacher != "demo" and not (Path(teacher) / CARD).is_file():
@@ -90,6 +109,18 @@ def load_teacher_of(config: Config, teacher: str | None, device: str) -> Denoise
                 f"{wants}; give the teacher that belongs to it."
             )
     return denoiser
+
+
+def load_with_solver(folder: str, name: str, steps: int | None, device: str) -> tuple[Denoiser, Solver]:
+    """Load a teacher without a config, and build a solver for it by its name, both on the device."""
+    import torch
+
+    from gas_ext.solvers.registry import build_solver
+    from gas_ext.teachers.folder import load_teacher
+
+    denoiser = load_teacher(folder, device)
+    solver = build_solver(name, denoiser.schedule, steps, denoiser.t_eps)
+    return denoiser, solver.to(device) if isinstance(solver, torch.nn.Module) else solver
 
 
 def read_autocast(name: str | None) -> torch.dtype | None:

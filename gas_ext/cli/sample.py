@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gas_ext.cli.errors import echo, friendly
-from gas_ext.cli.options import Device, Labels, Prompts, check_device, read_labels, read_prompts
+from gas_ext.cli.options import (
+    Device,
+    Labels,
+    Prompts,
+    check_device,
+    load_with_solver,
+    read_labels,
+    read_prompts,
+    reporter_on,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gas_ext.denoisers import Denoiser
-    from gas_ext.solvers.generalized import GeneralizedSolver
+    from gas_ext.solvers.coefficients import Solver
 
 _MOST_SAMPLES = 100_000  # they are in memory at once
 
@@ -24,16 +33,25 @@ EPILOG = (
     "Examples:  gas-ext sample --out grid.png  |  "
     "gas-ext sample --solver gas-demo/solver.safetensors --seeds 0-63 --out grid.png  |  "
     "gas-ext sample --solver coco-6.safetensors --teacher teachers/coco --prompts captions.txt --seeds 0-7 "
-    "--out images.safetensors"
+    "--out images.safetensors  |  gas-ext sample --solver unipc-3@logsnr --steps 8"
 )
 
 
 @friendly
 def sample(
-    solver: Annotated[str, typer.Option(help="A solver file, or 'demo' for the one that ships.")] = "demo",
+    solver: Annotated[
+        str,
+        typer.Option(
+            help="A solver file, 'demo' for the one that ships, or a name such as unipc-3, with --steps."
+        ),
+    ] = "demo",
     teacher: Annotated[
         str, typer.Option(help="The folder of the teacher it was learned for, or 'demo'.")
     ] = "demo",
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", "--nfe", min=1, help="Network evaluations; a solver file has its own."),
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds such as 0-63,100; one sample each.")] = "0-63",
     labels: Labels = None,
     prompts: Prompts = None,
@@ -41,13 +59,12 @@ def sample(
         Path, typer.Option(help="A .png grid of images, or .safetensors with every number.")
     ] = Path("grid.png"),
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per network call.")] = 32,
-    device: Device = "cpu",
+    device: Device = "auto",
     columns: Annotated[int, typer.Option(min=0, help="Images per row; 0 for a square.")] = 0,
 ) -> None:
     """Draw samples with a saved solver and write them as one PNG grid, or as tensors."""
     from gas_ext._utils.files import check_output_folder
     from gas_ext._utils.noise import parse_seeds, stacked_noise
-    from gas_ext._utils.progress import make_reporter
     from gas_ext.evaluation import draw_samples
     from gas_ext.samples import spread_conditions
 
@@ -60,7 +77,8 @@ def sample(
     if out.suffix.lower() not in (".png", ".safetensors") or out.is_dir():
         raise ValueError(f"{out} is no name for a file; choose one ending in .png or .safetensors with --out")
     check_output_folder(out.parent)
-    loaded, network = _load(solver, teacher, check_device(device))
+    device = check_device(device)
+    loaded, network, guidance_scale = _load(solver, steps, teacher, device)
     conditions = spread_conditions(
         network,
         numbers,
@@ -68,12 +86,13 @@ def sample(
         None if prompts is None else read_prompts(prompts),
     )
     noise = stacked_noise(numbers, network.sample_shape, device=device)
-    with make_reporter().task("Sampling", len(numbers)) as advance:
+    with reporter_on(device).task("Sampling", len(numbers)) as advance:
         run = draw_samples(
             loaded,
             network,
             noise,
             network.encode_condition(conditions),
+            guidance_scale=guidance_scale,
             batch_size=batch_size,
             progress=advance,
         )
@@ -86,26 +105,21 @@ def sample(
     echo(f"wrote {out}: {len(numbers)} {what}, {run.nfe} network evaluations each")
 
 
-def _load(path: str, folder: str, device: str) -> tuple[GeneralizedSolver, Denoiser]:
-    """Load a solver file and its teacher, and check that they belong together."""
-    from gas_ext.solvers.generalized import GeneralizedSolver
-    from gas_ext.teachers.demo import WEIGHTS
+def _load(name: str, steps: int | None, folder: str, device: str) -> tuple[Solver, Denoiser, float | None]:
+    """Return a solver, its teacher, and the guidance scale: a training-free one takes the teacher's."""
+    from gas_ext.evaluation.entries import is_file, load_solver
     from gas_ext.teachers.folder import load_teacher
 
-    solver = GeneralizedSolver.load(WEIGHTS / "solver.safetensors" if path == "demo" else path)
+    if not is_file(name):
+        teacher, built = load_with_solver(folder, name, steps, device)
+        return built, teacher, teacher.guidance_scale
+    if name != "demo" and not Path(name).is_file():
+        raise FileNotFoundError(f"There is no solver file {name}.")
     teacher = load_teacher(folder, device)
-    name, weights_hash = solver.teacher.get("name"), solver.teacher.get("weights_hash")
-    if name != teacher.name:
-        raise ValueError(
-            f"{path} was learned for teacher {name!r}, not for {teacher.name!r} ({folder}): give its own "
-            "teacher with --teacher, or a solver of this one with --solver"
-        )
-    if weights_hash != teacher.weights_hash:
-        raise ValueError(
-            f"{path} was learned for other weights of {name!r} (hash {str(weights_hash)[:12]}, those in "
-            f"{folder} {teacher.weights_hash[:12]}): learn a solver for these"
-        )
-    return solver.to(device), teacher
+    solver = load_solver(name, teacher).to(device)
+    if steps not in (None, solver.steps):
+        raise ValueError(f"{name} makes {solver.steps} network evaluations, not {steps}: leave --steps out.")
+    return solver, teacher, solver.guidance_scale
 
 
 def _decode(teacher: Denoiser, samples: Tensor, batch_size: int) -> Tensor:

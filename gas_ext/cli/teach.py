@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,16 +17,24 @@ from gas_ext.cli.options import (
     Labels,
     Prompts,
     load_teacher_of,
+    load_with_solver,
     local_device,
     read_autocast,
     read_labels,
     read_prompts,
+    reporter_on,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gas_ext.configs import Config
 
 EPILOG = (
     "Examples:  gas-ext teach --config demo --seeds 0-255 -o samples/demo  |  "
     "torchrun --nproc-per-node 8 -m gas_ext teach --config cifar10 --device cuda -o samples/cifar10  |  "
     "gas-ext teach --config coco --prompts captions.txt --student-steps 5 -o samples/coco-5  |  "
+    "gas-ext teach --teacher teachers/mine --solver unipc-3 --steps 20 --seeds 0-1399 -o samples/mine  |  "
     "gas-ext teach --verify samples/cifar10"
 )
 
@@ -55,6 +63,14 @@ def teach(
             "given.",
         ),
     ] = None,
+    solver: Annotated[
+        str | None,
+        typer.Option(help="Without --config: the solver, such as unipc-3@logsnr; --teacher and --seeds too."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Its network evaluations.")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Without --config: scale of guidance; the teacher's if not given.")
+    ] = None,
     labels: Labels = None,
     prompts: Prompts = None,
     images: Annotated[
@@ -75,7 +91,7 @@ def teach(
     threads: Annotated[
         int, typer.Option(min=1, help="CPU threads per process; the last bits depend on it.")
     ] = 1,
-    device: Device = "cpu",
+    device: Device = "auto",
     repair: Annotated[
         bool, typer.Option("--repair", help="Also compare what is there with its SHA-256 and mend it.")
     ] = False,
@@ -88,49 +104,68 @@ def teach(
     Run again after an interruption it goes on where it stopped; given more seeds, the folder grows. Under
     torchrun every process makes its share.
     """
-    from gas_ext._utils.progress import make_reporter
-    from gas_ext._utils.seeds import parse_seeds
-    from gas_ext.configs import load_config
-    from gas_ext.training.teacher_samples import compares_images, make_samples
+    from gas_ext.samples import generate_samples
+    from gas_ext.training.teacher_samples import make_samples
 
     if verify is not None:
         _verify(verify)
         return
-    if config is None or out is None:
-        raise typer.BadParameter("give --config and --out, or --verify FOLDER.")
-    precision = read_autocast(autocast)
-    settings = load_config(config)
-    if images and not settings.space.latent:
-        raise ValueError(f"The samples of {settings.name} are images already; leave --images out.")
-    if images is None:
-        images = compares_images(settings)
-    chosen_seeds = parse_seeds(settings.seeds.teacher if seeds is None else seeds)
-    chosen_labels = None if labels is None else read_labels(labels)
-    chosen_prompts = None if prompts is None else read_prompts(prompts)
-    denoiser = load_teacher_of(settings, teacher, local_device(device))
-    with _resumable():
-        samples = make_samples(
-            settings,
-            denoiser,
-            chosen_seeds,
-            out,
-            student_steps=student_steps or settings.student.steps[0],
-            labels=chosen_labels,
-            prompts=chosen_prompts,
-            batch_size=batch_size,
-            shard_size=shard_size,
-            images=images,
-            autocast=precision,
-            threads=threads,
-            repair=repair,
-            command=shlex.join(["gas-ext", *sys.argv[1:]]),
-            reporter=make_reporter(),
+    if out is None or (config is None and (teacher is None or solver is None or not steps or seeds is None)):
+        raise typer.BadParameter(
+            "give --out, and --config or --teacher, --solver, --steps and --seeds; or --verify FOLDER."
         )
+    if config is not None and (solver, steps, guidance_scale) != (None, None, None):
+        raise typer.BadParameter(
+            "--solver, --steps and --guidance-scale are for teachers without --config; leave them out."
+        )
+    precision = read_autocast(autocast)
+    settings, numbers, keep_images = _read_config(config, seeds, images)
+    place = local_device(device)
+    options: dict[str, Any] = {
+        "labels": None if labels is None else read_labels(labels),
+        "prompts": None if prompts is None else read_prompts(prompts),
+        "batch_size": batch_size,
+        "shard_size": shard_size,
+        "images": keep_images,
+        "autocast": precision,
+        "threads": threads,
+        "repair": repair,
+        "command": shlex.join(["gas-ext", *sys.argv[1:]]),
+        "reporter": reporter_on(place),
+    }
+    if settings is None:
+        denoiser, built = load_with_solver(str(teacher), str(solver), steps, place)
+        scale = denoiser.guidance_scale if guidance_scale is None else guidance_scale
+    else:
+        denoiser = load_teacher_of(settings, teacher, place)
+    with _resumable():
+        if settings is None:
+            samples = generate_samples(denoiser, built, numbers, out, guidance_scale=scale, **options)
+        else:
+            student = student_steps or settings.student.steps[0]
+            samples = make_samples(settings, denoiser, numbers, out, student_steps=student, **options)
     if samples.complete:
         echo(f"{out} is complete: {len(samples)} samples, {samples.nfe} network evaluations each")
     else:
         left = len(samples.missing())
         echo(f"{out}: this process is done, {left} shards are left to others or to another run")
+
+
+def _read_config(
+    name: str | None, seeds: str | None, images: bool | None
+) -> tuple[Config | None, Sequence[int], bool]:
+    """Return a config if one is named, the seeds, and whether decoded images are kept."""
+    from gas_ext._utils.seeds import parse_seeds
+    from gas_ext.configs import load_config
+    from gas_ext.training.teacher_samples import compares_images
+
+    if name is None:
+        return None, parse_seeds(seeds or ""), bool(images)
+    config = load_config(name)
+    if images and not config.space.latent:
+        raise ValueError(f"The samples of {config.name} are images already; leave --images out.")
+    numbers = parse_seeds(config.seeds.teacher if seeds is None else seeds)
+    return config, numbers, compares_images(config) if images is None else images
 
 
 @contextmanager

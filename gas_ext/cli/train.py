@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gas_ext.cli.errors import INTERRUPTED, echo, friendly
-from gas_ext.cli.options import Device, Prompts, load_teacher_of, local_device, read_prompts
+from gas_ext.cli.options import Device, Prompts, load_teacher_of, local_device, read_prompts, reporter_on
 
 if TYPE_CHECKING:
     from gas_ext.configs import Config, Run
@@ -105,7 +105,7 @@ def train(
     wandb: Annotated[
         str | None, typer.Option(metavar="PROJECT", help="Also log to this Weights & Biases project.")
     ] = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what is needed and what it costs, and stop.")
     ] = False,
@@ -137,6 +137,11 @@ def train(
         plan = make_plan(settings, run.loss, run.steps, teacher=run.teacher, samples=run.samples)
         echo(json.dumps(plan.to_dict(), indent=2) if as_json else "\n".join(plan.lines()))
         return
+    if run.samples is not None and Path(run.samples).is_file():
+        raise ValueError(
+            f"{run.samples} is a file, but --samples takes a folder: convert a published data set with "
+            f"gas-ext import {run.samples} --config {config} -o samples/{settings.name}."
+        )
     folder = out or Path("runs") / _folder_name(settings, run)
     if folder.suffix == ".safetensors":
         raise ValueError(f"{folder} is the name of a file; name a folder for the run with -o")
@@ -153,7 +158,6 @@ def _learn(
 ) -> None:
     """Load the teacher, learn, and say what came out."""
     from gas_ext._utils.processes import join_processes
-    from gas_ext._utils.progress import make_reporter
     from gas_ext.training import train as run_training
     from gas_ext.training.folder import RunFolder
 
@@ -164,7 +168,7 @@ def _learn(
     try:
         denoiser = load_teacher_of(config, config.run.teacher, place)
         result = run_training(
-            config, denoiser, folder, prompts=prompts, resume=resume, wandb=wandb, reporter=make_reporter()
+            config, denoiser, folder, prompts=prompts, resume=resume, wandb=wandb, reporter=reporter_on(place)
         )
     except KeyboardInterrupt:
         echo("interrupted: run the same again, and it goes on with what is there", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,13 +108,14 @@ def _split(solver: SolverLike) -> tuple[str, SolverLike]:
     match = _LABEL.fullmatch(solver)
     if match is not None:
         return match[1].strip(), match[2]
-    return (_label_of_file(solver) if _is_file(solver) else solver), solver
+    return (_label_of_file(solver) if is_file(solver) else solver), solver
 
 
-def _is_file(name: str) -> bool:
+def is_file(name: str) -> bool:
+    """Return whether a solver's name stands for a file, or for the one that ships."""
     from gas_ext.solvers.registry import LEARNED_SUFFIX
 
-    return name.endswith(LEARNED_SUFFIX) or name == SHIPPED
+    return name.endswith((LEARNED_SUFFIX, ".pt", ".pth", ".ckpt")) or name == SHIPPED or Path(name).is_file()
 
 
 def _label_of_file(name: str) -> str:
@@ -174,7 +176,7 @@ def _named(
         if nfe not in names:
             reason = f"no solver was named for {nfe} evaluations, only for {sorted(names)}"
             left_out.append(LeftOut(label, nfe, reason))
-        elif _is_file(names[nfe]):
+        elif is_file(names[nfe]):
             path = names[nfe].replace("{nfe}", str(nfe))
             found.setdefault(path, (label, "learned", path, load_solver(path, denoiser)))
         else:
@@ -190,6 +192,9 @@ def _named(
 def load_solver(path: str, denoiser: Denoiser) -> GeneralizedSolver:
     """Load a solver file and make sure that it was learned for this network.
 
+    One that names no teacher is taken for a solver of this network, with a warning, where schedule and
+    prediction type are the same.
+
     Raises
     ------
     ValueError
@@ -201,10 +206,22 @@ def load_solver(path: str, denoiser: Denoiser) -> GeneralizedSolver:
 
     solver = GeneralizedSolver.load(WEIGHTS / "solver.safetensors" if path == SHIPPED else path)
     name, weights_hash = solver.teacher.get("name"), solver.teacher.get("weights_hash")
-    if name not in (None, denoiser.name) or (weights_hash or "") not in ("", denoiser.weights_hash):
+    if name not in (None, denoiser.name):
         raise ValueError(
-            f"{path} was learned for {name!r} (weights {str(weights_hash)[:12]}), not for {denoiser.name!r} "
-            f"(weights {denoiser.weights_hash[:12] or 'unknown'}): judge it with its own teacher."
+            f"{path} was learned for teacher {name!r}, not for {denoiser.name!r}: use it with its own "
+            "teacher, or a solver of this one."
+        )
+    if (weights_hash or "") not in ("", denoiser.weights_hash):
+        raise ValueError(
+            f"{path} was learned for other weights of {denoiser.name!r} (hash {str(weights_hash)[:12]}, not "
+            f"{denoiser.weights_hash[:12] or 'known'}): learn a solver for these."
+        )
+    if not name and not weights_hash:
+        GASSampler(solver, denoiser)  # refuses another schedule or prediction type
+        warnings.warn(
+            f"{path} names no teacher; it is taken for a solver of {denoiser.name!r}, which has the same "
+            "noise schedule.",
+            stacklevel=2,
         )
     return solver
 

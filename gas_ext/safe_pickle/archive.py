@@ -211,7 +211,10 @@ def _same(known: Storage, found: Storage) -> Storage:
 def _torch_archive(data: memoryview, limits: Limits) -> Any:
     if bytes(data[:2]) != b"PK":
         return _torch_stream(data, limits)
-    listed = zipfile.ZipFile(_Seekable(data)).infolist()
+    try:
+        listed = zipfile.ZipFile(_Seekable(data)).infolist()
+    except zipfile.BadZipFile:
+        raise DamagedPickleError("it is truncated or altered, for its zip directory is not there") from None
     entries = {entry.filename: entry for entry in listed}
     if len(entries) < len(listed):
         raise DamagedPickleError("two of its entries have the same name")

@@ -16,7 +16,8 @@ from gas_ext._utils.checks import path_of
 from gas_ext._utils.files import file_hash
 from gas_ext._utils.noise import stacked_noise
 from gas_ext._utils.progress import Advance, Reporter
-from gas_ext._utils.seeds import format_seeds
+from gas_ext._utils.seeds import format_seeds, parse_seeds
+from gas_ext.configs import Config
 from gas_ext.safe_pickle import PickledTensor, read_pickle
 from gas_ext.samples.filling import Content, SampleFolder, fill
 from gas_ext.samples.generate import default_shard_size
@@ -157,7 +158,8 @@ class ReferenceDataset:
         if unknown:
             raise ValueError(
                 f"The noise of {unknown} of {len(self)} samples of {self.path} is not that of the seeds "
-                f"{format_seeds(candidates)[:40]}, so it cannot be drawn again; read the file as it is."
+                f"{format_seeds(candidates)[:40]}, so it cannot be drawn again; read the file "
+                "as it is, in Python with ReferenceDataset."
             )
         return [seed for seed in seeds if seed is not None]
 
@@ -246,3 +248,43 @@ def convert_dataset(
 
     fill(filling, make, repair=repair, reporter=reporter)
     return TeacherSamples(filling)
+
+
+def import_samples(
+    path: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    config: Config | None = None,
+    *,
+    images: bool = False,
+    reporter: Reporter | None = None,
+) -> TeacherSamples:
+    """Convert a published data set into a sample folder; see `convert_dataset`.
+
+    Parameters
+    ----------
+    path, folder, reporter
+        As for `convert_dataset`.
+    config : Config, optional
+        The data set that it belongs to: which seeds may occur, and the shape of a sample.
+    images : bool
+        Whether decoded images are kept.
+
+    Raises
+    ------
+    ValueError
+        If it is not what the config describes, or what `convert_dataset` raises.
+    """
+    if config is None:
+        return convert_dataset(path, folder, reporter=reporter)
+    dataset = ReferenceDataset(path)
+    has, wants = (
+        (dataset.sample_shape, dataset.condition_kind),
+        (config.space.shape, config.conditions.kind),
+    )
+    if has != wants:
+        raise ValueError(
+            f"{path} holds samples of shape {has[0]} with conditions of type {has[1]}, but the config "
+            f"{config.name} describes {wants[0]} and {wants[1]}; give the file that belongs to it."
+        )
+    seeds = parse_seeds(config.seeds.teacher)
+    return convert_dataset(path, folder, seeds, images=images, reporter=reporter)

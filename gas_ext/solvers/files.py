@@ -16,6 +16,7 @@ from gas_ext._utils.sealed_files import read_sealed, write_sealed
 from gas_ext.safe_pickle import read_torch_archive
 
 FORMAT_VERSION = 1
+SUFFIX = ".safetensors"
 _KEY = "gas_ext_solver"
 
 Record: TypeAlias = dict[str, Any]
@@ -50,6 +51,14 @@ def read_solver_file(path: Path) -> tuple[Record, dict[str, Tensor]]:
     """Read a solver file; ValueError says in one sentence why it cannot be used."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no solver file {path}.")
+    if path.suffix != SUFFIX and not _is_safetensors(path):
+        published = path.suffix in (".pt", ".pth", ".ckpt")
+        what = "is a published checkpoint" if published else f"ends in {path.suffix or 'no suffix'}"
+        example = path if published else Path("student.pt")
+        raise ValueError(
+            f"{path} {what}, but a solver file ends in {SUFFIX}: convert a published student with "
+            f"gas-ext import {example} --steps N --config NAME -o {example.stem}{SUFFIX}."
+        )
     record, tensors = read_sealed(path, _KEY, "solver", _FIELDS, _ABSENT, FORMAT_VERSION)
     shapes = parameter_shapes(record["steps"], record["order"])
     for name, shape in shapes.items():  # before anything of these sizes is built
@@ -60,6 +69,11 @@ def read_solver_file(path: Path) -> tuple[Record, dict[str, Tensor]]:
                 f"{shape}."
             )
     return record, tensors
+
+
+def _is_safetensors(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def parameter_shapes(steps: int, order: int) -> dict[str, tuple[int, ...]]:
@@ -73,9 +87,10 @@ def parameter_shapes(steps: int, order: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def read_reference_checkpoint(path: Path, steps: int) -> tuple[dict[str, Tensor], int]:
+def read_reference_checkpoint(path: Path, steps: int | None) -> tuple[dict[str, Tensor], int]:
     """Return the averaged parameters of a published student under this library's names, and its order.
 
+    With steps=None the file's own number of steps is taken.
     The file lists [logits (N - 1), offsets (N), c_1, a_1, c_2, a_2, ...] (N each) under ema.shadow_params.
     """
     if not path.is_file():
@@ -90,6 +105,7 @@ def read_reference_checkpoint(path: Path, steps: int) -> tuple[dict[str, Tensor]
         raise ValueError(f"{path} is not a GS/GAS training checkpoint: it has no list ema.shadow_params.")
     shapes = [tuple(value.shape) for value in values]
     order = (len(values) - 2) // 2
+    steps = values[1].numel() if steps is None and len(values) > 1 else steps or 0
     if order < 1 or shapes != [(steps - 1,)] + [(steps,)] * (2 * order + 1):
         found = f"parameters of shapes {shapes[:3]}"
         raise ValueError(f"{path} holds {found}, which is no student of {steps} steps; pass its own steps.")

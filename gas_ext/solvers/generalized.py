@@ -392,7 +392,7 @@ class GeneralizedSolver(nn.Module):
         cls,
         path: str | os.PathLike[str],
         schedule: NoiseSchedule,
-        steps: int,
+        steps: int | None = None,
         t_eps: float = 1e-3,
         *,
         theory_guidance: bool = True,
@@ -401,7 +401,8 @@ class GeneralizedSolver(nn.Module):
     ) -> GeneralizedSolver:
         """Read a student published with the GS/GAS paper: its averaged (EMA) parameters.
 
-        Such a file says nothing about its schedule, steps and t_eps, so they must be given.
+        Such a file says nothing about its schedule and t_eps, so they must be given; steps are compared with
+        the file's if given.
 
         Parameters
         ----------
@@ -421,7 +422,7 @@ class GeneralizedSolver(nn.Module):
         compat = None if flag("theory_guidance", theory_guidance) else "reference-s4s"
         solver = cls(
             schedule,
-            steps,
+            tensors["time_offsets"].numel(),
             order,
             t_eps,
             theory_guidance,

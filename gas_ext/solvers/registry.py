@@ -126,7 +126,7 @@ def build_solver(name: str, schedule: NoiseSchedule, steps: int | None = None, t
         return _learned_solver(name, schedule, steps)
     entry, _, spacing = _parse(name)
     if steps is None:
-        raise ValueError(f"{name} can be built for any number of steps; say how many.")
+        raise ValueError(f"{name} can make any number of network evaluations; say how many (steps).")
     import gas_ext.solvers
     from gas_ext._utils.checks import whole_number
 

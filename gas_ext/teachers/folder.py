@@ -17,9 +17,11 @@ from safetensors import SafetensorError
 
 from gas_ext._utils.files import check_output_folder, file_hash, name_file, umask
 from gas_ext._utils.records import COUNT, RECORD, TEXT, Field, Fields, check_record, reason_of, shown
+from gas_ext.configs import Config
 from gas_ext.denoisers import Denoiser
 from gas_ext.teachers.defaults import plain_defaults
 
+TEACHERS = Path("teachers")
 CARD = "teacher.json"
 FORMAT_VERSION = 1
 
@@ -216,3 +218,8 @@ def weights_hash_of(files: Mapping[str, Mapping[str, Any]]) -> str:
     for name in sorted(name for name in files if name.endswith(".safetensors")):
         digest.update(f"{name} {files[name]['sha256']}\n".encode())
     return digest.hexdigest()
+
+
+def teacher_folder(config: Config) -> str:
+    """Return where the teacher of a config is unless told otherwise: "demo", or teachers/NAME."""
+    return "demo" if config.teacher.kind == "embedded" else str(TEACHERS / config.name)

@@ -13,6 +13,7 @@ from gas_ext.configs import Config, config_names, load_config
 from gas_ext.denoisers import Denoiser
 from gas_ext.teachers import hub
 from gas_ext.teachers.folder import CARD, check_new_folder, save_teacher
+from gas_ext.teachers.published import DATA_SET, R3GAN, STUDENT, check_suffix, recognize
 
 SNAPSHOT_SUFFIX = ".pkl"
 CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
@@ -41,6 +42,17 @@ class ImportOptions:
         Stable Diffusion from a single file: folder or hub name of the CLIP tokenizer, for prompts.
     variant : str, optional
         diffusers: which weights, where there are several, such as "fp16".
+    num_heads : int, optional
+        LDM with classes and Stable Diffusion: attention heads, which the weights do not tell; the config's if
+        not given, else those of the published models, with a warning.
+    num_head_channels : int, optional
+        LDM without conditions: channels of an attention head; likewise.
+    text_heads : int, optional
+        Stable Diffusion: attention heads of the text encoder; likewise.
+    steps : int, optional
+        Published students: network evaluations, which must be the file's.
+    teacher : str, optional
+        Published students: folder of the imported teacher, whose noise schedule is taken.
     """
 
     name: str | None = None
@@ -51,13 +63,30 @@ class ImportOptions:
     first_stage: str | os.PathLike[str] | None = None
     tokenizer: str | None = None
     variant: str | None = None
+    num_heads: int | None = None
+    num_head_channels: int | None = None
+    text_heads: int | None = None
+    steps: int | None = None
+    teacher: str | None = None
 
 
 # Which options concern a source of each kind; a checkpoint refuses itself what is not for its model.
 _TAKEN = {
     "EDM snapshot": ("name", "t_eps"),
     "diffusers folder": ("name", "t_eps", "guidance_scale", "variant"),
-    "checkpoint": tuple(name for name in vars(ImportOptions()) if name != "variant"),
+    "checkpoint": tuple(
+        name for name in vars(ImportOptions()) if name not in ("variant", "steps", "teacher")
+    ),
+    STUDENT: ("steps", "t_eps", "guidance_scale", "teacher"),
+    DATA_SET: (),
+    R3GAN: (),
+}
+_INSTEAD = {
+    STUDENT: "a published student, not a teacher: run gas-ext import {} --config NAME -o solver.safetensors",
+    DATA_SET: "a published data set, not a teacher: run gas-ext import {} --config NAME -o samples/NAME",
+    R3GAN: "an R3GAN snapshot, not a teacher: read its discriminator with "
+    'gas_ext.training.discriminators.load_r3gan_snapshot("{}"), or put it at weights/r3gan-cifar10.pkl (or '
+    "-ffhq64.pkl) for gas-ext train --loss gas",
 }
 
 
@@ -109,7 +138,10 @@ def import_teacher(
     if config is None and str(source) in config_names():
         config = load_config(str(source))
     located = locate(source, config, options.variant)
-    _check_options(located.path, options)
+    kind = kind_of(located.path)
+    if kind in _INSTEAD:
+        raise ValueError(f"{located.path} is {_INSTEAD[kind].format(located.path)}.")
+    check_options(located.path, kind, options)
     denoiser = load_source(located.path, _completed(options, config, located.record))
     if config is not None and denoiser.sample_shape != config.space.shape:
         raise ValueError(
@@ -128,9 +160,18 @@ def _completed(options: ImportOptions, config: Config | None, record: dict[str, 
             "name": config.name,
             "t_eps": config.student.t_eps,
             "guidance_scale": config.teacher_solver.guidance_scale,
+            **_heads(config),
         }
     values.update({name: value for name, value in known.items() if values[name] is None})
     return ImportOptions(**values)
+
+
+def _heads(config: Config) -> dict[str, int | None]:
+    """Return the attention heads that a config knows, of the network and of CLIP's text encoder."""
+    architecture = config.teacher.architecture or {}
+    counts_channels = architecture.get("network") == "UNet2DModel"  # under the same name
+    heads = {"num_head_channels" if counts_channels else "num_heads": architecture.get("attention_head_dim")}
+    return {**heads, "text_heads": 12} if config.teacher.kind == "stable-diffusion" else heads
 
 
 def locate(
@@ -237,7 +278,7 @@ def load_source(path: Path, options: ImportOptions) -> Denoiser:
     ValueError
         If the kind is not known, or the content is refused or damaged.
     """
-    kind = _kind_of(path)
+    kind = kind_of(path)
     if kind == "checkpoint":
         from gas_ext.teachers.ldm import load_checkpoint
 
@@ -251,24 +292,29 @@ def load_source(path: Path, options: ImportOptions) -> Denoiser:
     return from_diffusers(path, **_given(options, _TAKEN[kind]))
 
 
-def _kind_of(path: Path) -> str:
+def kind_of(path: Path) -> str:
+    """Return what a source is: a teacher of one of three kinds, or one of `published`.
+
+    Raises
+    ------
+    ValueError
+        If it is of an unknown kind, imported already, or named as another format than it is.
+    """
     if path.is_dir():
         if (path / CARD).is_file():
             raise ValueError(f"{path} is an imported teacher already; give it to --teacher.")
         return "diffusers folder"
-    if path.suffix == SNAPSHOT_SUFFIX:
-        return "EDM snapshot"
-    if path.suffix in CHECKPOINT_SUFFIXES:
-        return "checkpoint"
-    raise ValueError(
-        f"{path} is of an unknown kind: expected {SNAPSHOT_SUFFIX} (EDM), {', '.join(CHECKPOINT_SUFFIXES)} "
-        "(LDM, Stable Diffusion), or a folder with a diffusers model."
-    )
+    if path.suffix not in (SNAPSHOT_SUFFIX, *CHECKPOINT_SUFFIXES):
+        raise ValueError(
+            f"{path} is of an unknown kind: expected {SNAPSHOT_SUFFIX} (EDM), "
+            f"{', '.join(CHECKPOINT_SUFFIXES)} (LDM, Stable Diffusion), or a folder with a diffusers model."
+        )
+    check_suffix(path)
+    return recognize(path) or ("EDM snapshot" if path.suffix == SNAPSHOT_SUFFIX else "checkpoint")
 
 
-def _check_options(path: Path, options: ImportOptions) -> None:
+def check_options(path: Path, kind: str, options: ImportOptions) -> None:
     """Raise ValueError if an option is given that does not concern a source of this kind."""
-    kind = _kind_of(path)
     for name, default in vars(ImportOptions()).items():
         if getattr(options, name) != default and name not in _TAKEN[kind]:
             raise ValueError(f"{path} is of the kind {kind}, which takes no {name}; leave it out.")

@@ -13,10 +13,10 @@ from gas_ext.configs.base import LossKind
 from gas_ext.solvers.gits import GITS_SIGMAS
 from gas_ext.solvers.presets import get_kind
 from gas_ext.solvers.registry import display_name
+from gas_ext.teachers.folder import teacher_folder
 from gas_ext.training.memory import training_bytes
 
 # Where the commands keep things unless they are told otherwise.
-TEACHERS = Path("teachers")
 SAMPLES = Path("samples")
 
 _DISCRIMINATORS = {
@@ -185,11 +185,6 @@ def make_plan(
         },
         _memory(config, steps, shown),
     )
-
-
-def teacher_folder(config: Config) -> str:
-    """Return where the teacher of a config is unless told otherwise: "demo", or teachers/NAME."""
-    return "demo" if config.teacher.kind == "embedded" else str(TEACHERS / config.name)
 
 
 def samples_folder(config: Config, steps: int) -> Path:

@@ -3,19 +3,28 @@
 import json
 import os
 import pickle
+import shutil
 import stat
 
 import pytest
 import torch
+import yaml
 from golden_data import GOLDEN
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from gas_ext import GASSampler, GeneralizedSolver
 from gas_ext._utils.noise import stacked_noise
 from gas_ext.cli import app
+from gas_ext.configs import load_config
+from gas_ext.safe_pickle import PickledObject
+from gas_ext.samples import ReferenceDataset, TeacherSamples
+from gas_ext.schedules import NoiseSchedule
 from gas_ext.teachers.folder import load_teacher
+from gas_ext.teachers.sources import import_teacher
 
+STUDENT = GOLDEN / "checkpoints/steps4_pixel.pt"
+DATA_SET = GOLDEN / "dataset/pixel.pkl"  # 8x8, three channels
 SNAPSHOT = GOLDEN / "edm/ddpmpp_vp.scrubbed_era2022.pkl"  # 16x16, three channels
 
 
@@ -114,3 +123,110 @@ def test_empty_folders_links_and_other_names(tmp_path, name):
     assert json.loads((tmp_path / name / "teacher.json").read_text())["family"] == "edm"
     assert (tmp_path / "link").is_symlink()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_published_student_is_imported_and_taken_by_every_command():
+    command = ("import", STUDENT, "--steps", 4, "--config", "cifar10", "-o", "solvers/student.safetensors")
+    outcome = run(*command)
+    assert outcome.exit_code == 0, outcome.output
+    assert outcome.stdout == (
+        "wrote solvers/student.safetensors: a solver of 4 network evaluations for cifar10\n"
+    )
+    solver = GeneralizedSolver.load("solvers/student.safetensors")
+    expected = GeneralizedSolver.from_reference_checkpoint(STUDENT, NoiseSchedule.vp_linear(), 4, 1e-3)
+    assert (solver.t_eps, solver.schedule, solver.prediction_type) == (1e-3, expected.schedule, "sample")
+    for name, value in solver.named_parameters():
+        assert torch.equal(value, expected.get_parameter(name))
+    judge = ("--config", "demo", "--samples", 2, "--set", "teacher_solver.steps=4", "--threads", 1)
+    for arguments in (
+        ("sample", "--seeds", "0-1"),
+        ("evaluate", *judge, "--features", "none", "-o", "e"),
+        ("compare", *judge, "--features", "none", "--nfe", "4,6", "-o", "c"),
+    ):
+        outcome = run(*arguments, "--solver", "solvers/student.safetensors")
+        assert outcome.exit_code == 0, outcome.output
+        assert outcome.stderr.count("student.safetensors names no teacher") == 1
+
+
+def test_a_student_takes_the_schedule_of_an_imported_teacher():
+    run("import", SNAPSHOT, "-o", "teachers/cifar10")
+    schedule = load_teacher("teachers/cifar10").schedule
+    assert schedule != NoiseSchedule.vp_linear()
+    for teacher in ((), ("--teacher", "teachers/cifar10")):
+        outcome = run("import", STUDENT, "--config", "cifar10", *teacher, "-o", "s.safetensors")
+        assert outcome.exit_code == 0, outcome.output
+        assert GeneralizedSolver.load("s.safetensors").schedule == schedule
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("-o", "s.safetensors"), "name its data set with --config"),
+        (("--config", "cifar10", "-o", "s"), "must be a file ending in .safetensors"),
+        (("--config", "cifar10", "--steps", 5, "-o", "s.safetensors"), "no student of 5 steps"),
+        (("--config", "cifar10", "--heads", 1, "-o", "s.safetensors"), "takes no num_heads"),
+        (("--config", "coco", "-o", "s.safetensors"), "run gas-ext import coco -o teachers/coco first"),
+    ],
+)
+def test_a_student_that_cannot_be_imported(tmp_path, arguments, reason):
+    assert reason in error_of(STUDENT, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.npz"])
+@pytest.mark.parametrize("command", [("sample",), ("evaluate", "-c", "demo"), ("compare", "-c", "demo")])
+def test_a_solver_by_another_suffix_is_told_how_to_become_one(tmp_path, command, name):
+    shutil.copy(STUDENT, tmp_path / name)
+    outcome = run(*command, "--solver", name)
+    assert outcome.exit_code == 1
+    published = name == "x.pt"
+    assert ("is a published checkpoint" if published else "ends in .npz") in outcome.stderr
+    student = "x" if published else "student"
+    assert f"gas-ext import {student}.pt --steps N --config NAME -o {student}.safetensors" in outcome.stderr
+    assert len(outcome.stderr.strip().splitlines()) == 1
+
+
+def test_a_published_data_set_becomes_a_sample_folder(tmp_path):
+    values = load_config("cifar10").model_dump(mode="json")
+    values["space"]["shape"], values["seeds"]["teacher"] = [3, 8, 8], "0-19"
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(values))
+    outcome = run("import", DATA_SET, "--config", "small.yaml", "-o", "samples/small")
+    assert outcome.exit_code == 0, outcome.output
+    assert outcome.stdout == "wrote samples/small: 16 samples\n"
+    samples, dataset = TeacherSamples.open("samples/small"), ReferenceDataset(DATA_SET)
+    first = dataset.find_seeds(range(20)).index(samples.seeds[0])
+    assert torch.equal(samples.batch([0]).samples, dataset.batch([first]).samples)
+    assert "the config cifar10 describes (3, 32, 32) and none" in error_of(
+        DATA_SET, "--config", "cifar10", "-o", "x"
+    )
+
+
+def test_files_named_as_another_format_say_so(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "a.pkl")
+    torch.save({"state_dict": {}}, tmp_path / "old.pkl", _use_new_zipfile_serialization=False)
+    shutil.copy(SNAPSHOT, tmp_path / "b.ckpt")
+    shutil.copy(SNAPSHOT, tmp_path / "c.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "d.pt")
+    for name, form in (("a.pkl", "ckpt"), ("old.pkl", "ckpt"), ("b.ckpt", "pkl"), ("c.safetensors", "pkl")):
+        assert f"{name} ends in .{name.split('.')[1]}, but is " in error_of(name, "-o", "x")
+        assert f"rename it to end in .{form}." in error_of(name, "-o", "x")
+    assert "d.pt ends in .pt, but is a safetensors file" in error_of("d.pt", "-o", "x")
+
+
+def test_a_truncated_checkpoint_says_so(tmp_path):
+    torch.save({"state_dict": {"x": torch.zeros(9)}}, tmp_path / "cut.ckpt")
+    content = (tmp_path / "cut.ckpt").read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(content[: len(content) // 2])
+    assert "it is truncated or altered" in error_of("cut.ckpt", "-o", "x")
+
+
+def test_published_files_that_are_no_teachers_name_their_loader(tmp_path, monkeypatch):
+    snapshot = {"D": PickledObject("training.networks", "Discriminator")}
+    monkeypatch.setattr("gas_ext.teachers.published.read_pickle", lambda *_, **__: snapshot)
+    said = error_of(SNAPSHOT, "-o", "x")
+    assert "is an R3GAN snapshot, not a teacher" in said
+    assert "gas_ext.training.discriminators.load_r3gan_snapshot" in said
+    monkeypatch.undo()
+    for path, place in ((STUDENT, "solver.safetensors"), (DATA_SET, "samples/NAME")):
+        with pytest.raises(ValueError, match=f"not a teacher: run gas-ext import .* -o {place}"):
+            import_teacher(path, tmp_path / "x")

@@ -3,11 +3,13 @@ import json
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from gas_ext import Denoiser, GASSampler, GeneralizedSolver, NoiseSchedule
 from gas_ext._utils.noise import seed_labels, stacked_noise, to_uint8
 from gas_ext.cli import app
+from gas_ext.solvers.registry import build_solver
 from gas_ext.teachers.demo import load_demo_teacher
 
 
@@ -54,7 +56,6 @@ def test_solver_of_another_teacher_is_refused(tmp_path, solver_file):
     for identity, reason in (
         ({"name": "other", "weights_hash": "0"}, "was learned for teacher 'other'"),
         ({"name": load_demo_teacher().name, "weights_hash": "0"}, "other weights"),
-        ({}, "was learned for teacher None"),
     ):
         solver.save(tmp_path / "other.safetensors", teacher=identity)
         outcome = run("sample", "--solver", tmp_path / "other.safetensors", "--out", tmp_path / "g.png")
@@ -63,9 +64,52 @@ def test_solver_of_another_teacher_is_refused(tmp_path, solver_file):
     assert not (tmp_path / "g.png").exists()
 
 
+def test_solver_that_names_no_teacher_is_taken_with_one_warning(tmp_path, solver_file):
+    options = ("--seeds", "0-1", "--out", tmp_path / "g.safetensors")
+    GeneralizedSolver.load(solver_file).save(solver_file, teacher={})
+    outcome = run("sample", "--solver", solver_file, *options)
+    assert outcome.exit_code == 0, outcome.output
+    assert outcome.stderr.count("warning: ") == 1
+    assert "names no teacher; it is taken for a solver of 'fashion-mnist-32'" in outcome.stderr
+    other = tmp_path / "other.safetensors"
+    GeneralizedSolver(NoiseSchedule.vp_linear(0.1, 19.0), 2).save(other)
+    outcome = run("sample", "--solver", other, *options)
+    assert outcome.exit_code == 1
+    assert outcome.stderr.startswith(
+        "error: The solver was made for NoiseSchedule.vp_linear(beta_0=0.1, beta_1=19.0)"
+    )
+    assert len(outcome.stderr.strip().splitlines()) == 1
+
+
+def test_training_free_solver_by_name(tmp_path, teacher):
+    outcome = run(
+        "sample",
+        "--solver",
+        "unipc-3@logsnr",
+        "--nfe",
+        3,
+        "--seeds",
+        "7,9",
+        "--out",
+        tmp_path / "x.safetensors",
+    )
+    assert outcome.exit_code == 0, outcome.output
+    assert "2 samples, 3 network evaluations each" in outcome.stdout
+    assert "device: cpu\n" in outcome.stderr
+    solver = build_solver("unipc-3@logsnr", teacher.schedule, 3, teacher.t_eps)
+    with torch.no_grad():
+        expected = GASSampler(solver, teacher)(
+            stacked_noise([7, 9], teacher.sample_shape), seed_labels([7, 9], 10)
+        )
+    torch.testing.assert_close(load_file(tmp_path / "x.safetensors")["samples"], expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
+        (["--solver", "unipc-3"], "say how many"),
+        (["--solver", "unipc-9", "--steps", "3"], "no solver 'unipc-9'"),
+        (["--steps", "3"], "demo makes 4 network evaluations, not 3"),
         (["--solver", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--seeds", "9-3"], "backward"),
         (["--device", "tpu"], "--device"),

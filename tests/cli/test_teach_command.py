@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 from gas_ext import Denoiser, GASSampler, NoiseSchedule
 from gas_ext._utils.noise import seed_labels, stacked_noise
 from gas_ext.cli import app
-from gas_ext.cli.options import local_device, read_labels, read_prompts
+from gas_ext.cli.options import check_device, local_device, read_labels, read_prompts
 from gas_ext.configs import load_config
 from gas_ext.samples import TeacherSamples
+from gas_ext.solvers.registry import build_solver
 from gas_ext.teachers.demo import load_demo_teacher
 from gas_ext.training.baselines import classical_solver
 
@@ -281,7 +282,34 @@ def test_conditions_of_another_kind_are_refused(tmp_path):
     assert "a number of classes of 10, but the config demo describes 12" in outcome.stderr
 
 
-@pytest.mark.parametrize("arguments", [(), ("-c", "demo"), ("-o", "out"), ("--batch-size", "0")])
+OWN = ("--teacher", "demo", "--solver", "unipc-2@quadratic", "--steps", "3", "--seeds", "0-2")
+
+
+def test_a_teacher_needs_no_config(tmp_path):
+    outcome = run(*OWN, "-o", tmp_path / "own")
+    assert outcome.exit_code == 0, outcome.output
+    assert "device: cpu\n" in outcome.stderr
+    teacher, samples = load_demo_teacher(), TeacherSamples.open(tmp_path / "own")
+    solver = build_solver("unipc-2@quadratic", teacher.schedule, 3, teacher.t_eps)
+    with torch.no_grad():
+        expected = GASSampler(solver, teacher)(
+            stacked_noise(range(3), teacher.sample_shape), seed_labels(range(3), 10)
+        )
+    torch.testing.assert_close(samples.batch(range(3)).samples, expected, atol=1e-4, rtol=0)
+    assert samples.nfe == 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("-c", "demo"),
+        ("-o", "out"),
+        ("--batch-size", "0"),
+        (*OWN[:-2], "-o", "out"),
+        (*OWN, "-c", "demo", "-o", "out"),
+    ],
+)
 def test_wrong_usage(arguments):
     assert run(*arguments).exit_code == 2
 
@@ -323,12 +351,19 @@ def test_prompts_are_lines(tmp_path):
         read_prompts(path)
 
 
+def test_the_best_device_is_the_default(monkeypatch):
+    assert check_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert check_device("auto") == "cuda"
+
+
 def test_every_process_of_torchrun_has_its_own_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert local_device("cuda") == "cuda"
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert local_device("cuda") == "cuda:3"
+    assert local_device("auto") == "cuda:3"
     assert local_device("cuda:1") == "cuda:1"
     assert local_device("cpu") == "cpu"
     monkeypatch.setenv("LOCAL_RANK", "4")

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from golden_data import GOLDEN
 from typer.testing import CliRunner
 
 from gas_ext import GeneralizedSolver
@@ -15,6 +16,7 @@ from gas_ext.configs import load_config
 from gas_ext.solvers.presets import KINDS
 from gas_ext.training import read_log
 
+DATA_SET = str(GOLDEN / "dataset/pixel.pkl")
 FEW = ("training.train_samples=4", "training.validation_samples=2", "training.batch_size=2")
 TINY = ["train", "--config", "demo", "--steps", "2", *(part for value in FEW for part in ("--set", value))]
 
@@ -111,6 +113,7 @@ def test_every_kind_of_solver_can_be_asked_for():
         (["--set", "training.start=best"], "expected published, classical, fitted, or a solver's file"),
         (["-o", "solver.safetensors"], "solver.safetensors is the name of a file; name a folder"),
         (["--device", "tpu"], "--device cpu"),
+        (["--samples", DATA_SET], f"gas-ext import {DATA_SET} --config demo -o samples/demo"),
         (["--teacher", "nowhere"], "There is no imported teacher in nowhere: run gas-ext import demo"),
         (["--set", "training.accumulation=3"], "training.accumulation of at most 2."),
     ],

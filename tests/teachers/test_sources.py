@@ -58,6 +58,26 @@ def test_a_config_gives_name_and_last_time(tmp_path, config):
     assert teacher.schedule == load_edm_snapshot(SNAPSHOT, t_eps=0.01).schedule
 
 
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [
+        ("imagenet", {"num_heads": 1}),
+        ("lsun-bedroom", {"num_head_channels": 32}),
+        ("coco", {"num_heads": 8, "text_heads": 12}),
+    ],
+)
+def test_a_config_gives_the_heads(tmp_path, monkeypatch, name, heads):
+    seen = {}
+    monkeypatch.setattr("gas_ext.teachers.ldm.load_checkpoint", lambda path, **options: seen.update(options))
+    torch.save({}, tmp_path / "model.ckpt")
+    with pytest.raises(AttributeError):  # nothing was loaded
+        import_teacher("model.ckpt", "teacher", config=load_config(name))
+    assert {key: value for key, value in seen.items() if "head" in key} == heads
+    with pytest.raises(AttributeError):
+        import_teacher("model.ckpt", "teacher", ImportOptions(num_heads=4), config=load_config(name))
+    assert seen["num_heads"] == 4
+
+
 @pytest.mark.parametrize("place", ["weights/small.pkl", "weights/small/small.pkl", "kept/small/small.pkl"])
 def test_the_weights_of_a_config_are_looked_for(tmp_path, config, place, monkeypatch):
     path = tmp_path / place

@@ -260,9 +260,10 @@ class DiffusersTeacher(Denoiser):
     def _encoded(self, prompts: list[str]) -> dict[str, Tensor]:
         missing = missing_for_prompts(self.parts.pipeline)
         if missing is not None or self._kind.encode is None:
+            again = "import it again with --tokenizer, or " if missing == "no tokenizer" else ""
             raise ValueError(
-                f"{self.name} has {missing}, so it cannot encode prompts; pass what they are encoded into, a "
-                f"dict of tensors named {', '.join(self._kind.condition_keys)}."
+                f"{self.name} has {missing}, so it cannot encode prompts; {again}pass what they are encoded "
+                f"into, a dict of tensors named {', '.join(self._kind.condition_keys)}."
             )
         with torch.no_grad():
             return self._kind.encode(self.parts.pipeline, prompts, self.device, self.options)
@@ -299,7 +300,10 @@ class DiffusersTeacher(Denoiser):
 
     def decode(self, samples: Tensor) -> Tensor:
         """Decode latents to images or videos in [-1, 1], differentiably and not clamped; pixels stay."""
-        return samples if self.vae is None else decode_latents(self.vae, samples)
+        if self.vae is None:
+            return samples
+        self.check_channels(samples)
+        return decode_latents(self.vae, samples)
 
     def save_weights(self, folder: Path) -> dict[str, Any]:
         """Write all parts as diffusers does, in safetensors; return the options."""

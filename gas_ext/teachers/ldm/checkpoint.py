@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,14 @@ from gas_ext.safe_pickle import check_sharing, read_torch_archive
 from gas_ext.schedules import NoiseSchedule
 
 KINDS = ("ldm-unconditional", "ldm-class", "stable-diffusion")
+
+# Attention heads, or channels of one, by the published models: the weights do not tell.
+_HEADS = {
+    "ldm-unconditional": {"num_head_channels": 32},
+    "ldm-class": {"num_heads": 1},
+    "stable-diffusion": {"num_heads": 8, "text_heads": 12},
+}
+_OPTIONS = {"num_heads": "--heads", "num_head_channels": "--head-channels", "text_heads": "--text-heads"}
 
 _UNET = "model.diffusion_model."
 _EMA = "model_ema."
@@ -65,6 +74,26 @@ class Checkpoint:
         if use_ema and not self.ema:
             raise ValueError("it holds no averaged weights (model_ema.*), so that use_ema=True cannot be")
         return self.ema if use_ema else self.unet
+
+    def heads(self, **given: int | None) -> dict[str, int]:
+        """Return the counts of attention heads of this kind of model; a warning names those assumed."""
+        known = _HEADS[self.kind]
+        for name in given.keys() - known.keys():
+            if given[name] is not None:
+                raise ValueError(
+                    f"it is of the kind {self.kind}, so that its attention is described by "
+                    f"{', '.join(known)}, not by {name} ({_OPTIONS[name]})"
+                )
+        counts = {name: given.get(name) for name in known}
+        missing = [name for name, count in counts.items() if count is None]
+        if missing:
+            assumed = ", ".join(f"{name} = {known[name]} ({_OPTIONS[name]})" for name in missing)
+            warnings.warn(
+                f"The checkpoint does not tell its attention heads: {assumed} assumed, as in the published "
+                "models; give what it was trained with if that differs.",
+                stacklevel=4,
+            )
+        return {name: known[name] if count is None else count for name, count in counts.items()}
 
     def alphas_cumprod(self, given: Tensor | Sequence[float] | None) -> Tensor:
         """Return the given table, or else the file's own, in float64."""

@@ -7,6 +7,7 @@ models as its default. Files are mapped, and only the weights that are used are 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,6 +73,12 @@ def load_checkpoint(
     if checkpoint.kind == "stable-diffusion":
         own = {key: options.pop(key) for key in ("guidance_scale", "t_eps") if key in options}
         loaded_tokenizer = load_tokenizer(tokenizer)
+        if tokenizer is None:
+            warnings.warn(
+                f"{path} holds no tokenizer, so that the teacher takes no prompts: give tokenizer (gas-ext "
+                "import --tokenizer), a folder with the files of openai/clip-vit-large-patch14.",
+                stacklevel=2,
+            )
         with _naming(path):
             pipeline = build_pipeline(checkpoint, tokenizer=loaded_tokenizer, **options)
         return from_diffusers(pipeline, name=name, **own)

@@ -16,8 +16,6 @@ from gas_ext.teachers.ldm.checkpoint import Checkpoint
 from gas_ext.teachers.ldm.convert import EXTRA, build_first_stage, build_text_encoder, build_unet
 
 # Published conventions, where the weights do not tell.
-HEADS = 8
-TEXT_HEADS = 12
 SCALE_FACTOR = 0.18215
 PROMPT_TOKENS = 77
 
@@ -29,6 +27,7 @@ def build_pipeline(
     latent_size: int = 64,
     use_ema: bool | None = None,
     num_heads: int | None = None,
+    num_head_channels: int | None = None,
     text_heads: int | None = None,
     scale_factor: float | None = None,
     alphas_cumprod: Tensor | Sequence[float] | None = None,
@@ -39,7 +38,8 @@ def build_pipeline(
     if not checkpoint.first_stage:
         raise ValueError("it holds no autoencoder (first_stage_model.*); pass its checkpoint as first_stage")
     weights = checkpoint.denoiser_weights(use_ema, averaged_by_default=False)
-    unet_config = architecture.conditional_unet(weights, latent_size, num_heads or HEADS)
+    heads = checkpoint.heads(num_heads=num_heads, num_head_channels=num_head_channels, text_heads=text_heads)
+    unet_config = architecture.conditional_unet(weights, latent_size, heads["num_heads"])
     if unet_config["in_channels"] != unet_config["out_channels"]:
         raise ValueError(
             f"its network maps {unet_config['in_channels']} channels to {unet_config['out_channels']}, as "
@@ -54,7 +54,7 @@ def build_pipeline(
     vae_config = architecture.first_stage(first_stage, scale_factor, latent_size)
     return require("diffusers", EXTRA).StableDiffusionPipeline(
         vae=build_first_stage("AutoencoderKL", vae_config, first_stage),
-        text_encoder=build_text_encoder(architecture.clip_text(text, text_heads or TEXT_HEADS), text),
+        text_encoder=build_text_encoder(architecture.clip_text(text, heads["text_heads"]), text),
         tokenizer=tokenizer,
         unet=build_unet("UNet2DConditionModel", unet_config, weights),
         scheduler=scheduler_of(checkpoint.alphas_cumprod(alphas_cumprod)),

@@ -16,10 +16,6 @@ from gas_ext.teachers.ldm import architecture
 from gas_ext.teachers.ldm.checkpoint import Checkpoint, listed
 from gas_ext.teachers.ldm.convert import build_first_stage, build_module, build_unet, filled, module_config
 
-# Published conventions, where the weights do not tell.
-HEAD_CHANNELS_UNCONDITIONAL = 32
-HEADS_CLASS = 1
-
 
 class LatentTeacher(Denoiser):
     """A latent diffusion model that predicts the noise in the latents of a vector-quantized autoencoder.
@@ -130,6 +126,7 @@ class LatentTeacher(Denoiser):
 
         Every latent vector is replaced by the nearest of the codebook; gradients pass that by.
         """
+        self.check_channels(samples)
         latents = samples.to(self.first_stage.dtype) / self.scale_factor
         images: Tensor = self.first_stage.decode(latents, return_dict=False)[0]
         return images.to(samples.dtype)
@@ -186,6 +183,7 @@ def build_latent_teacher(
     use_ema: bool | None = None,
     num_heads: int | None = None,
     num_head_channels: int | None = None,
+    text_heads: int | None = None,
     scale_factor: float | None = None,
     alphas_cumprod: Tensor | Sequence[float] | None = None,
     **options: Any,
@@ -198,19 +196,13 @@ def build_latent_teacher(
     if not decoder:
         raise ValueError("it holds no first stage (first_stage_model.*); pass its checkpoint as first_stage")
     unet_weights = checkpoint.denoiser_weights(use_ema, averaged_by_default=unconditional)
-    if (num_heads if unconditional else num_head_channels) is not None:
-        raise ValueError(
-            f"it is {'un' * unconditional}conditional, so that its attention is described by "
-            f"{'num_head_channels' if unconditional else 'num_heads'}"
-        )
+    heads = checkpoint.heads(num_heads=num_heads, num_head_channels=num_head_channels, text_heads=text_heads)
     if unconditional:
         kind = "UNet2DModel"
-        config = architecture.unconditional_unet(
-            unet_weights, latent_size, num_head_channels or HEAD_CHANNELS_UNCONDITIONAL
-        )
+        config = architecture.unconditional_unet(unet_weights, latent_size, **heads)
     else:
         kind = "UNet2DConditionModel"
-        config = architecture.conditional_unet(unet_weights, latent_size, num_heads or HEADS_CLASS)
+        config = architecture.conditional_unet(unet_weights, latent_size, **heads)
     scale_factor = checkpoint.scale_factor(scale_factor, 1.0)
     decoder_config = architecture.vq_first_stage(decoder, scale_factor, latent_size)
     table = checkpoint.alphas_cumprod(alphas_cumprod)

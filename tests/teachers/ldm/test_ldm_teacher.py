@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from functools import cache
 
 import pytest
@@ -215,6 +216,22 @@ def test_averaged_weights(tmp_path):
     stray = {"model_ema__diffusion_modelout3weight": torch.zeros(1)}
     with pytest.raises(ValueError, match=r"belong nowhere: model_ema\.diffusion_modelout3weight"):
         load_small(changed(tmp_path, name="lsun_small", **stray), "lsun_small")
+
+
+def test_heads_are_assumed_with_a_warning_or_given(tmp_path, load):
+    path, x, t = changed(tmp_path), array("cin_small", "x"), torch.tensor(0.5)
+    heads = loading_options("cin_small").pop("num_heads")
+    with pytest.warns(UserWarning, match=r"num_heads = 1 \(--heads\) assumed") as told:
+        assumed = load_checkpoint(path, latent_size=x.shape[-1])
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        teacher = load_checkpoint(path, latent_size=x.shape[-1], num_heads=heads)
+    assert torch.equal(teacher(x, t), load("cin_small")(x, t))
+    assert torch.equal(assumed(x, t), teacher(x, t)) == (heads == 1)
+    for name in ("num_head_channels", "text_heads"):
+        with pytest.raises(ValueError, match=f"described by num_heads, not by {name}"):
+            load_checkpoint(path, latent_size=x.shape[-1], **{name: 4})
 
 
 def test_heads_that_do_not_fit(checkpoint_file):
