@@ -202,12 +202,22 @@ class Denoiser(nn.Module, ABC):
         Raises
         ------
         ValueError
-            If x has another number of dimensions or channels than `sample_shape`.
+            If x has another number of dimensions or channels than `sample_shape`, or other sizes with which
+            the network fails.
         """
         self.check_channels(x)
-        if not torch.compiler.is_compiling():
-            self.evaluations += 1
-        return self.predict(x, t, condition)
+        if torch.compiler.is_compiling():
+            return self.predict(x, t, condition)
+        self.evaluations += 1
+        try:
+            return self.predict(x, t, condition)
+        except RuntimeError as error:
+            if x.shape[1:] == self.sample_shape:
+                raise
+            raise ValueError(
+                f"{self.name} failed on states of shape {tuple(x.shape)}, while its samples have shape "
+                f"{self.sample_shape}; give noise of that shape ({error})."
+            ) from error
 
     def check_channels(self, x: Tensor) -> None:
         """Raise ValueError for states that no size of this network's samples has; sizes may differ."""
@@ -397,11 +407,8 @@ def check_noise(noise: Tensor, denoiser: Any) -> None:
         )
     if noise.ndim == 0:
         raise ValueError("The noise is a single number, but needs a batch dimension; add one in front.")
-    if isinstance(denoiser, Denoiser) and noise.shape[1:] != denoiser.sample_shape:
-        raise ValueError(
-            f"The noise has shape {tuple(noise.shape)}, but samples of {denoiser.name} have "
-            f"{denoiser.sample_shape} after the batch; draw noise of that shape."
-        )
+    if isinstance(denoiser, Denoiser):
+        denoiser.check_channels(noise)
     # A sum finds NaN and infinity in a hundredth of the time; it may also overflow.
     if _is_readable(noise) and not math.isfinite(noise.sum().item()) and not bool(noise.isfinite().all()):
         _warn_of_noise()

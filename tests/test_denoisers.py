@@ -127,6 +127,8 @@ def test_states_of_other_channels_are_named():
         with pytest.raises(ValueError, match=r"takes \(batch, 1, 32, 32\)"):
             teacher(torch.zeros(shape), torch.tensor(0.5))
     assert teacher(torch.zeros(2, 1, 16, 16), torch.tensor(0.5)).shape == (2, 1, 16, 16)  # sizes may differ
+    with pytest.raises(ValueError, match=r"failed on states of shape \(2, 1, 15, 15\), while"):
+        teacher(torch.zeros(2, 1, 15, 15), torch.tensor(0.5))
 
 
 @pytest.mark.parametrize(

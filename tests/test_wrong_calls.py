@@ -22,6 +22,7 @@ from gas_ext import (
 from gas_ext._utils import noise as noises
 from gas_ext.evaluation import metrics
 from gas_ext.solvers import registry, timesteps
+from gas_ext.teachers import from_diffusers
 
 PACKAGE = str(Path(gas_ext.__file__).parent)
 nan, inf = float("nan"), float("inf")
@@ -272,7 +273,6 @@ CALLS = {
         sampler(lambda x, t, c: x.to(torch.complex64))(x)
         sampler(lambda x, t, c: x.to("meta"))(x)
         sampler(denoiser())(x, 3)
-        sampler(denoiser())(torch.ones(3, 2, 5))
         sampler(denoiser())(torch.ones(2, 4))
         sampler(labels)(x, [1, 2])
         sampler(labels)(x, [1, 2, 3, 4])
@@ -565,6 +565,7 @@ def place(tmp_path_factory) -> dict[str, object]:
     opened = samples.generate_samples(denoiser(), solver(), range(3), folder / "samples")
     reference = metrics.Reference.from_features("eight", torch.arange(16.0).reshape(8, 2))
     names = {"np": numpy, "registry": registry, "solvers": solvers, "metrics": metrics}
+    names["from_diffusers"] = from_diffusers
     for module in (noises, ops, samples, solvers, timesteps, training):
         names |= {name: value for name, value in vars(module).items() if callable(value)}
     return {**names, **globals(), "folder": folder, "opened": opened, "reference": reference}

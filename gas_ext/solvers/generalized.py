@@ -418,7 +418,9 @@ class GeneralizedSolver(nn.Module):
         ValueError
             If the file is not such a checkpoint, or its sizes do not fit the number of steps.
         """
-        tensors, order = read_reference_checkpoint(path_of("path", path), whole_number("steps", steps))
+        tensors, order = read_reference_checkpoint(
+            path_of("path", path), None if steps is None else whole_number("steps", steps)
+        )
         compat = None if flag("theory_guidance", theory_guidance) else "reference-s4s"
         solver = cls(
             schedule,
