@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 from gas_ext._utils.cuda_graphs import SolveGraphs
 from gas_ext.denoisers import Condition, Denoiser, DenoiserFunction, per_sample
 from gas_ext.ops import UpdateResult, fused_update
-from gas_ext.ops.solve_backward import SolveTape
 from gas_ext.solvers.coefficient_cache import CoefficientCache
 from gas_ext.solvers.coefficients import Solver, SolverCoefficients, check_prediction_type
 from gas_ext.solvers.generalized import GeneralizedSolver, check_guidance_scale
@@ -182,8 +181,7 @@ class GASSampler(nn.Module):
             The condition of guidance's other half, structured like `condition`; broadcasts over the batch. A
             `Denoiser` has one of its own.
         return_trajectory : bool
-            Also return all states and data predictions. Only so is a gradient of the sample with respect to
-            one of them whole; otherwise later steps keep what they add to it to themselves.
+            Also return all states and data predictions.
 
         Returns
         -------
@@ -266,13 +264,10 @@ class GASSampler(nn.Module):
         states_kept, data_kept = (kept.shape[1] for kept in table.weights)
         guided, lower = self.guided, self._lower_input_dtype(x)
         seen = x if lower is None else x.to(lower)
-        # A tape has no whole gradients of what is between noise and result.
-        plain = return_trajectory or not torch.is_grad_enabled()
-        take_step = fused_update if plain else SolveTape().update
         for t, row in zip(times, table.rows, strict=True):
             output = self._evaluate(seen, t, condition)
             wanted = None if row is table.rows[-1] else lower
-            update = take_step(
+            update = fused_update(
                 recent_states + recent_data, output, row, guided=guided, next_input_dtype=wanted
             )
             x = update.state
