@@ -213,8 +213,7 @@ class GASSampler(nn.Module):
             The condition of guidance's other half, structured like `condition`; broadcasts over the batch. A
             `Denoiser` has one of its own.
         return_trajectory : bool
-            Also return all states and data predictions. Only so is a gradient of the sample with respect to
-            one of them whole; otherwise later steps keep what they add to it to themselves.
+            Also return all states and data predictions.
 
         Returns
         -------

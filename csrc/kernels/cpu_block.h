@@ -15,14 +15,9 @@
 #include "cpu_numeric.h"
 
 // A block stays in registers only where the functions that share it are compiled as one and its loops are
-// unrolled. Below AVX it does not fit the registers, and the code would only grow.
-#if defined(__SSE2__) && !defined(__AVX__)
-#define GAS_EXT_INLINE inline
-#define GAS_EXT_UNROLL
-#else
+// unrolled.
 #define GAS_EXT_INLINE [[gnu::always_inline]] inline
 #define GAS_EXT_UNROLL _Pragma("GCC unroll 16")
-#endif
 
 namespace gas_ext::GAS_EXT_ISA {
 
@@ -52,31 +47,10 @@ GAS_EXT_INLINE void store(const V& vector, void* target) {
   std::memcpy(target, &vector, sizeof(V));
 }
 
-#if !defined(__FMA__) && !defined(__aarch64__)
-// Without the instruction: the product of two floats is exact in double; the sum is rounded to odd there
-// (Boldo and Melquiond 2008), after which rounding to float equals a single rounding.
-[[gnu::noinline]] inline vector_t<float> multiply_add_in_double(vector_t<float> a, vector_t<float> b,
-                                                                vector_t<float> c) {
-  using Double = vector_t<double, 2 * kVectorBytes>;
-  using Bits = vector_t<int64_t, 2 * kVectorBytes>;
-  const Double product = __builtin_convertvector(a, Double) * __builtin_convertvector(b, Double);
-  const Double addend = __builtin_convertvector(c, Double);
-  const Double sum = product + addend;
-  const Double back = sum - product;
-  const Double error = (product - (sum - back)) + (addend - back);
-  Bits bits = (Bits)sum;
-  const Bits inexact = (error < 0) | (error > 0);  // false for NaN: infinities pass unchanged
-  const Bits away_from_zero = (error > 0) == (sum > 0);
-  const Bits is_even = (bits & 1) == 0;
-  bits -= inexact & is_even & (away_from_zero | 1);  // true is -1: one unit away from zero, or towards it
-  return __builtin_convertvector((Double)bits, vector_t<float>);
-}
-#endif
-
 // a b + c, rounded once on every machine, so that all instruction sets give the same bits.
 template <class V>
 GAS_EXT_INLINE V multiply_add(V a, V b, V c) {
-  constexpr bool kIsFloat = std::is_same_v<V, vector_t<float>>;
+  [[maybe_unused]] constexpr bool kIsFloat = std::is_same_v<V, vector_t<float>>;
 #if defined(__AVX512F__)
   if constexpr (kIsFloat) return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
   if constexpr (!kIsFloat) return (V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
@@ -84,9 +58,6 @@ GAS_EXT_INLINE V multiply_add(V a, V b, V c) {
   if constexpr (kIsFloat) return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
   if constexpr (!kIsFloat) return (V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
 #else
-#if !defined(__aarch64__)
-  if constexpr (kIsFloat) return multiply_add_in_double(a, b, c);
-#endif
   V sum;
   for (int i = 0; i < static_cast<int>(sizeof(V) / sizeof(a[0])); ++i) sum[i] = std::fma(a[i], b[i], c[i]);
   return sum;
@@ -225,8 +196,6 @@ GAS_EXT_INLINE void stream_block(const T* block, T* target) {
     _mm512_stream_si512(reinterpret_cast<__m512i*>(to), load<__m512i>(from));
 #elif defined(__AVX__)
     _mm256_stream_si256(reinterpret_cast<__m256i*>(to), load<__m256i>(from));
-#elif defined(__x86_64__)
-    _mm_stream_si128(reinterpret_cast<__m128i*>(to), load<__m128i>(from));
 #else
     std::memcpy(to, from, kVectorBytes);
 #endif

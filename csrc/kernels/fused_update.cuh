@@ -361,51 +361,6 @@ __global__ void __launch_bounds__(kBlockThreads)
   }
 }
 
-// Total gradients of x_{n+1} and D_n over the later steps that used them.
-template <class T>
-struct GatherBody {
-  const GatherArgs& args;
-  const work_t<T> (*weights)[2];
-
-  template <int N>
-  __device__ __forceinline__ void operator()(int64_t index) const {
-    using W = work_t<T>;
-    W state[N], data[N], G[N];
-#pragma unroll
-    for (int i = 0; i < N; ++i) state[i] = data[i] = W(0);
-    if (args.grad_state != nullptr) load<N, T>(args.grad_state, index, state);
-    if (args.grad_data != nullptr) load<N, T>(args.grad_data, index, data);
-#pragma unroll 4
-    for (int j = 0; j < args.count; ++j) {
-      load<N, T>(args.state_gradients[j], index, G);
-      if (args.state_places[j] >= 0) {
-#pragma unroll
-        for (int i = 0; i < N; ++i) state[i] = multiply_add(weights[j][0], G[i], state[i]);
-      }
-      if (args.data_places[j] >= 0) {
-#pragma unroll
-        for (int i = 0; i < N; ++i) data[i] = multiply_add(weights[j][1], G[i], data[i]);
-      }
-    }
-    if (args.total_state != nullptr) store<N, T>(args.total_state, index, state);
-    if (args.total_data != nullptr) store<N, T>(args.total_data, index, data);
-  }
-};
-
-template <class T>
-__global__ void __launch_bounds__(kBlockThreads)
-    gather_kernel(const __grid_constant__ GatherArgs args, const __grid_constant__ VectorPlan plan) {
-  using W = work_t<T>;
-  __shared__ W weights[kMaxTerms][2];
-  for (int i = threadIdx.x; i < 2 * args.count; i += blockDim.x) {
-    const int j = i / 2, place = i % 2 == 0 ? args.state_places[j] : args.data_places[j];
-    weights[j][i % 2] =
-        place < 0 ? W(0) : coefficient<W>(args.coefficients[j], args.coefficients_are_double, place);
-  }
-  __syncthreads();
-  for_each_element<16 / sizeof(T)>(plan, args.numel, GatherBody<T>{args, weights});
-}
-
 // Second stage: block i adds column i of the partial sums in a fixed order.
 template <class W>
 __global__ void __launch_bounds__(kBlockThreads)

@@ -10,9 +10,6 @@
 //     dh_k = w_k G (+ p H for k = 0)           dm = q w H,  dm_u = q (1 - w) H
 //     dw_k = <G, h_k>   dc_nn = <G, D_n>   dp = <H, x_n>   dq = <H, m~>
 //     dw   = q <H, m - m_u>                ds = <dL/dy, x_{n+1}>
-//
-// Gathering, over the later steps j of a solve whose histories held x_{n+1} and D_n:
-//     dL/dx_{n+1} += sum_j w_j G_j         dL/dD_n += sum_j w'_j G_j
 #pragma once
 
 #include <cstdint>
@@ -103,29 +100,6 @@ struct BackwardArgs {
       states += partials != nullptr;  // x_{n+1}
     }
     return numel * (static_cast<int64_t>(states) * state + networks * network);
-  }
-};
-
-// Every G_j is read once for both sums. The weights are taken from the coefficient rows of their steps.
-struct GatherArgs {
-  DtypePair dtypes;  // of the states, twice
-  int64_t numel = 0;
-  int count = 0;                                // later steps, 1..kMaxTerms
-  const void* state_gradients[kMaxTerms] = {};  // G_j
-  const void* coefficients[kMaxTerms] = {};     // row of step j
-  bool coefficients_are_double = true;
-  int state_places[kMaxTerms] = {};  // where w_j stands in the row; negative: nowhere
-  int data_places[kMaxTerms] = {};   // likewise w'_j
-  const void* grad_state = nullptr;  // what came on other ways; null: nothing
-  const void* grad_data = nullptr;
-  void* total_state = nullptr;  // null: not wanted
-  void* total_data = nullptr;
-  bool streaming = false;  // CPU: write past the caches
-
-  int64_t bytes() const {
-    const int tensors = count + (grad_state != nullptr) + (grad_data != nullptr) + (total_state != nullptr) +
-                        (total_data != nullptr);
-    return numel * tensors * state_bytes(dtypes);
   }
 };
 

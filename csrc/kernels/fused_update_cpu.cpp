@@ -295,36 +295,6 @@ void backward_chunks(const BackwardArgs& args, int64_t begin, int64_t end) {
   finish_streaming(args.streaming);
 }
 
-template <class T, class Count>
-GAS_EXT_INLINE void gather_block(const GatherArgs& args, const work_t<T> (*weights)[2], Part<Count> part) {
-  using W = work_t<T>;
-  Block<W> state = {}, data = {}, G;
-  if (args.grad_state != nullptr) read<T>(args.grad_state, part, state);
-  if (args.grad_data != nullptr) read<T>(args.grad_data, part, data);
-  for (int j = 0; j < args.count; ++j) {
-    read<T>(args.state_gradients[j], part, G);
-    if (args.state_places[j] >= 0) accumulate(weights[j][0], G, state);
-    if (args.data_places[j] >= 0) accumulate(weights[j][1], G, data);
-  }
-  if (args.total_state != nullptr) write<T>(state, args.total_state, part, args.streaming);
-  if (args.total_data != nullptr) write<T>(data, args.total_data, part, args.streaming);
-}
-
-template <class T>
-void gather_chunks(const GatherArgs& args, int64_t begin, int64_t end) {
-  work_t<T> weights[kMaxTerms][2];
-  for (int j = 0; j < args.count; ++j) {
-    work_t<T> row[kMaxCoefficients];
-    const int places[2] = {args.state_places[j], args.data_places[j]};
-    load_coefficients(args.coefficients[j], args.coefficients_are_double, std::max(places[0], places[1]) + 1,
-                      row);
-    for (int i = 0; i < 2; ++i) weights[j][i] = places[i] >= 0 ? row[places[i]] : 0;
-  }
-  for_each_block(begin * kCpuChunk, std::min(end * kCpuChunk, args.numel),
-                 [&](auto part) { gather_block<T>(args, weights, part); });
-  finish_streaming(args.streaming);
-}
-
 void forward(const ForwardArgs& args, int64_t begin, int64_t end) {
   switch (args.dtypes) {
     case DtypePair::f64_f64: return forward_chunks<double, double>(args, begin, end);
@@ -347,20 +317,11 @@ void backward(const BackwardArgs& args, int64_t begin, int64_t end) {
   }
 }
 
-void gather(const GatherArgs& args, int64_t begin, int64_t end) {
-  switch (args.dtypes) {
-    case DtypePair::f64_f64: return gather_chunks<double>(args, begin, end);
-    case DtypePair::f16_f16: return gather_chunks<half>(args, begin, end);
-    case DtypePair::bf16_bf16: return gather_chunks<split_bfloat16>(args, begin, end);
-    default: return gather_chunks<float>(args, begin, end);
-  }
-}
-
 }  // namespace
 
 #define GAS_EXT_STRING_(name) #name
 #define GAS_EXT_STRING(name) GAS_EXT_STRING_(name)
 extern const CpuKernels kernels;
-const CpuKernels kernels = {GAS_EXT_STRING(GAS_EXT_ISA), forward, backward, gather};
+const CpuKernels kernels = {GAS_EXT_STRING(GAS_EXT_ISA), forward, backward};
 
 }  // namespace gas_ext::GAS_EXT_ISA

@@ -22,7 +22,6 @@ struct CpuKernels {
   // First stage: gradients of the tensors, and (with args.partials) each chunk's inner products, a row of
   // args.coefficient_count() doubles.
   void (*backward)(const BackwardArgs&, int64_t begin, int64_t end);
-  void (*gather)(const GatherArgs&, int64_t begin, int64_t end);
 };
 
 // Second stage: add the rows of args.partials in chunk order into args.grad_coefficients.

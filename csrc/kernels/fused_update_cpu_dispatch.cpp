@@ -11,7 +11,6 @@ namespace gas_ext {
 // GAS_EXT_ISA_LIST is X(set, supported)..., worst first; CMake compiles one object for each.
 #if defined(__x86_64__)
 #define GAS_EXT_ISA_LIST(X)                         \
-  X(x86_64_v2, __builtin_cpu_supports("x86-64-v2")) \
   X(x86_64_v3, __builtin_cpu_supports("x86-64-v3")) \
   X(x86_64_v4, __builtin_cpu_supports("x86-64-v4"))
 #else
@@ -45,20 +44,18 @@ std::string joined(const std::vector<std::string>& names) {
 }
 
 const CpuKernels& choose() {
-  const char* wanted = std::getenv("GAS_EXT_CPU_ISA");
-  const CpuKernels* best = nullptr;
+  const char* variable = std::getenv("GAS_EXT_CPU_ISA");
+  const std::string wanted = variable == nullptr ? "" : variable;
+  const std::vector<std::string> supported = cpu_isas_supported();
+  if (supported.empty()) {
+    throw std::runtime_error("This processor is below x86-64-v3 (AVX2, FMA), which the CPU kernels need.");
+  }
+  const std::string name = wanted.empty() ? supported.back() : wanted;
   for (const Candidate& candidate : candidates()) {
-    if (!candidate.supported) continue;
-    if (wanted == nullptr || std::string(wanted).empty() || candidate.kernels->name == std::string(wanted)) {
-      best = candidate.kernels;
-    }
+    if (candidate.supported && candidate.kernels->name == name) return *candidate.kernels;
   }
-  if (best != nullptr) return *best;
-  if (wanted == nullptr || std::string(wanted).empty()) {
-    throw std::runtime_error("gas_ext: this processor is below x86-64-v2, the least that the kernels need");
-  }
-  throw std::runtime_error("gas_ext: GAS_EXT_CPU_ISA is '" + std::string(wanted) +
-                           "', but this processor and binary offer: " + joined(cpu_isas_supported()));
+  throw std::runtime_error("GAS_EXT_CPU_ISA is '" + wanted + "', but this processor offers " +
+                           joined(supported) + "; name one of these, or unset it.");
 }
 
 }  // namespace

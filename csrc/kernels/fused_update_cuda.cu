@@ -41,15 +41,6 @@ VectorPlan plan_backward(const BackwardArgs& args) {
   return planner.plan();
 }
 
-template <class T>
-VectorPlan plan_gather(const GatherArgs& args) {
-  VectorPlanner planner(args.numel, 16 / sizeof(T));
-  for (int j = 0; j < args.count; ++j) planner.add(args.state_gradients[j], sizeof(T));
-  for (const void* pointer : {args.grad_state, args.grad_data}) planner.add(pointer, sizeof(T));
-  for (const void* pointer : {args.total_state, args.total_data}) planner.add(pointer, sizeof(T));
-  return planner.plan();
-}
-
 template <class T, class M>
 const char* forward(const ForwardArgs& args, cudaStream_t stream) {
   const VectorPlan plan = plan_forward<T, M>(args);
@@ -70,14 +61,6 @@ const char* backward(const BackwardArgs& args, cudaStream_t stream) {
   GAS_EXT_LAUNCH((cuda::sum_partials_kernel<W>), dim3(static_cast<unsigned>(args.coefficient_count())),
                  dim3(kBlockThreads), stream, static_cast<const W*>(args.partials), blocks, args.coefficients,
                  args.coefficients_are_double, args.grad_coefficients);
-  return last_error();
-}
-
-template <class T>
-const char* gather(const GatherArgs& args, cudaStream_t stream) {
-  const VectorPlan plan = plan_gather<T>(args);
-  const dim3 grid(static_cast<unsigned>(blocks_for(plan, args.numel, kMaxForwardBlocks)));
-  GAS_EXT_LAUNCH((cuda::gather_kernel<T>), grid, dim3(kBlockThreads), stream, args, plan);
   return last_error();
 }
 
@@ -109,18 +92,6 @@ const char* cuda_backward(const BackwardArgs& args, void* stream) {
     case DtypePair::bf16_bf16: return backward<__nv_bfloat16, __nv_bfloat16>(args, s);
   }
   return "unknown dtype pair";
-}
-
-const char* cuda_gather(const GatherArgs& args, void* stream) {
-  const auto s = static_cast<cudaStream_t>(stream);
-  if (args.numel == 0) return nullptr;
-  switch (args.dtypes) {
-    case DtypePair::f64_f64: return gather<double>(args, s);
-    case DtypePair::f32_f32: return gather<float>(args, s);
-    case DtypePair::f16_f16: return gather<__half>(args, s);
-    case DtypePair::bf16_bf16: return gather<__nv_bfloat16>(args, s);
-    default: return "gradients are gathered in one dtype";
-  }
 }
 
 }  // namespace gas_ext

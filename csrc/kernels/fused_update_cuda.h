@@ -11,6 +11,4 @@ const char* cuda_forward(const ForwardArgs& args, void* stream);
 // args.partials: cuda_workspace_elements() numbers in the work type (double for double, else float).
 const char* cuda_backward(const BackwardArgs& args, void* stream);
 
-const char* cuda_gather(const GatherArgs& args, void* stream);
-
 }  // namespace gas_ext

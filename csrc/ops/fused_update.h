@@ -1,5 +1,5 @@
 // The operators, written once for every device. `Device` has three static functions:
-//     forward(ForwardArgs, Tensor like), backward(BackwardArgs, Tensor like), gather(GatherArgs, Tensor like)
+//     forward(ForwardArgs, Tensor like), backward(BackwardArgs, Tensor like)
 //     partials(Tensor like, numel, terms) -> workspace of the two-stage reduction
 #pragma once
 
@@ -17,11 +17,6 @@ inline constexpr const char* kBackwardSchema =
     "fused_update_backward(Tensor? grad_data, Tensor? grad_state, Tensor? grad_next_input, Tensor[] history, "
     "Tensor output, Tensor? state, Tensor coefficients, bool guided, int[] needs_history, bool needs_output, "
     "bool needs_coefficients) -> (Tensor[], Tensor, Tensor)";
-inline constexpr const char* kGatherSchema =
-    "gather_gradients(Tensor? grad_data, Tensor? grad_state, Tensor[] state_gradients, Tensor[] "
-    "coefficients, "
-    "int[] data_places, int[] state_places) -> (Tensor, Tensor)";
-
 template <class Device>
 void run_forward(const Inputs& inputs, Tensor& data, Tensor& state, Tensor* next_input) {
   ForwardArgs args;
@@ -133,61 +128,11 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> fused_update_backward(
   return {grad_history, grad_output, grad_coefficients};
 }
 
-// Total gradients of D_n and x_{n+1}; an empty tensor where no later step adds to one.
-template <class Device>
-std::tuple<Tensor, Tensor> gather_gradients(std::optional<Tensor> grad_data, std::optional<Tensor> grad_state,
-                                            std::vector<Tensor> state_gradients,
-                                            std::vector<Tensor> coefficients,
-                                            std::vector<int64_t> data_places,
-                                            std::vector<int64_t> state_places) {
-  const size_t count = state_gradients.size();
-  check(1 <= count && count <= static_cast<size_t>(kMaxTerms), "1 to 64 later steps can be gathered from");
-  check(coefficients.size() == count && data_places.size() == count && state_places.size() == count,
-        "each later step needs its coefficients and its two places");
-  const Tensor layout = made_dense(state_gradients[0]);
-  const ScalarType dtype = layout.scalar_type();
-  GatherArgs args;
-  args.dtypes = dtype_pair(dtype, dtype);
-  args.numel = layout.numel();
-  args.count = static_cast<int>(count);
-  args.coefficients_are_double = coefficients[0].scalar_type() == ScalarType::Double;
-  std::vector<Tensor> keep;  // dense copies
-  const auto dense = [&](const Tensor& tensor) {
-    keep.push_back(dense_like(layout, tensor, dtype));
-    return keep.back().const_data_ptr();
-  };
-  bool wants_data = false, wants_state = false;
-  for (size_t j = 0; j < count; ++j) {
-    check_coefficients(coefficients[j], layout);
-    check(coefficients[j].scalar_type() == coefficients[0].scalar_type(), "coefficients must have one dtype");
-    check(std::max(data_places[j], state_places[j]) <
-              std::min<int64_t>(coefficients[j].numel(), kMaxCoefficients),
-          "a place is beyond the end of its coefficients");
-    args.state_gradients[j] = dense(state_gradients[j]);
-    args.coefficients[j] = coefficients[j].const_data_ptr();
-    args.data_places[j] = static_cast<int>(data_places[j]);
-    args.state_places[j] = static_cast<int>(state_places[j]);
-    wants_data = wants_data || data_places[j] >= 0;
-    wants_state = wants_state || state_places[j] >= 0;
-  }
-  const auto total = [&](bool wanted) {
-    return wanted ? empty_like(layout, dtype) : empty_1d(layout, 0, dtype);
-  };
-  Tensor total_data = total(wants_data), total_state = total(wants_state);
-  if (wants_data) args.total_data = total_data.mutable_data_ptr();
-  if (wants_data && grad_data) args.grad_data = dense(*grad_data);
-  if (wants_state) args.total_state = total_state.mutable_data_ptr();
-  if (wants_state && grad_state) args.grad_state = dense(*grad_state);
-  Device::gather(args, layout);
-  return {total_data, total_state};
-}
-
 template <class Device>
 void implement(torch::stable::detail::StableLibrary& library) {
   library.impl("fused_update", TORCH_BOX(&fused_update<Device>));
   library.impl("fused_update_out", TORCH_BOX(&fused_update_out<Device>));
   library.impl("fused_update_backward", TORCH_BOX(&fused_update_backward<Device>));
-  library.impl("gather_gradients", TORCH_BOX(&gather_gradients<Device>));
 }
 
 }  // namespace gas_ext

@@ -16,13 +16,6 @@ struct Cpu {
                                 [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
   }
 
-  static void gather(GatherArgs args, const Tensor&) {
-    args.streaming = cpu_should_stream(args.bytes(), kUpdateCaches);
-    const auto kernel = cpu_kernels().gather;
-    torch::stable::parallel_for(0, cpu_chunks(args.numel), kGrainChunks,
-                                [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
-  }
-
   static Tensor partials(const Tensor& like, int64_t numel, int terms) {
     return empty_1d(like, cpu_chunks(numel) * (kFirstWeight + terms), ScalarType::Double);
   }
@@ -43,7 +36,6 @@ STABLE_TORCH_LIBRARY(gas_ext, library) {
   library.def(gas_ext::kForwardSchema);
   library.def(gas_ext::kForwardOutSchema);
   library.def(gas_ext::kBackwardSchema);
-  library.def(gas_ext::kGatherSchema);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gas_ext, CPU, library) { gas_ext::implement<gas_ext::Cpu>(library); }

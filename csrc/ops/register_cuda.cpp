@@ -30,10 +30,6 @@ struct Cuda {
   static void backward(const BackwardArgs& args, const Tensor& like) {
     on_device_of(like, [&](void* stream) { return cuda_backward(args, stream); });
   }
-
-  static void gather(const GatherArgs& args, const Tensor& like) {
-    on_device_of(like, [&](void* stream) { return cuda_gather(args, stream); });
-  }
 };
 
 }  // namespace

@@ -73,23 +73,7 @@ def register() -> None:
             )
         return _double_backward(ctx.saved_tensors, ctx.terms, ctx.options, grads)
 
-    def fake_gather(
-        grad_data: Tensor | None,
-        grad_state: Tensor | None,
-        state_gradients: list[Tensor],
-        coefficients: list[Tensor],
-        data_places: list[int],
-        state_places: list[int],
-    ) -> tuple[Tensor, Tensor]:
-        like = state_gradients[0]
-        both = [
-            torch.empty_like(like) if max(places) >= 0 else like.new_empty(0)
-            for places in (data_places, state_places)
-        ]
-        return both[0], both[1]
-
     torch.library.register_fake("gas_ext::fused_update", fake_update)
-    torch.library.register_fake("gas_ext::gather_gradients", fake_gather)
     torch.library.register_fake("gas_ext::fused_update_out", fake_update_out)
     torch.library.register_fake("gas_ext::fused_update_backward", fake_backward)
     torch.library.register_autograd(

@@ -29,13 +29,6 @@ const char* backward_pair(const BackwardArgs& args, int64_t blocks) {
   return last_error();
 }
 
-template <class T>
-const char* gather_states(const GatherArgs& args, int64_t blocks) {
-  GAS_EXT_LAUNCH((cuda::gather_kernel<T>), dim3(static_cast<unsigned>(blocks)), dim3(kBlockThreads), nullptr,
-                 args, (plan_gather<T>(args)));
-  return last_error();
-}
-
 }  // namespace
 
 const char* forward_on_grid(const ForwardArgs& args, int64_t blocks) {
@@ -60,16 +53,6 @@ const char* backward_on_grid(const BackwardArgs& args, int64_t blocks) {
     case DtypePair::bf16_bf16: return backward_pair<__nv_bfloat16, __nv_bfloat16>(args, blocks);
   }
   return "unknown dtype pair";
-}
-
-const char* gather_on_grid(const GatherArgs& args, int64_t blocks) {
-  switch (args.dtypes) {
-    case DtypePair::f64_f64: return gather_states<double>(args, blocks);
-    case DtypePair::f32_f32: return gather_states<float>(args, blocks);
-    case DtypePair::f16_f16: return gather_states<__half>(args, blocks);
-    case DtypePair::bf16_bf16: return gather_states<__nv_bfloat16>(args, blocks);
-    default: return "gradients are gathered in one dtype";
-  }
 }
 
 float half_to_float(uint16_t bits) { return __half2float({bits}); }

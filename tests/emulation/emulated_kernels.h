@@ -9,10 +9,9 @@
 
 namespace emulation {
 
-// As gas_ext::cuda_forward, cuda_backward and cuda_gather, but on `blocks` blocks in x.
+// As gas_ext::cuda_forward and cuda_backward, but on `blocks` blocks in x.
 const char* forward_on_grid(const gas_ext::ForwardArgs& args, int64_t blocks);
 const char* backward_on_grid(const gas_ext::BackwardArgs& args, int64_t blocks);
-const char* gather_on_grid(const gas_ext::GatherArgs& args, int64_t blocks);
 
 // Conversions of the stand-in headers.
 float half_to_float(uint16_t bits);

@@ -149,46 +149,7 @@ def run_backward(module: ModuleType, case: Case, inputs: Inputs | None = None) -
     return {name: array.view(dtypes.get(name, STORAGE[case.state_dtype])) for name, array in results.items()}
 
 
-@dataclass(frozen=True)
-class LaterSteps:
-    """What a step gathers from: a later step for each history tensor of the case, which stands for its G."""
-
-    coefficients: list[Array]
-    data_places: list[int]
-    state_places: list[int]
-
-
-def later_steps(case: Case) -> LaterSteps:
-    """Rows and places: step j weighs D_n where j % 3 is not 0, x_{n+1} where j % 3 is not 2."""
-    generator = np.random.default_rng(case.seed)
-    dtype = np.float64 if case.double_coefficients else np.float32
-    lengths = [FIRST_WEIGHT + 2 + j % 4 for j in range(case.terms)]
-    return LaterSteps(
-        coefficients=[generator.standard_normal(length).astype(dtype) for length in lengths],
-        data_places=[length - 1 if j % 3 != 0 else -1 for j, length in enumerate(lengths)],
-        state_places=[length - 2 if j % 3 != 2 else -1 for j, length in enumerate(lengths)],
-    )
-
-
-def run_gather(module: ModuleType, case: Case, inputs: Inputs | None = None) -> Results:
-    """Run the gathering kernel on the states' dtype; total gradients of data and state, as stored."""
-    inputs, later = inputs or make_inputs(case), later_steps(case)
-    results = module.gather(
-        f"{case.state_dtype}_{case.state_dtype}",
-        case.numel,
-        {name: raw(inputs.grads[name]) for name in case.incoming if name != "next_input"},
-        [raw(h) for h in inputs.history],
-        [raw(row) for row in later.coefficients],
-        case.double_coefficients,
-        later.data_places,
-        later.state_places,
-        list(case.phases),
-        case.blocks,
-    )
-    return {name: array.view(STORAGE[case.state_dtype]) for name, array in results.items()}
-
-
-RUN = {"forward": run_forward, "backward": run_backward, "gather": run_gather}
+RUN = {"forward": run_forward, "backward": run_backward}
 
 
 def digest(results: Results) -> str:

@@ -9,11 +9,9 @@ from emulation_cases import (
     Case,
     Inputs,
     decode,
-    later_steps,
     make_inputs,
     run_backward,
     run_forward,
-    run_gather,
 )
 
 import gas_ext.ops
@@ -152,21 +150,3 @@ def check_backward(kernels, case: Case, order: int = 1) -> None:
     if "coefficients" in actual:
         check_sums(case, inputs, actual.pop("coefficients"))
     assert_same_bits(actual, cpu_backward(case, inputs))
-
-
-def check_gather(kernels, case: Case, order: int = 1) -> None:
-    """The bits of the CPU operator."""
-    inputs, later = make_inputs(case), later_steps(case)
-    kernels.set_order(order)
-    actual = run_gather(kernels, case, inputs)
-    grads = {name: to_torch(inputs.grads[name], case.state_dtype) for name in case.incoming if name in actual}
-    data, state = torch.ops.gas_ext.gather_gradients(
-        grads.get("data"),
-        grads.get("state"),
-        [to_torch(h, case.state_dtype) for h in inputs.history],
-        [torch.from_numpy(row) for row in later.coefficients],
-        later.data_places,
-        later.state_places,
-    )
-    totals = {"data": from_torch(data), "state": from_torch(state)}
-    assert_same_bits(actual, {name: totals[name] for name in actual})

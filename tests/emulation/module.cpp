@@ -211,45 +211,6 @@ std::map<std::string, Bytes> backward(const std::string& dtypes, int64_t numel,
   return result;
 }
 
-// Step j has the row coefficients[j] and stands at these places in it, negative for nowhere. `grads` may
-// hold "data" and "state".
-std::map<std::string, Bytes> gather(const std::string& dtypes, int64_t numel,
-                                    const std::map<std::string, Bytes>& grads, const Tensors& state_gradients,
-                                    const Tensors& coefficients, bool double_coefficients,
-                                    const std::vector<int>& data_places, const std::vector<int>& state_places,
-                                    const std::vector<int>& phases, int64_t blocks) {
-  Call call(dtypes, numel, phases, blocks);
-  const int bytes = call.pair.state_bytes;
-  GatherArgs args;
-  args.dtypes = call.pair.pair;
-  args.numel = numel;
-  args.count = static_cast<int>(state_gradients.size());
-  args.coefficients_are_double = double_coefficients;
-  bool wants_data = false, wants_state = false;
-  for (size_t j = 0; j < state_gradients.size(); ++j) {
-    args.state_gradients[j] = call.device.copy(state_gradients[j], bytes);
-    args.coefficients[j] = call.device.copy_row(coefficients.at(j));
-    args.data_places[j] = data_places.at(j);
-    args.state_places[j] = state_places.at(j);
-    wants_data = wants_data || data_places[j] >= 0;
-    wants_state = wants_state || state_places[j] >= 0;
-  }
-  std::map<std::string, Bytes> result;
-  const auto prepare = [&](const char* name, bool wanted, const void*& grad, void*& total) {
-    if (!wanted) return;
-    const auto found = grads.find(name);
-    if (found != grads.end()) grad = call.device.copy(found->second, bytes);
-    total = call.device.fresh(bytes);
-  };
-  prepare("data", wants_data, args.grad_data, args.total_data);
-  prepare("state", wants_state, args.grad_state, args.total_state);
-  check_launch(blocks > 0 ? emulation::gather_on_grid(args, blocks) : cuda_gather(args, nullptr));
-  call.device.check_guards();
-  if (wants_data) result["data"] = call.device.read(args.total_data);
-  if (wants_state) result["state"] = call.device.read(args.total_state);
-  return result;
-}
-
 std::map<std::string, int64_t> take_counts() {
   auto& counts = cuda_on_cpu::counts;
   return {{"launches", counts.launches.exchange(0)},
@@ -286,7 +247,6 @@ PYBIND11_MODULE(EMULATION_MODULE, m) {
   m.def("set_order", &cuda_on_cpu::set_order);
   m.def("forward", &forward);
   m.def("backward", &backward);
-  m.def("gather", &gather);
   m.def("take_counts", &take_counts);
 
   m.def("run_planted", &run_planted);

@@ -6,13 +6,12 @@ from dataclasses import replace
 
 import pytest
 from emulation_cases import LARGE, PAIRS, SIZES, Case, variants
-from emulation_checks import check_backward, check_forward, check_gather
+from emulation_checks import check_backward, check_forward
 
 # The check of each kernel, and the tensors of a guided call of it with two terms.
 CHECKS = {
     "forward": (check_forward, 7),  # history, m, m_u, D_n, x_{n+1}, y
     "backward": (check_backward, 12),  # 4 inputs, 3 gradients in, x_{n+1}, 4 gradients out
-    "gather": (check_gather, 6),  # 2 gradients of later states, 2 gradients in, 2 out
 }
 every_kernel = pytest.mark.parametrize(("check", "tensors"), CHECKS.values(), ids=CHECKS)
 

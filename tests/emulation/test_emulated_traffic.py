@@ -50,13 +50,3 @@ def test_backward_of_the_data_alone_is_one_launch(kernels) -> None:
         "bytes_loaded": NUMEL * 4,  # G
         "bytes_stored": NUMEL * (2 + 4),
     }
-
-
-@pytest.mark.parametrize("dtypes", PAIRS)
-def test_gathering_reads_each_state_gradient_once_for_both_sums(kernels, dtypes: str) -> None:
-    case = Case(dtypes, NUMEL, terms=4)
-    assert counted(kernels, "gather", case) == {
-        "launches": 1,
-        "bytes_loaded": NUMEL * (4 + 2) * BYTES[case.state_dtype],
-        "bytes_stored": NUMEL * 2 * BYTES[case.state_dtype],
-    }

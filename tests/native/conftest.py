@@ -10,7 +10,7 @@ from build_cache import cached, hash_of, run, run_all
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parent.parent / "csrc" / "kernels"
 ON_X86 = platform.machine() in ("x86_64", "AMD64")
-SETS = ("x86_64_v2", "x86_64_v3", "x86_64_v4") if ON_X86 else ("plain",)
+SETS = ("x86_64_v3", "x86_64_v4") if ON_X86 else ("plain",)
 SANITIZERS = {"asan": "address,undefined", "tsan": "thread"}
 
 

@@ -159,32 +159,6 @@ class Problem {
     return results;
   }
 
-  std::vector<Tensor> gather(const CpuKernels& kernels, int threads, bool streaming) {
-    GatherArgs args;
-    args.dtypes = case_.dtypes;
-    args.numel = case_.numel;
-    args.count = case_.terms;
-    for (int j = 0; j < case_.terms; ++j) {
-      args.state_gradients[j] = history_[static_cast<size_t>(j)].at();
-      args.coefficients[j] = coefficients();
-      args.state_places[j] = j % 3 == 2 ? -1 : kFirstWeight + j;
-      args.data_places[j] = j % 2 == 1 ? -1 : kFirstWeight + j;
-    }
-    args.coefficients_are_double = case_.double_coefficients;
-    if (case_.wanted != 1) args.grad_state = gradients_[0].at();
-    if (case_.wanted != 2) args.grad_data = gradients_[1].at();
-    std::vector<Tensor> results;
-    results.push_back(empty(false));
-    args.total_state = results[0].at();
-    if (case_.guided) {
-      results.push_back(empty(false));
-      args.total_data = results[1].at();
-    }
-    args.streaming = streaming;
-    run_chunks(threads, case_.numel, [&](int64_t begin, int64_t end) { kernels.gather(args, begin, end); });
-    return results;
-  }
-
  private:
   // What forward and backward read alike.
   template <class Args>
@@ -223,7 +197,7 @@ bool same(const std::vector<Tensor>& a, const std::vector<Tensor>& b) {
 
 bool agree(const CpuKernels& kernels, const Case& c) {
   Problem problem(c);
-  for (auto direction : {&Problem::forward, &Problem::backward, &Problem::gather}) {
+  for (auto direction : {&Problem::forward, &Problem::backward}) {
     const auto run = [&](int threads, bool streaming) {
       return (problem.*direction)(kernels, threads, streaming);
     };

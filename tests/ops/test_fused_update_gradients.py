@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -123,3 +125,67 @@ def test_overwritten_tensors_are_noticed(device: torch.device) -> None:
         fused_update(history, output, coefficients, out=(buffer, torch.empty_like(buffer)))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+class Solve:
+    """Leaves of a small solve of five steps and order 3: noise, weights of a network, coefficient rows."""
+
+    def __init__(self, device: torch.device, guided: bool = False) -> None:
+        generator = torch.Generator().manual_seed(0)
+
+        def leaf(*shape: int) -> Tensor:
+            values = torch.randn(shape, generator=generator, dtype=torch.float64) / 2
+            return values.to(device).requires_grad_()
+
+        self.noise, self.weight, self.guided = leaf(2, 3, 4, 5), leaf(3, 3), guided
+        self.rows = [leaf(FIRST_WEIGHT + min(n + 1, 3) + min(n, 2)) for n in range(5)]
+        self.leaves = [self.noise, self.weight, *self.rows]
+
+    def network(self, x: Tensor) -> Tensor:
+        x = torch.cat([x, 2 * x]) if self.guided else x
+        return torch.einsum("bchw,cd->bdhw", x.sin(), self.weight)
+
+    def run(self, update: Callable[..., tuple[Tensor, ...]]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return all states and all data predictions, newest first."""
+        states, data = [self.noise], []
+        for row in self.rows:
+            history = states[:3] + data[:2]
+            new_data, state, _ = update(history, self.network(states[0]), row, guided=self.guided)
+            states.insert(0, state)
+            data.insert(0, new_data)
+        return states, data
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_gradients_of_a_whole_solve(device: torch.device, guided: bool) -> None:
+    """Into all intermediate results, and of a state in the middle, in several passes over the same graph."""
+    solve = Solve(device, guided)
+    found = []
+    for update in (fused_update, fused_update_reference):
+        states, data = solve.run(update)
+        loss = sum(t.square().sum() for t in states[:-1] + data)
+        passes = [
+            torch.autograd.grad(loss, [*solve.leaves, states[2]], retain_graph=True),
+            torch.autograd.grad(states[0].sum(), [solve.rows[-1], states[2]], retain_graph=True),
+            torch.autograd.grad(loss, solve.leaves),
+        ]
+        found.append([gradient for gradients in passes for gradient in gradients])
+    for actual, expected in zip(*found, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("ended", ["no pass", "a pass", "a pass that ended early"])
+def test_a_solve_returns_its_memory_without_the_garbage_collector(device: torch.device, ended: str) -> None:
+    solve = Solve(device)
+    states, data = solve.run(fused_update)
+    loss = states[0].square().sum()
+    gc.collect()
+    gc.disable()
+    try:
+        if ended != "no pass":
+            torch.autograd.grad(loss, solve.leaves if ended == "a pass" else solve.rows[-1:])
+        references = [weakref.ref(tensor) for tensor in states[:-1] + data]
+        del states, data, loss
+        assert [reference() for reference in references] == [None] * len(references)
+    finally:
+        gc.enable()

@@ -152,16 +152,16 @@ def test_a_damaged_library_is_named_and_the_reference_runs(tmp_path: Path) -> No
 
 def test_without_a_usable_instruction_set_the_reference_runs() -> None:
     code = UPDATE + "print(json.dumps(ops.info()['build']['cpu_isa_in_use']))"
-    environment = {**os.environ, "GAS_EXT_CPU_ISA": "vax"}
+    environment = {**os.environ, "GAS_EXT_CPU_ISA": "x86_64_v2"}
     done = run_beside(PACKAGE, code, environment)
     assert done.returncode == 0, done.stderr
     update, in_use = map(json.loads, done.stdout.splitlines())
     assert update[0] == [[4.0] * 3] * 2
     assert update[1].startswith("not loaded: ")
-    assert "vax" in update[1]
+    assert "GAS_EXT_CPU_ISA is 'x86_64_v2'" in update[1]
     assert in_use is None
     assert done.stderr.count("pure-torch reference") == 1
-    assert "this processor and binary offer" in done.stderr
+    assert "this processor offers" in done.stderr
 
 
 def test_cpu_operators_work_without_the_cuda_library(tmp_path: Path) -> None:
