@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from gas_ext._utils.checks import check_dense, whole_number, whole_numbers
+from gas_ext._utils.torch_private import is_intercepted, is_transformed
 from gas_ext.ops.fused_update import STATE_DTYPES
 from gas_ext.schedules import NoiseSchedule, check_schedule
 from gas_ext.solvers.coefficients import check_guidance_scale, check_prediction_type
@@ -418,7 +419,7 @@ def _is_readable(noise: Tensor) -> bool:
     """Whether numbers can be looked at here and now: not those of a GPU, of a fake or of a transform."""
     if torch.compiler.is_compiling() or not noise.is_cpu or type(noise) not in (Tensor, nn.Parameter):
         return False
-    return not (torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack())
+    return not (is_transformed() or is_intercepted())
 
 
 @functools.cache

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from gas_ext._utils.checks import check_dense
+from gas_ext._utils.torch_private import below_autograd, is_transformed
 from gas_ext.ops import library, registration
 from gas_ext.ops.reference import (
     FIRST_WEIGHT,
-    NEXT_SCALE,
     UpdateResult,
     fused_update_reference,
 )
@@ -24,8 +23,8 @@ STATE_DTYPES = (torch.float64, torch.float32, *_HALF_TYPES)
 if library.CPU_STATUS.loaded:
     registration.register()
     # Looked up once: a small update is little slower than finding its operator.
-    _update = torch.ops.gas_ext.fused_update.default
-    _update_out = torch.ops.gas_ext.fused_update_out.default
+    _operator = torch.ops.gas_ext.fused_update.default
+    _operator_out = torch.ops.gas_ext.fused_update_out.default
 
 
 def fused_update(
@@ -92,104 +91,77 @@ def fused_update(
     """
     try:
         history = list(history)
-        if history and not is_recorded(history, output, coefficients):
-            plain = _update_plainly(history, output, coefficients, guided, next_input_dtype, out)
-            if plain is not None:
-                return plain
-        return update_recorded(history, output, coefficients, guided, next_input_dtype, out)
-    except (AttributeError, RuntimeError, TypeError):  # checked only now, which costs a step nothing
+        if out is not None:
+            return _update_into(out, history, output, coefficients, guided, next_input_dtype)
+        return _update(history, output, coefficients, guided, next_input_dtype)
+    except (AttributeError, IndexError, RuntimeError, TypeError):
+        # The operators check everything. Only now, so that a step pays nothing for it, say what is wrong in
+        # terms of these arguments; an error that is not theirs passes as it is.
         _check_types(history, output, coefficients, guided, out)
+        _check_arguments(history, output, coefficients, guided)
+        if out is not None:
+            _check_out(out, history, output, coefficients)
         raise
 
 
-def update_recorded(
+def _update(
     history: list[Tensor],
     output: Tensor,
     coefficients: Tensor,
     guided: bool,
     next_input_dtype: torch.dtype | None,
-    out: tuple[Tensor, ...] | None = None,
-    step: SolveStep | None = None,
 ) -> UpdateResult:
-    """Check all arguments and compute the update under autograd, which `step` may share with other steps."""
-    _check_arguments(history, output, coefficients, guided)
-    x = history[0]
-    if not (next_input_dtype is None or _is_float(next_input_dtype)):
-        raise TypeError(f"next_input_dtype is {next_input_dtype!r}; give a floating-point torch.dtype.")
-    output = _match_output_dtype(output, x.dtype)
-    if out is not None:
-        if next_input_dtype is not None:
-            raise ValueError("next_input_dtype and out were both given; out's third tensor sets the dtype.")
-        return _update_into(out, history, output, coefficients, guided)
-    if _is_transformed() or not library.has_kernels(x.device):
-        if x.is_cuda and not library.has_kernels(x.device) and not torch.compiler.is_compiling():
-            library.warn_without_cuda()
-        return fused_update_reference(
-            history, output, coefficients, guided=guided, next_input_dtype=next_input_dtype
-        )
-    # The kernels write y in the dtype of the state or of the output; another one is one more cast.
-    direct = next_input_dtype if next_input_dtype in (None, x.dtype, output.dtype) else x.dtype
+    x, compiling = history[0], torch.compiler.is_compiling()
+    if compiling:
+        _check_arguments(history, output, coefficients, guided)
+    if is_transformed() or not library.has_kernels(x.device):
+        return _by_reference(history, output, coefficients, guided, next_input_dtype)
+    if output.dtype != x.dtype:
+        output = _match_output_dtype(output, x.dtype)
+    direct = next_input_dtype
+    if not (next_input_dtype is None or next_input_dtype in (x.dtype, output.dtype)):
+        _check_float(next_input_dtype)
+        direct = x.dtype  # the kernels write y in the dtype of the state or of the output
     coefficients = coefficients.contiguous()
-    if torch.compiler.is_compiling():  # Dynamo takes no tensor twice, and an output may be a state
+    if compiling:  # Dynamo takes no tensor twice, and an output may be a state
         history, output = [t.view_as(t) for t in history], output.view_as(output)
-    data, state, next_input = FusedUpdate.apply(guided, direct, step, output, coefficients, *history)
+    if compiling or _is_recorded(history, output, coefficients):
+        data, state, next_input = FusedUpdate.apply(guided, direct, output, coefficients, *history)
+    else:  # small tensors cost more in autograd's Python than in the kernel
+        data, state, next_input = _operator(history, output, coefficients, guided, direct)
     if next_input_dtype is None:
         return UpdateResult(data, state, None)
     return UpdateResult(data, state, next_input.to(next_input_dtype))
 
 
-class SolveStep(Protocol):
-    """A step's place in the backward pass of a whole solve; see `gas_ext.ops.solve_backward`."""
-
-    @property
-    def gathered(self) -> Container[int]:
-        """History terms whose gradients this step does not write."""
-
-    def gather(self, grad_data: Tensor | None, grad_state: Tensor | None) -> Sequence[Tensor | None]:
-        """Return the total gradients of the step's results."""
-
-    def keep(self, grad_state: Tensor | None, coefficients: Tensor) -> None:
-        """Receive G = dL/dx_{n+1}, from which earlier steps gather."""
-
-
-def is_recorded(history: list[Tensor], output: Tensor, coefficients: Tensor) -> bool:
-    """Whether autograd, forward mode or the compiler must see this call."""
-    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
-        return True
-    if not torch.is_grad_enabled():
-        return False
-    if output.requires_grad or coefficients.requires_grad:
-        return True
-    return any([tensor.requires_grad for tensor in history])  # a list: three times faster than a generator
-
-
-def _update_plainly(
+def _by_reference(
     history: list[Tensor],
     output: Tensor,
     coefficients: Tensor,
     guided: bool,
     next_input_dtype: torch.dtype | None,
-    out: tuple[Tensor, ...] | None,
-) -> UpdateResult | None:
-    """Call the operator straight away, where no derivative is asked for; None where it refuses.
+) -> UpdateResult:
+    """Compute the update by plain torch operations, which would broadcast what does not fit."""
+    _check_types(history, output, coefficients, guided, None)
+    _check_arguments(history, output, coefficients, guided)
+    x = history[0]
+    output = _match_output_dtype(output, x.dtype)
+    if next_input_dtype is not None:
+        _check_float(next_input_dtype)
+    if x.is_cuda and not library.has_kernels(x.device) and not torch.compiler.is_compiling():
+        library.warn_without_cuda()
+    return fused_update_reference(
+        history, output, coefficients, guided=guided, next_input_dtype=next_input_dtype
+    )
 
-    Small tensors cost more in Python than in the kernel. The operator checks everything for itself; what it
-    refuses takes the long way, which converts it or says in friendlier words what is wrong.
-    """
-    if not library.has_kernels(history[0].device):
-        return None
-    try:
-        if out is None:
-            data, state, next_input = _update(history, output, coefficients, guided, next_input_dtype)
-            return UpdateResult(data, state, None if next_input_dtype is None else next_input)
-        if next_input_dtype is not None or any([target.requires_grad for target in out]):
-            return None
-        data, state, *more = out
-        _update_out(history, output, coefficients, guided, data, state, *(more or (None,)))
-    except (RuntimeError, ValueError):
-        return None
-    torch.autograd.graph.increment_version(out)  # so that autograd notices an overwritten saved tensor
-    return UpdateResult(data, state, more[0] if more else None)
+
+def _is_recorded(history: list[Tensor], output: Tensor, coefficients: Tensor) -> bool:
+    """Whether autograd must see this call."""
+    if not torch.is_grad_enabled():
+        return False
+    if output.requires_grad or coefficients.requires_grad:
+        return True
+    return any([tensor.requires_grad for tensor in history])  # a list: three times faster than a generator
 
 
 class FusedUpdate(torch.autograd.Function):
@@ -200,11 +172,11 @@ class FusedUpdate(torch.autograd.Function):
         """Return D_n, x_{n+1} and y (an empty tensor when not asked)."""
         # Unpacked here, not in the signature: Dynamo mistakes `ctx` for an input of a signature that happens
         # to have as many names as there are arguments.
-        guided, next_input_dtype, step, output, coefficients, *history = inputs
+        guided, next_input_dtype, output, coefficients, *history = inputs
         data, state, next_input = torch.ops.gas_ext.fused_update(
             history, output, coefficients, guided, next_input_dtype
         )
-        ctx.guided, ctx.step = guided, step
+        ctx.guided = guided
         ctx.has_next_input = next_input_dtype is not None
         ctx.set_materialize_grads(False)
         # x_{n+1} is read for the gradient of the next input's scale only.
@@ -222,13 +194,8 @@ class FusedUpdate(torch.autograd.Function):
             grad_next_input = None
         output, coefficients, *history = ctx.saved_tensors
         state = history.pop() if ctx.has_next_input else None
-        _, _, _, needs_output, needs_coefficients, *needs_history = ctx.needs_input_grad
+        _, _, needs_output, needs_coefficients, *needs_history = ctx.needs_input_grad
         wanted = [k for k, needed in enumerate(needs_history) if needed]
-        if ctx.step is not None and not torch.is_grad_enabled():  # second derivatives need each step's own
-            grad_data, grad_state = ctx.step.gather(grad_data, grad_state)
-            G = _total_gradient(grad_state, grad_next_input, coefficients, history[0].dtype)
-            ctx.step.keep(G, coefficients)
-            wanted = [k for k in wanted if k not in ctx.step.gathered]
         if grad_data is None and grad_state is None and grad_next_input is None:
             return (None,) * len(ctx.needs_input_grad)
         grad_wanted, grad_output, grad_coefficients = _call_backward(
@@ -250,7 +217,6 @@ class FusedUpdate(torch.autograd.Function):
         return (
             None,
             None,
-            None,
             grad_output if needs_output else None,
             grad_coefficients if needs_coefficients else None,
             *grad_history,
@@ -262,18 +228,8 @@ def _call_backward(*arguments: Any) -> tuple[list[Tensor], Tensor, Tensor]:
     operator = torch.ops.gas_ext.fused_update_backward.default
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
         return operator(*arguments)  # type: ignore[no-any-return]
-    with torch._C._AutoDispatchBelowAutograd():
+    with below_autograd():
         return operator(*arguments)  # type: ignore[no-any-return]
-
-
-def _total_gradient(
-    grad_state: Tensor | None, grad_next_input: Tensor | None, coefficients: Tensor, dtype: torch.dtype
-) -> Tensor | None:
-    """G = dL/dx_{n+1} + s dL/dy, in the dtype of the states."""
-    if grad_next_input is None:
-        return grad_state
-    scale, grad_next_input = coefficients[NEXT_SCALE].to(dtype), grad_next_input.to(dtype)
-    return scale * grad_next_input if grad_state is None else grad_state.addcmul(scale, grad_next_input)
 
 
 def _check_types(history: Any, output: Any, coefficients: Any, guided: Any, out: Any) -> None:
@@ -289,7 +245,7 @@ def _check_types(history: Any, output: Any, coefficients: Any, guided: Any, out:
         raise TypeError(f"guided is {guided!r}; give True or False.")
 
 
-def _check_arguments(history: list[Tensor], output: Tensor, coefficients: Tensor, guided: bool) -> None:
+def _check_arguments(history: Sequence[Tensor], output: Tensor, coefficients: Tensor, guided: bool) -> None:
     if not 1 <= len(history) <= MAX_TERMS:
         raise ValueError(f"history has {len(history)} tensors; give 1 to {MAX_TERMS}, x_n first.")
     x = history[0]
@@ -325,17 +281,15 @@ def _check_arguments(history: list[Tensor], output: Tensor, coefficients: Tensor
             raise ValueError(f"{name} is on {tensor.device} but the history on {x.device}; move it there.")
 
 
-def _is_float(dtype: Any) -> bool:
-    return isinstance(dtype, torch.dtype) and dtype.is_floating_point
-
-
-def _is_transformed() -> bool:
-    """Whether torch.func or forward mode is at work, which do not know the operators, but plain torch."""
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+def _check_float(dtype: Any) -> None:
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"next_input_dtype is {dtype!r}; give a floating-point torch.dtype.")
 
 
 def _match_output_dtype(output: Tensor, state: torch.dtype) -> Tensor:
     """Convert an output for which no kernel is compiled: only float32 states take a lower precision."""
+    if not output.dtype.is_floating_point:
+        raise TypeError(f"output is {output.dtype}; give a floating-point tensor.")
     direct = output.dtype == state or (state == torch.float32 and output.dtype in _HALF_TYPES)
     return output if direct else output.to(state)
 
@@ -346,15 +300,48 @@ def _update_into(
     output: Tensor,
     coefficients: Tensor,
     guided: bool,
+    next_input_dtype: torch.dtype | None,
 ) -> UpdateResult:
     """Run the update into given memory, refusing what autograd or aliasing would spoil."""
-    x = history[0]
+    if next_input_dtype is not None:
+        raise ValueError("next_input_dtype and out were both given; out's third tensor sets the dtype.")
     if len(out) not in (2, 3):
         raise ValueError(f"out has {len(out)} tensors; give (data, state) or (data, state, next_input).")
-    inputs = [*history, output, coefficients]
-    recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *out))
-    if recorded or _is_transformed():
+    x, compiling = history[0], torch.compiler.is_compiling()
+    data, state = out[0], out[1]
+    next_input = out[2] if len(out) == 3 else None
+    if is_transformed() or _is_recorded([*history, *out], output, coefficients):
         raise ValueError("out cannot be used where a derivative is taken; leave it out, or use no_grad().")
+    if compiling:
+        _check_arguments(history, output, coefficients, guided)
+    if library.has_kernels(x.device) and _is_written_directly(out, x, output):
+        if output.dtype != x.dtype:
+            output = _match_output_dtype(output, x.dtype)
+        _operator_out(history, output, coefficients.contiguous(), guided, data, state, next_input)
+        if not compiling:  # so that autograd notices a saved tensor that was overwritten
+            torch.autograd.graph.increment_version(out)
+        return UpdateResult(data, state, next_input)
+    _check_out(out, history, output, coefficients)
+    result = _update(history, output, coefficients, guided, None if next_input is None else next_input.dtype)
+    for target, value in zip(out, result, strict=False):
+        if value is not None:
+            target.copy_(value)
+    return UpdateResult(data, state, next_input)
+
+
+def _is_written_directly(out: tuple[Tensor, ...], x: Tensor, output: Tensor) -> bool:
+    """Whether the operator takes this memory: laid out like a dense x_n, in dtypes that the kernels write."""
+    if len(out) == 3 and out[2].dtype not in (x.dtype, output.dtype):
+        return False
+    # What the operator expects of a strided x_n, without its memory.
+    layout = x.stride() if x.is_contiguous() else torch.empty_like(x, device="meta").stride()
+    return all([target.stride() == layout for target in out])
+
+
+def _check_out(
+    out: tuple[Tensor, ...], history: Sequence[Tensor], output: Tensor, coefficients: Tensor
+) -> None:
+    x, inputs = history[0], [*history, output, coefficients]
     for i, target in enumerate(out):
         if target.shape != x.shape or target.device != x.device:
             raise ValueError(
@@ -363,35 +350,10 @@ def _update_into(
             )
         if i < 2 and target.dtype != x.dtype:
             raise TypeError(f"out[{i}] is {target.dtype}; expected {x.dtype}, the dtype of the history.")
-        others = [*inputs, *out[:i]]
         # Traced tensors have no address; the operator itself checks when the compiled code runs.
+        others = [*inputs, *out[:i]]
         if not torch.compiler.is_compiling() and any(_share_memory(target, other) for other in others):
             raise ValueError(f"out[{i}] shares memory with another argument; give it memory of its own.")
-    next_input = out[2] if len(out) == 3 else None
-    layout = torch.empty_like(x, device="meta").stride()  # what the operator expects, without its memory
-    if (
-        library.has_kernels(x.device)
-        and all(target.stride() == layout for target in out)
-        and (next_input is None or next_input.dtype in (x.dtype, output.dtype))
-    ):
-        torch.ops.gas_ext.fused_update_out(
-            history, output, coefficients.contiguous(), guided, out[0], out[1], next_input
-        )
-        if not torch.compiler.is_compiling():
-            for target in out:  # so that autograd notices a saved tensor that was overwritten
-                torch.autograd.graph.increment_version(target)
-        return UpdateResult(out[0], out[1], next_input)
-    result = fused_update(
-        history,
-        output,
-        coefficients,
-        guided=guided,
-        next_input_dtype=None if next_input is None else next_input.dtype,
-    )
-    for target, value in zip(out, result, strict=False):
-        if value is not None:
-            target.copy_(value)
-    return UpdateResult(out[0], out[1], next_input)
 
 
 def _share_memory(a: Tensor, b: Tensor) -> bool:

@@ -17,6 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from gas_ext._utils.optional import require
+from gas_ext._utils.torch_private import storage_id
 from gas_ext.configs import Config
 
 __all__ = ["activation_bytes", "meta_network", "training_bytes"]
@@ -69,13 +70,13 @@ def activation_bytes(evaluate: Callable[[], Any], network: nn.Module) -> int:
     >>> activation_bytes(lambda: layer(x).exp(), layer)  # the input, for the weight, and the exponential
     320
     """
-    own = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
+    own = {storage_id(tensor.untyped_storage()) for tensor in (*network.parameters(), *network.buffers())}
     kept: dict[int, Any] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage
+        if storage_id(storage) not in own:
+            kept[storage_id(storage)] = storage
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor), _WithFusedAttention():
