@@ -313,7 +313,7 @@ class GASSampler(nn.Module):
         self, noise: Tensor, condition: Condition, table: SolverCoefficients, *, keep_all: bool = False
     ) -> PartialSolve:
         """Make all steps; the condition is what the network is given."""
-        solve = PartialSolve(self, noise, condition, keep_all=keep_all)
+        solve = PartialSolve(self, noise, condition, kept=_kept(table), keep_all=keep_all)
         for time in table.evaluation_timesteps.clone().unbind():  # a network may write into its time
             solve._advance(table, time)
         return solve
@@ -372,13 +372,20 @@ class PartialSolve:
     """
 
     def __init__(
-        self, sampler: GASSampler, noise: Tensor, condition: Condition, *, keep_all: bool = True
+        self,
+        sampler: GASSampler,
+        noise: Tensor,
+        condition: Condition,
+        *,
+        kept: tuple[int, int] | None = None,
+        keep_all: bool = True,
     ) -> None:
         scale = sampler.solver.schedule.init_noise_sigma
         self.states: list[Tensor] = [noise if scale == 1.0 else noise * scale]
         self.data: list[Tensor] = []
         self._sampler = sampler
         self._condition = condition
+        self._kept = kept  # of states and data predictions, where all tables use as many
         self._keep_all = keep_all  # else those that later steps use, so that memory does not grow
         self._steps = 0
         self._lower = sampler._lower_input_dtype(noise)
@@ -436,7 +443,7 @@ class PartialSolve:
         self._input, self._output = update.next_input, None
         self._steps += 1
         if not self._keep_all:
-            states_kept, data_kept = (kept.shape[1] for kept in table.weights)
+            states_kept, data_kept = self._kept or _kept(table)
             self.states = self.states[-states_kept:]
             self.data = self.data[max(len(self.data) - data_kept + 1, 0) :]
 
@@ -456,7 +463,7 @@ class PartialSolve:
         next_input_dtype: torch.dtype | None,
     ) -> UpdateResult:
         """Update with the states and the data predictions before D_n that the solver uses, newest first."""
-        states_kept, data_kept = (kept.shape[1] for kept in table.weights)
+        states_kept, data_kept = self._kept or _kept(table)
         return fused_update(
             self.states[: -states_kept - 1 : -1] + data[:-data_kept:-1],
             output,
@@ -464,6 +471,11 @@ class PartialSolve:
             guided=self._sampler.guided,
             next_input_dtype=next_input_dtype,
         )
+
+
+def _kept(table: SolverCoefficients) -> tuple[int, int]:
+    """Return how many states, and how many data predictions with the newest, a step uses at most."""
+    return table.weights.state.shape[1], table.weights.data.shape[1]
 
 
 class _Baked:

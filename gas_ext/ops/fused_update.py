@@ -131,7 +131,9 @@ def _update(
         data, state, next_input = _operator(history, output, coefficients, guided, direct)
     if next_input_dtype is None:
         return UpdateResult(data, state, None)
-    return UpdateResult(data, state, next_input.to(next_input_dtype))
+    return UpdateResult(
+        data, state, next_input if direct is next_input_dtype else next_input.to(next_input_dtype)
+    )
 
 
 def _by_reference(
