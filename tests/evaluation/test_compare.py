@@ -410,7 +410,7 @@ def test_seeds_that_a_solver_was_learned_from_are_refused(tmp_path):
 def test_solver_of_another_network_is_refused(tmp_path):
     solver = GeneralizedSolver(SCHEDULE, 2, prediction_type="sample")
     solver.save(tmp_path / "s.safetensors", teacher={"name": "cifar10", "weights_hash": "ab"})
-    with pytest.raises(ValueError, match="learned for 'cifar10'"):
+    with pytest.raises(ValueError, match="learned for teacher 'cifar10'"):
         run_comparison(tmp_path / "c", [str(tmp_path / "s.safetensors")], [2])
 
 

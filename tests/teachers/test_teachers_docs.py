@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from golden_data import GOLDEN
 
+from gas_ext import GeneralizedSolver
 from gas_ext.samples import TeacherSamples
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,7 +23,7 @@ def block(word: str) -> str:
 
 
 def test_every_block_is_run_here():
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
 
 
 def test_one_s_own_network():
@@ -44,6 +47,13 @@ def test_diffusers(monkeypatch):
     assert names["images"].shape[0] == 2
     assert names["denoiser"].evaluations == 6
     assert "tiny_pipelines" in sys.modules
+
+
+def test_a_published_student(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(GOLDEN / "checkpoints/steps4_pixel.pt", "student.pt")
+    exec(compile(block("from_reference_checkpoint"), "teachers.md", "exec"), {})
+    assert GeneralizedSolver.load("student.safetensors").steps == 4
 
 
 def test_samples_of_one_s_own(tmp_path, monkeypatch):
