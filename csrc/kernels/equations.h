@@ -80,9 +80,9 @@ GAS_EXT_INLINE void begin_state(const ForwardArgs& args, const W* c, At at, B& s
   guided_output<M>(args, c, at, m, difference);
   read<T>(args.history[0], at, x);
   data_prediction(c, x, m, data);
-  write<T>(data, args.data, at);
   scale(c[kDataWeight], data, state);
   accumulate(c[kFirstWeight], x, state);
+  write<T>(data, args.data, at);
 }
 
 // state += w_k h_k
