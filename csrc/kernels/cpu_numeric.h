@@ -7,6 +7,9 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
+
+#include "fused_update.h"
 
 #ifndef GAS_EXT_ISA
 #error "define GAS_EXT_ISA: the namespace of the instruction set that this file is compiled for"
@@ -19,6 +22,11 @@ struct half {
   uint16_t bits;
 };
 struct bfloat16 {
+  uint16_t bits;
+};
+// bfloat16 where every tensor is so. The order of elements within a block is free then: first those at even
+// positions, then those at odd ones, each a half of 32 bits that one operation converts.
+struct split_bfloat16 {
   uint16_t bits;
 };
 
@@ -62,23 +70,20 @@ inline half to_half(float value) {
 inline double to_work(double value) { return value; }
 inline float to_work(float value) { return value; }
 inline float to_work(bfloat16 value) { return to_float(value); }
+inline float to_work(split_bfloat16 value) { return to_float(bfloat16{value.bits}); }
 inline float to_work(half value) { return to_float(value); }
 
-inline double from_work(double value, double) { return value; }
-inline float from_work(float value, float) { return value; }
-inline bfloat16 from_work(float value, bfloat16) { return to_bfloat16(value); }
-inline half from_work(float value, half) { return to_half(value); }
-
-// Type in which tensors of type T are computed with.
 template <class T>
-struct work_type {
-  using type = float;
-};
-template <>
-struct work_type<double> {
-  using type = double;
-};
-template <class T>
-using work_t = typename work_type<T>::type;
+inline T from_work(work_t<T> value) {
+  if constexpr (std::is_same_v<T, half>) {
+    return to_half(value);
+  } else if constexpr (std::is_same_v<T, bfloat16>) {
+    return to_bfloat16(value);
+  } else if constexpr (std::is_same_v<T, split_bfloat16>) {
+    return {to_bfloat16(value).bits};
+  } else {
+    return value;
+  }
+}
 
 }  // namespace gas_ext::GAS_EXT_ISA

@@ -1,9 +1,9 @@
-// CUDA kernels of the fused update; the equations are in fused_update.h. Not run on a GPU yet.
+// CUDA kernels of the fused update. Not run on a GPU yet.
 //
 // A thread handles 16-byte groups of elements (of the state dtype) in a grid-stride loop, and single
-// elements before the first and after the last aligned group. Arithmetic is in float (double for double),
-// with every fused multiply-add explicit and in the order of the CPU kernels, so element-wise results have
-// the same bits; sums over elements are ordered differently.
+// elements before the first and after the last aligned group. What it computes from them is in equations.h,
+// as for the CPU kernels, so element-wise results have the same bits; sums over elements are ordered
+// differently.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -12,54 +12,58 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "fused_update.h"
 #include "launch_plan.h"
+
+#define GAS_EXT_ISA cuda
+#define GAS_EXT_INLINE __device__ __forceinline__
+#define GAS_EXT_UNROLL _Pragma("unroll")
 
 // The tests define this to count what is loaded.
 #ifndef GAS_EXT_LOAD
 #define GAS_EXT_LOAD(address) (*(address))
 #endif
 
-namespace gas_ext::cuda {
+namespace gas_ext::GAS_EXT_ISA {
+
+using half = __half;
+using bfloat16 = __nv_bfloat16;
+
+GAS_EXT_INLINE double to_work(double value) { return value; }
+GAS_EXT_INLINE float to_work(float value) { return value; }
+GAS_EXT_INLINE float to_work(half value) { return __half2float(value); }
+GAS_EXT_INLINE float to_work(bfloat16 value) { return __bfloat162float(value); }
 
 template <class T>
-struct work_type {
-  using type = float;
-};
-template <>
-struct work_type<double> {
-  using type = double;
-};
-template <class T>
-using work_t = typename work_type<T>::type;
+GAS_EXT_INLINE T from_work(work_t<T> value) {
+  if constexpr (std::is_same_v<T, half>) {
+    return __float2half_rn(value);
+  } else if constexpr (std::is_same_v<T, bfloat16>) {
+    return __float2bfloat16_rn(value);
+  } else {
+    return value;
+  }
+}
 
-__device__ __forceinline__ double to_work(double value) { return value; }
-__device__ __forceinline__ float to_work(float value) { return value; }
-__device__ __forceinline__ float to_work(__half value) { return __half2float(value); }
-__device__ __forceinline__ float to_work(__nv_bfloat16 value) { return __bfloat162float(value); }
+GAS_EXT_INLINE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+GAS_EXT_INLINE double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 
-template <class T>
-__device__ __forceinline__ T from_work(work_t<T> value);
-template <>
-__device__ __forceinline__ double from_work<double>(double value) {
+template <class W>
+GAS_EXT_INLINE W broadcast(W value) {
   return value;
 }
-template <>
-__device__ __forceinline__ float from_work<float>(float value) {
-  return value;
-}
-template <>
-__device__ __forceinline__ __half from_work<__half>(float value) {
-  return __float2half_rn(value);
-}
-template <>
-__device__ __forceinline__ __nv_bfloat16 from_work<__nv_bfloat16>(float value) {
-  return __float2bfloat16_rn(value);
-}
 
-__device__ __forceinline__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
-__device__ __forceinline__ double multiply_add(double a, double b, double c) { return fma(a, b, c); }
+// N elements in registers.
+template <int N, class W>
+struct Vec {
+  static constexpr int kCount = N;
+  W values[N];
+
+  GAS_EXT_INLINE W& operator[](int i) { return values[i]; }
+  GAS_EXT_INLINE const W& operator[](int i) const { return values[i]; }
+};
 
 // The built-in type that moves so many bytes in one instruction. A struct of elements would leave it to the
 // compiler to join their loads and stores, which it does not always do.
@@ -82,44 +86,52 @@ struct raw_type<2> {
   using type = unsigned short;
 };
 
-template <int N, class T, class W>
-__device__ __forceinline__ void load(const void* base, int64_t index, W (&values)[N]) {
+template <class T, int N, class W>
+GAS_EXT_INLINE void read(const void* tensor, int64_t at, Vec<N, W>& values) {
   using Raw = typename raw_type<N * sizeof(T)>::type;
-  const Raw raw = GAS_EXT_LOAD(reinterpret_cast<const Raw*>(static_cast<const T*>(base) + index));
+  const Raw raw = GAS_EXT_LOAD(reinterpret_cast<const Raw*>(static_cast<const T*>(tensor) + at));
   T items[N];
   memcpy(items, &raw, sizeof(raw));
-#pragma unroll
+  GAS_EXT_UNROLL
   for (int i = 0; i < N; ++i) values[i] = to_work(items[i]);
 }
 
-template <int N, class T, class W>
-__device__ __forceinline__ void store(void* base, int64_t index, const W (&values)[N]) {
+template <class T, int N, class W>
+GAS_EXT_INLINE void write(const Vec<N, W>& values, void* tensor, int64_t at) {
   using Raw = typename raw_type<N * sizeof(T)>::type;
   T items[N];
-#pragma unroll
+  GAS_EXT_UNROLL
   for (int i = 0; i < N; ++i) items[i] = from_work<T>(values[i]);
   Raw raw;
   memcpy(&raw, items, sizeof(raw));
   // Write-back is the default policy; as an intrinsic the store stays one instruction.
-  __stwb(reinterpret_cast<Raw*>(static_cast<T*>(base) + index), raw);
+  __stwb(reinterpret_cast<Raw*>(static_cast<T*>(tensor) + at), raw);
 }
 
-template <class W>
-__device__ __forceinline__ W coefficient(const void* row, bool is_double, int i) {
-  return is_double ? static_cast<W>(static_cast<const double*>(row)[i])
-                   : static_cast<W>(static_cast<const float*>(row)[i]);
+template <int N, class W>
+GAS_EXT_INLINE void inner_product(const Vec<N, W>& a, const Vec<N, W>& b, W& sum) {
+  GAS_EXT_UNROLL
+  for (int i = 0; i < N; ++i) sum = multiply_add(a[i], b[i], sum);
 }
 
-// Bring the coefficient row to shared memory in the work type.
-template <class W>
-__device__ __forceinline__ void load_coefficients(const void* row, bool is_double, int count, W* shared) {
-  for (int i = threadIdx.x; i < count; i += blockDim.x) shared[i] = coefficient<W>(row, is_double, i);
+}  // namespace gas_ext::GAS_EXT_ISA
+
+#include "equations.h"
+
+namespace gas_ext::GAS_EXT_ISA {
+
+// Bring the coefficient row to shared memory.
+template <class Args, class W>
+GAS_EXT_INLINE void load_coefficients(const Args& args, W* shared) {
+  for (int i = threadIdx.x; i < kFirstWeight + args.terms; i += blockDim.x) {
+    shared[i] = coefficient<W>(args.coefficients, args.coefficients_are_double, i);
+  }
   __syncthreads();
 }
 
 // Call body(integral width, first element index) for this thread's share of the elements.
 template <int V, class Body>
-__device__ __forceinline__ void for_each_element(const VectorPlan& plan, int64_t numel, Body&& body) {
+GAS_EXT_INLINE void for_each_element(const VectorPlan& plan, int64_t numel, Body&& body) {
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = thread; i < plan.vectors; i += stride) {
@@ -131,56 +143,18 @@ __device__ __forceinline__ void for_each_element(const VectorPlan& plan, int64_t
   }
 }
 
-// m~ = m_u + w (m - m_u) and m - m_u; m~ = m without guidance.
-template <int N, class M, class W>
-__device__ __forceinline__ void guided_output(const void* output, const void* uncond, int64_t index,
-                                              W guidance, W (&m)[N], W (&difference)[N]) {
-  load<N, M>(output, index, m);
-  if (uncond == nullptr) return;
-  W m_u[N];
-  load<N, M>(uncond, index, m_u);
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    difference[i] = m[i] - m_u[i];
-    m[i] = multiply_add(guidance, difference[i], m_u[i]);
-  }
-}
-
 template <class T, class M>
 struct ForwardBody {
   const ForwardArgs& args;
   const work_t<T>* c;
 
   template <int N>
-  __device__ __forceinline__ void operator()(int64_t index) const {
-    using W = work_t<T>;
-    W m[N], x[N], state[N], unused[N];
-    guided_output<N, M>(args.output, args.output_uncond, index, c[kGuidance], m, unused);
-    load<N, T>(args.history[0], index, x);
-    const W p = c[kSampleScale], q = c[kOutputScale];
-#pragma unroll
-    for (int i = 0; i < N; ++i) m[i] = multiply_add(p, x[i], q * m[i]);  // D_n
-    store<N, T>(args.data, index, m);
-    const W data_weight = c[kDataWeight], weight_0 = c[kFirstWeight];
-#pragma unroll
-    for (int i = 0; i < N; ++i) state[i] = multiply_add(weight_0, x[i], data_weight * m[i]);
+  GAS_EXT_INLINE void operator()(int64_t at) const {
+    Vec<N, work_t<T>> state;
+    begin_state<T, M>(args, c, at, state);
 #pragma unroll 4
-    for (int k = 1; k < args.terms; ++k) {
-      const W weight = c[kFirstWeight + k];
-      load<N, T>(args.history[k], index, x);
-#pragma unroll
-      for (int i = 0; i < N; ++i) state[i] = multiply_add(weight, x[i], state[i]);
-    }
-    store<N, T>(args.state, index, state);
-    if (args.next_input == nullptr) return;
-    const W next_scale = c[kNextScale];
-#pragma unroll
-    for (int i = 0; i < N; ++i) state[i] = next_scale * state[i];
-    if (args.next_input_in_state_dtype) {
-      store<N, T>(args.next_input, index, state);
-    } else {
-      store<N, M>(args.next_input, index, state);
-    }
+    for (int k = 1; k < args.terms; ++k) add_term<T>(args, c, k, at, state);
+    finish_state<T, M>(args, c, at, state);
   }
 };
 
@@ -189,31 +163,8 @@ __global__ void __launch_bounds__(kBlockThreads)
     forward_kernel(const __grid_constant__ ForwardArgs args, const __grid_constant__ VectorPlan plan) {
   using W = work_t<T>;
   __shared__ W c[kMaxCoefficients];
-  load_coefficients(args.coefficients, args.coefficients_are_double, kFirstWeight + args.terms, c);
+  load_coefficients(args, c);
   for_each_element<16 / sizeof(T)>(plan, args.numel, ForwardBody<T, M>{args, c});
-}
-
-// G = dL/dx_{n+1} + s dL/dy; g_next receives dL/dy.
-template <int N, class T, class M, class W>
-__device__ __forceinline__ void state_gradient(const BackwardArgs& args, W next_scale, int64_t index,
-                                               W (&G)[N], W (&g_next)[N]) {
-#pragma unroll
-  for (int i = 0; i < N; ++i) G[i] = g_next[i] = W(0);
-  if (args.grad_state != nullptr) load<N, T>(args.grad_state, index, G);
-  if (args.grad_next_input == nullptr) return;
-  if (args.next_input_in_state_dtype) {
-    load<N, T>(args.grad_next_input, index, g_next);
-  } else {
-    load<N, M>(args.grad_next_input, index, g_next);
-  }
-#pragma unroll
-  for (int i = 0; i < N; ++i) G[i] = multiply_add(next_scale, g_next[i], G[i]);
-}
-
-template <int N, class W>
-__device__ __forceinline__ void add_inner_product(const W (&a)[N], const W (&b)[N], W& sum) {
-#pragma unroll
-  for (int i = 0; i < N; ++i) sum = multiply_add(a[i], b[i], sum);
 }
 
 // Row 0 of the backward grid: gradients of m, m_u and x_n, and the inner products with D_n and its parts.
@@ -226,62 +177,10 @@ struct BackwardHeadBody {
   work_t<T>* sums;
 
   template <int N>
-  __device__ __forceinline__ void operator()(int64_t index) const {
-    using W = work_t<T>;
-    W G[N], g_next[N], H[N];
-    state_gradient<N, T, M>(args, c[kNextScale], index, G, g_next);
-#pragma unroll
-    for (int i = 0; i < N; ++i) H[i] = W(0);
-    if (args.grad_data != nullptr) load<N, T>(args.grad_data, index, H);
-#pragma unroll
-    for (int i = 0; i < N; ++i) H[i] = multiply_add(c[kDataWeight], G[i], H[i]);
-    write_gradients<N>(index, G, H);
-    if (args.partials != nullptr) add_sums<N>(index, G, H, g_next);
-  }
-
-  template <int N, class W>
-  __device__ __forceinline__ void write_gradients(int64_t index, const W (&G)[N], const W (&H)[N]) const {
-    W gradient[N];
-    const W q = c[kOutputScale], w = c[kGuidance];
-    if (args.grad_output != nullptr) {
-      const W scale = args.output_uncond != nullptr ? q * w : q;
-#pragma unroll
-      for (int i = 0; i < N; ++i) gradient[i] = scale * H[i];
-      store<N, M>(args.grad_output, index, gradient);
-      if (args.output_uncond != nullptr) {
-        const W scale_uncond = q * (W(1) - w);
-#pragma unroll
-        for (int i = 0; i < N; ++i) gradient[i] = scale_uncond * H[i];
-        store<N, M>(args.grad_output_uncond, index, gradient);
-      }
-    }
-    if (args.grad_history[0] != nullptr) {
-#pragma unroll
-      for (int i = 0; i < N; ++i) gradient[i] = multiply_add(c[kSampleScale], H[i], c[kFirstWeight] * G[i]);
-      store<N, T>(args.grad_history[0], index, gradient);
-    }
-  }
-
-  template <int N, class W>
-  __device__ __forceinline__ void add_sums(int64_t index, const W (&G)[N], const W (&H)[N],
-                                           const W (&g_next)[N]) const {
-    W m[N], x[N], other[N];
-#pragma unroll
-    for (int i = 0; i < N; ++i) other[i] = W(0);
-    guided_output<N, M>(args.output, args.output_uncond, index, c[kGuidance], m, other);
-    add_inner_product(H, other, sums[kGuidance]);
-    add_inner_product(H, m, sums[kOutputScale]);
-    load<N, T>(args.history[0], index, x);
-    add_inner_product(H, x, sums[kSampleScale]);
-    add_inner_product(G, x, sums[kFirstWeight]);
-#pragma unroll
-    for (int i = 0; i < N; ++i)
-      other[i] = multiply_add(c[kSampleScale], x[i], c[kOutputScale] * m[i]);  // D_n
-    add_inner_product(G, other, sums[kDataWeight]);
-    if (args.grad_next_input != nullptr) {
-      load<N, T>(args.state, index, other);
-      add_inner_product(g_next, other, sums[kNextScale]);
-    }
+  GAS_EXT_INLINE void operator()(int64_t at) const {
+    Vec<N, work_t<T>> G, H;
+    data_gradients<T, M>(args, c, at, sums, G, H);
+    first_gradient<T>(args, c, at, G, H);
   }
 };
 
@@ -294,24 +193,15 @@ struct BackwardTermsBody {
   int first;  // index of the group's first term
 
   template <int N>
-  __device__ __forceinline__ void operator()(int64_t index) const {
-    using W = work_t<T>;
-    W G[N], values[N];
-    state_gradient<N, T, M>(args, c[kNextScale], index, G, values);
-#pragma unroll
+  GAS_EXT_INLINE void operator()(int64_t at) const {
+    Vec<N, work_t<T>> G;
+    total_state_gradient<T, M>(args, c, at, G, static_cast<work_t<T>*>(nullptr));
+    GAS_EXT_UNROLL
     for (int j = 0; j < kTermsPerGroup; ++j) {
       const int k = first + j;
       if (k >= args.terms) break;
-      if (args.partials != nullptr) {
-        load<N, T>(args.history[k], index, values);
-        add_inner_product(G, values, sums[j]);
-      }
-      if (args.grad_history[k] != nullptr) {
-        const W weight = c[kFirstWeight + k];
-#pragma unroll
-        for (int i = 0; i < N; ++i) values[i] = weight * G[i];
-        store<N, T>(args.grad_history[k], index, values);
-      }
+      term_inner_product<T>(args, k, at, G, sums[j]);
+      term_gradient<T>(args, c, k, at, G);
     }
   }
 };
@@ -319,14 +209,14 @@ struct BackwardTermsBody {
 // Sum each thread's `sums` over the block and write them to partials[(first + j) * gridDim.x + blockIdx.x].
 // The order of addition is fixed: lanes by halving, then warps in order.
 template <int S, class W>
-__device__ __forceinline__ void write_block_sums(const W (&sums)[S], int first, int count, W* partials) {
+GAS_EXT_INLINE void write_block_sums(const W (&sums)[S], int first, int count, W* partials) {
   constexpr int kWarps = kBlockThreads / 32;
   __shared__ W warp_sums[kWarps][S];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-#pragma unroll
+  GAS_EXT_UNROLL
   for (int j = 0; j < S; ++j) {
     W sum = sums[j];
-#pragma unroll
+    GAS_EXT_UNROLL
     for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_down_sync(0xffffffffu, sum, offset);
     if (lane == 0) warp_sums[warp][j] = sum;
   }
@@ -343,12 +233,11 @@ __global__ void __launch_bounds__(kBlockThreads)
   using W = work_t<T>;
   constexpr int V = 16 / sizeof(T);
   __shared__ W c[kMaxCoefficients];
-  load_coefficients(args.coefficients, args.coefficients_are_double, kFirstWeight + args.terms, c);
+  load_coefficients(args, c);
   W* partials = static_cast<W*>(args.partials);
   if (blockIdx.y == 0) {
     W sums[kHeadSums] = {};
     for_each_element<V>(plan, args.numel, BackwardHeadBody<T, M>{args, c, sums});
-    if (args.output_uncond == nullptr) sums[kGuidance] = W(0);  // not infinity times the difference's zero
     if (partials != nullptr) write_block_sums(sums, 0, kHeadSums, partials);
   } else {
     const int first = 1 + (static_cast<int>(blockIdx.y) - 1) * kTermsPerGroup;
@@ -388,4 +277,4 @@ __global__ void __launch_bounds__(kBlockThreads)
   }
 }
 
-}  // namespace gas_ext::cuda
+}  // namespace gas_ext::GAS_EXT_ISA

@@ -4,7 +4,7 @@
 //     m~      = m_u + w (m - m_u)              with guidance, else m
 //     D_n     = p x_n + q m~
 //     x_{n+1} = c_nn D_n + sum_k w_k h_k       h_0 = x_n
-//     y       = s x_{n+1}                      next network input, when asked
+//     y       = s x_{n+1}                      next network input, if requested
 //
 // Backward, with G = dL/dx_{n+1} + s dL/dy and H = dL/dD_n + c_nn G:
 //     dh_k = w_k G (+ p H for k = 0)           dm = q w H,  dm_u = q (1 - w) H
@@ -13,6 +13,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace gas_ext {
 
@@ -41,6 +42,10 @@ inline int network_bytes(DtypePair dtypes) {
   return dtypes == DtypePair::f32_f32 ? 4 : 2;
 }
 
+// The type that tensors of dtype T are computed in.
+template <class T>
+using work_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
 // All tensors have `numel` elements in one common memory order; the pointers are to the first element.
 struct ForwardArgs {
   DtypePair dtypes;
@@ -53,7 +58,7 @@ struct ForwardArgs {
   bool coefficients_are_double = true;     // else float
   void* data = nullptr;                    // D_n, state dtype
   void* state = nullptr;                   // x_{n+1}, state dtype
-  void* next_input = nullptr;              // y; null when not asked
+  void* next_input = nullptr;              // y; null unless requested
   bool next_input_in_state_dtype = false;  // else in the network dtype
   bool streaming = false;                  // CPU: write past the caches
 

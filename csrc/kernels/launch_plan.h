@@ -54,6 +54,31 @@ class VectorPlanner {
   bool common_ = true;
 };
 
+inline VectorPlan plan_vectors(const ForwardArgs& args) {
+  const int state = state_bytes(args.dtypes), network = network_bytes(args.dtypes);
+  VectorPlanner planner(args.numel, 16 / state);
+  for (int k = 0; k < args.terms; ++k) planner.add(args.history[k], state);
+  for (const void* tensor : {args.output, args.output_uncond}) planner.add(tensor, network);
+  planner.add(args.data, state);
+  planner.add(args.state, state);
+  planner.add(args.next_input, args.next_input_in_state_dtype ? state : network);
+  return planner.plan();
+}
+
+inline VectorPlan plan_vectors(const BackwardArgs& args) {
+  const int state = state_bytes(args.dtypes), network = network_bytes(args.dtypes);
+  VectorPlanner planner(args.numel, 16 / state);
+  for (int k = 0; k < args.terms; ++k) {
+    planner.add(args.history[k], state);
+    planner.add(args.grad_history[k], state);
+  }
+  for (const void* tensor : {args.grad_data, args.grad_state, args.state}) planner.add(tensor, state);
+  planner.add(args.grad_next_input, args.next_input_in_state_dtype ? state : network);
+  for (const void* tensor : {args.output, args.output_uncond}) planner.add(tensor, network);
+  for (const void* tensor : {args.grad_output, args.grad_output_uncond}) planner.add(tensor, network);
+  return planner.plan();
+}
+
 inline int64_t blocks_for(const VectorPlan& plan, int64_t numel, int64_t most) {
   const int64_t items = std::max(plan.vectors, plan.scalars(numel));
   return std::clamp<int64_t>((items + kBlockThreads - 1) / kBlockThreads, 1, most);

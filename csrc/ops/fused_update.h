@@ -17,6 +17,7 @@ inline constexpr const char* kBackwardSchema =
     "fused_update_backward(Tensor? grad_data, Tensor? grad_state, Tensor? grad_next_input, Tensor[] history, "
     "Tensor output, Tensor? state, Tensor coefficients, bool guided, int[] needs_history, bool needs_output, "
     "bool needs_coefficients) -> (Tensor[], Tensor, Tensor)";
+
 template <class Device>
 void run_forward(const Inputs& inputs, Tensor& data, Tensor& state, Tensor* next_input) {
   ForwardArgs args;
@@ -24,16 +25,13 @@ void run_forward(const Inputs& inputs, Tensor& data, Tensor& state, Tensor* next
   args.data = data.mutable_data_ptr();
   args.state = state.mutable_data_ptr();
   if (next_input != nullptr) {
-    const ScalarType dtype = next_input->scalar_type();
-    check(dtype == inputs.state_dtype() || dtype == inputs.network_dtype(),
-          "the next input's dtype must be that of the state or of the output");
     args.next_input = next_input->mutable_data_ptr();
-    args.next_input_in_state_dtype = dtype == inputs.state_dtype();
+    args.next_input_in_state_dtype = inputs.next_input_in_state_dtype(next_input->scalar_type());
   }
   Device::forward(args, state);
 }
 
-// D_n, x_{n+1} and the next network input; an empty third tensor where that is not asked.
+// D_n, x_{n+1} and the next network input; an empty third tensor unless that is requested.
 template <class Device>
 std::tuple<Tensor, Tensor, Tensor> fused_update(std::vector<Tensor> history, Tensor output,
                                                 Tensor coefficients, bool guided,
@@ -55,14 +53,14 @@ void fused_update_out(std::vector<Tensor> history, Tensor output, Tensor coeffic
   if (next_input) targets.push_back(*next_input);
   for (size_t i = 0; i < targets.size(); ++i) {
     const Tensor& target = targets[i];
-    check(same_sizes(target, inputs.layout()) && same_layout(target, inputs.layout()) &&
-              same_device(target, inputs.layout()),
-          "out tensors must have the shape, strides and device of history[0]");
-    check(i == 2 || target.scalar_type() == inputs.state_dtype(),
-          "out tensors must have the dtype of history[0]");
-    check(!inputs.overlaps(target), "an out tensor shares memory with an input; give it memory of its own");
+    const Name name{"out", static_cast<int>(i)};
+    check_like(inputs.layout(), target, i == 2 ? target.scalar_type() : inputs.state_dtype(), name);
+    check(same_layout(target, inputs.layout()), name,
+          " has other strides than history[0]; make it with torch.empty_like(history[0]).");
+    check(!inputs.overlaps(target), name, " shares memory with an input; give it memory of its own.");
     for (size_t j = 0; j < i; ++j) {
-      check(!overlap(target, targets[j]), "two out tensors share memory; give each memory of its own");
+      check(!overlap(target, targets[j]), name, " shares memory with out[", j,
+            "]; give it memory of its own.");
     }
   }
   run_forward<Device>(inputs, data, state, next_input ? &*next_input : nullptr);
@@ -81,26 +79,26 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> fused_update_backward(
   inputs.fill(args);
 
   std::vector<Tensor> keep;  // dense copies of incoming gradients
-  const auto dense = [&](const Tensor& tensor, ScalarType dtype) {
-    keep.push_back(inputs.dense(tensor, dtype));
+  const auto dense = [&](const Tensor& tensor, ScalarType dtype, const char* name) {
+    keep.push_back(inputs.dense(tensor, dtype, {name}));
     return keep.back().const_data_ptr();
   };
-  if (grad_data) args.grad_data = dense(*grad_data, inputs.state_dtype());
-  if (grad_state) args.grad_state = dense(*grad_state, inputs.state_dtype());
+  if (grad_data) args.grad_data = dense(*grad_data, inputs.state_dtype(), "grad_data");
+  if (grad_state) args.grad_state = dense(*grad_state, inputs.state_dtype(), "grad_state");
   if (grad_next_input) {
     const ScalarType dtype = grad_next_input->scalar_type();
-    args.grad_next_input = dense(*grad_next_input, dtype);
-    args.next_input_in_state_dtype = dtype == inputs.state_dtype();
-    check(args.next_input_in_state_dtype || dtype == inputs.network_dtype(),
-          "the next input's dtype must be that of the state or of the output");
-    check(state.has_value() || !needs_coefficients, "the gradient of the next scale needs x_{n+1}");
-    if (needs_coefficients) args.state = dense(*state, inputs.state_dtype());
+    args.next_input_in_state_dtype = inputs.next_input_in_state_dtype(dtype);
+    args.grad_next_input = dense(*grad_next_input, dtype, "grad_next_input");
+    check(state.has_value() || !needs_coefficients,
+          "The gradient of the next input's scale needs x_{n+1}, but state is None; pass it.");
+    if (needs_coefficients) args.state = dense(*state, inputs.state_dtype(), "state");
   }
 
   std::vector<Tensor> grad_history;
   for (const int64_t k : needs_history) {
-    check(0 <= k && k < args.terms && args.grad_history[k] == nullptr,
-          "needs_history names a tensor that is not there, or one twice");
+    check(0 <= k && k < args.terms && args.grad_history[k] == nullptr, "needs_history holds ", k,
+          ", but the history has ", args.terms, " tensors; name each of 0 to ", args.terms - 1,
+          " at most once.");
     grad_history.push_back(empty_like(layout, inputs.state_dtype()));
     args.grad_history[k] = grad_history.back().mutable_data_ptr();
   }

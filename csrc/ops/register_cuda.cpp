@@ -14,7 +14,7 @@ void on_device_of(const Tensor& tensor, Launch launch) {
   const torch::stable::accelerator::DeviceGuard guard(index);
   const auto stream = torch::stable::accelerator::getCurrentStream(index);
   const char* error = launch(stream.nativeHandle());
-  if (error != nullptr) throw std::runtime_error(std::string("gas_ext: CUDA launch failed: ") + error);
+  if (error != nullptr) throw std::runtime_error(std::string("The CUDA launch failed: ") + error + ".");
 }
 
 struct Cuda {

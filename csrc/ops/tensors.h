@@ -10,6 +10,7 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -21,9 +22,48 @@ namespace gas_ext {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Python checks arguments with friendlier words; these guard direct calls of torch.ops.gas_ext.
-inline void check(bool condition, const char* message) {
-  if (!condition) throw std::runtime_error(std::string("gas_ext: ") + message);
+// What messages say of a tensor.
+struct Shape {
+  const Tensor& of;
+};
+inline std::ostream& operator<<(std::ostream& stream, const Shape& shape) {
+  const char* separator = "";
+  stream << "(";
+  for (const int64_t size : shape.of.sizes()) stream << std::exchange(separator, ", ") << size;
+  return stream << (shape.of.dim() == 1 ? ",)" : ")");
+}
+
+struct Dtype {
+  ScalarType of;
+};
+inline std::ostream& operator<<(std::ostream& stream, const Dtype& dtype) {
+  switch (dtype.of) {
+    case ScalarType::Double: return stream << "float64";
+    case ScalarType::Float: return stream << "float32";
+    case ScalarType::Half: return stream << "float16";
+    case ScalarType::BFloat16: return stream << "bfloat16";
+    default: return stream << torch::headeronly::toString(dtype.of);
+  }
+}
+
+// history[2], or output
+struct Name {
+  const char* of;
+  int index = -1;
+};
+inline std::ostream& operator<<(std::ostream& stream, const Name& name) {
+  stream << name.of;
+  return name.index < 0 ? stream : stream << "[" << name.index << "]";
+}
+
+// Throw, unless the condition holds, with a message of these parts: one sentence with values and remedy. It
+// arrives in Python as a RuntimeError.
+template <class... Parts>
+void check(bool condition, const Parts&... parts) {
+  if (condition) return;
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
 }
 
 inline bool same_sizes(const Tensor& a, const Tensor& b) {

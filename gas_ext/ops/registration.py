@@ -16,7 +16,7 @@ def register() -> None:
     def check_devices(*tensors: Tensor) -> None:
         # A single meta tensor among others brings a call here; the compiled operators refuse such a mixture.
         if any(tensor.device != tensors[0].device for tensor in tensors):
-            raise RuntimeError("gas_ext: all tensors must be on one device")
+            raise RuntimeError("The tensors are on different devices; move them to one.")
 
     def fake_update(
         history: list[Tensor],

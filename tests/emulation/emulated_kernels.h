@@ -1,17 +1,11 @@
-// The kernels of csrc/kernels compiled for the CPU, on grids that the tests choose.
+// What the tests call beside the launchers of fused_update_cuda.h.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
-#include "fused_update.h"
-
 namespace emulation {
-
-// As gas_ext::cuda_forward and cuda_backward, but on `blocks` blocks in x.
-const char* forward_on_grid(const gas_ext::ForwardArgs& args, int64_t blocks);
-const char* backward_on_grid(const gas_ext::BackwardArgs& args, int64_t blocks);
 
 // Conversions of the stand-in headers.
 float half_to_float(uint16_t bits);

@@ -154,7 +154,7 @@ std::map<std::string, Bytes> forward(const std::string& dtypes, int64_t numel, c
     const int bytes = args.next_input_in_state_dtype ? call.pair.state_bytes : call.pair.network_bytes;
     args.next_input = call.device.fresh(bytes);
   }
-  check_launch(blocks > 0 ? emulation::forward_on_grid(args, blocks) : cuda_forward(args, nullptr));
+  check_launch(cuda_forward(args, nullptr, blocks));
   call.device.check_guards();
   std::map<std::string, Bytes> result{{"data", call.device.read(args.data)},
                                       {"state", call.device.read(args.state)}};
@@ -204,7 +204,7 @@ std::map<std::string, Bytes> backward(const std::string& dtypes, int64_t numel,
       made[name] = target;
     }
   }
-  check_launch(blocks > 0 ? emulation::backward_on_grid(args, blocks) : cuda_backward(args, nullptr));
+  check_launch(cuda_backward(args, nullptr, blocks));
   call.device.check_guards();
   std::map<std::string, Bytes> result;
   for (const auto& [name, memory] : made) result[name] = call.device.read(memory);

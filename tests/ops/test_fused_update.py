@@ -282,25 +282,6 @@ def test_guided_needs_a_doubled_batch(device: torch.device) -> None:
         fused_update(scalars, scalar, row, guided=True)
 
 
-def test_operators_check_for_themselves(device: torch.device) -> None:
-    """Direct calls of torch.ops.gas_ext never read past a tensor's end."""
-    history, output, coefficients = make_inputs((2, 3), device=device)
-    update = torch.ops.gas_ext.fused_update
-    for arguments in (
-        ([], output, coefficients),
-        (history, output[:1], coefficients),
-        (history, output, coefficients[:-1]),
-        (history, output, coefficients.half()),
-        (history, output.long(), coefficients),
-        ([history[0], history[1][:1], history[2]], output, coefficients),
-        ([history[0], history[1].double(), history[2]], output, coefficients),
-    ):
-        with pytest.raises(RuntimeError, match="gas_ext"):
-            update(*arguments, False, None)
-    with pytest.raises(RuntimeError, match="gas_ext"):
-        update(history, output, coefficients, False, torch.float16)
-
-
 def test_dtype_pairs_without_a_kernel_are_converted(device: torch.device) -> None:
     history, output, coefficients = make_inputs(
         (2, 3), dtype=torch.float16, output_dtype=torch.float32, device=device
