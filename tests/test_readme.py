@@ -25,3 +25,16 @@ def test_switches_are_those_of_setup_py() -> None:
     setup = (Path(__file__).resolve().parent.parent / "setup.py").read_text(encoding="utf-8")
     for name in re.findall(r"\b(GAS_EXT_[A-Z_]+|CUDACXX|CUDA_HOME|CXX|MAX_JOBS)\b", setup):
         assert f"`{name}`" in README, name
+
+
+def test_layout_is_that_of_the_package() -> None:
+    root = Path(__file__).resolve().parent.parent
+    layout = README[README.index("<!-- layout -->") : README.index("<!-- end layout -->")]
+    rooms = re.findall(r"^\| `(\w+)` \|", layout, re.MULTILINE)
+    contract = (root / "pyproject.toml").read_text(encoding="utf-8").split("layers = [")[1].split("]")[0]
+    assert rooms[::-1] == [name for name in re.findall(r'"(\w+)"', contract) if name != "__main__"]
+    package = root / "gas_ext"
+    found = {
+        path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
+    assert set(rooms) == found - {"__init__", "__main__"}
