@@ -87,7 +87,7 @@ DESCRIPTIONS = {
     "endless levels": ({"arguments": {"channel_mult": [1] * 10**5}}, "at most 16 of them"),
     "endless labels": ({"arguments": {"label_dim": 10**12}}, "label_dim must be a number"),
     "endless width": ({"arguments": {"model_channels": 2**60}}, "model_channels must be a number"),
-    "wide": ({"arguments": {"model_channels": 60_000}}, "cannot be built|do not fit the network"),
+    "wide": ({"arguments": {"model_channels": 60_000}}, "cannot be built|as described has"),
     "text for a number": ({"arguments": {"model_channels": "8"}}, "model_channels must be a number"),
     "no width": ({"arguments": {"model_channels": 2}}, "cannot be built"),
     "unknown argument": ({"arguments": {"depth\n": 3}}, r"no argument 'depth\\n'; expected img_resolution"),
@@ -96,7 +96,10 @@ DESCRIPTIONS = {
     "unknown type": ({"arguments": {"encoder_type": "x"}}, "encoder_type is 'x', but must be one of"),
     "endless type": ({"arguments": {"encoder_type": tuple_of_tuples()}}, "encoder_type must be a number"),
     "endless network": ({"arguments": {"model_type": tuple_of_tuples()}}, "class of its network has no name"),
-    "another network": ({"arguments": {"channel_mult": [1, 4]}}, "do not fit the network as described"),
+    "another network": (
+        {"arguments": {"channel_mult": [1, 4]}},
+        "the PreconditionedNetwork as described has",
+    ),
     "shared tensors": ({"_parameters": shared(50)}, "its tensors share their numbers"),
     "other modules": ({"_modules": {"model": nn.Identity}}, "refused|is no pickled module"),
 }
