@@ -5,7 +5,7 @@ into `NETWORKS` under the name of its class; for prompts also a function that en
 Schedule, guidance, decoding and folders follow. One that is called like a UNet2DModel takes two lines:
 
     def _my_network(config):
-        return NetworkKind(_call_labelled, config["in_channels"], _image_size(config))
+        return _of_images(_call_labelled, config)
 
     NETWORKS = {..., "MyNetwork": _my_network}
 
@@ -98,6 +98,13 @@ def _refused(name: str, why: str) -> ValueError:
     return ValueError(f"This {name} is not known here, because {why}; use Denoiser.from_callable.")
 
 
+def _of_images(call: NetworkCall, config: Config, **options: Any) -> NetworkKind:
+    size = config.get("sample_size")
+    if size is not None:
+        size = (size, size) if isinstance(size, int) else tuple(size)
+    return NetworkKind(call, config["in_channels"], size, **options)
+
+
 def _unet_1d(config: Config) -> NetworkKind:
     return NetworkKind(_call_labelled, config["in_channels"], (config["sample_size"],))
 
@@ -107,19 +114,12 @@ def _unet_2d(config: Config) -> NetworkKind:
         raise _refused("UNet2DModel", "its learned embedding knows whole timesteps only")
     if config.get("class_embed_type") is not None:
         raise _refused("UNet2DModel", f"its class_embed_type is {config['class_embed_type']!r}")
-    return NetworkKind(
-        _call_labelled, config["in_channels"], _image_size(config), label_rows=config.get("num_class_embeds")
-    )
+    return _of_images(_call_labelled, config, label_rows=config.get("num_class_embeds"))
 
 
 def _dit(config: Config) -> NetworkKind:
-    return NetworkKind(
-        _call_labelled,
-        config["in_channels"],
-        _image_size(config),
-        label_rows=config["num_embeds_ada_norm"] + 1,
-        null_label=True,
-    )
+    rows = config["num_embeds_ada_norm"] + 1
+    return _of_images(_call_labelled, config, label_rows=rows, null_label=True)
 
 
 def _call_labelled(network: nn.Module, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
@@ -133,23 +133,13 @@ def _unet_2d_condition(config: Config) -> NetworkKind:
     _check_conditional_unet("UNet2DConditionModel", config)
     addition = config.get("addition_embed_type")
     if addition == "text_time":
-        return NetworkKind(
-            _call_sdxl,
-            config["in_channels"],
-            _image_size(config),
-            condition_keys=("encoder_hidden_states", "text_embeds", "time_ids"),
-            encode=encode_sdxl,
-            constants=size_conditions,
+        keys = ("encoder_hidden_states", "text_embeds", "time_ids")
+        return _of_images(
+            _call_sdxl, config, condition_keys=keys, encode=encode_sdxl, constants=size_conditions
         )
     if addition is not None:
         raise _refused("UNet2DConditionModel", f"its addition_embed_type is {addition!r}")
-    return NetworkKind(
-        _call_prompted,
-        config["in_channels"],
-        _image_size(config),
-        condition_keys=("encoder_hidden_states",),
-        encode=encode_clip,
-    )
+    return _of_images(_call_prompted, config, condition_keys=("encoder_hidden_states",), encode=encode_clip)
 
 
 def _unet_3d_condition(config: Config) -> NetworkKind:
@@ -171,13 +161,8 @@ def _check_conditional_unet(name: str, config: Config) -> None:
 
 
 def _sd3(config: Config) -> NetworkKind:
-    return NetworkKind(
-        _call_prompted,
-        config["in_channels"],
-        _image_size(config),
-        condition_keys=("encoder_hidden_states", "pooled_projections"),
-        encode=encode_sd3,
-    )
+    keys = ("encoder_hidden_states", "pooled_projections")
+    return _of_images(_call_prompted, config, condition_keys=keys, encode=encode_sd3)
 
 
 def _call_prompted(network: nn.Module, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
@@ -244,13 +229,6 @@ def _flux_positions(rows: int, columns: int, like: Tensor) -> Tensor:
     row = torch.arange(rows, device=like.device, dtype=like.dtype).repeat_interleave(columns)
     column = torch.arange(columns, device=like.device, dtype=like.dtype).repeat(rows)
     return torch.stack([torch.zeros_like(row), row, column], dim=1)
-
-
-def _image_size(config: Config) -> tuple[int, ...] | None:
-    size = config.get("sample_size")
-    if size is None:
-        return None
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 # class name -> what its configuration says
