@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from gas_ext._utils.records import shown
 
+_Network = TypeVar("_Network", bound=nn.Module)
 _SPARE = 100  # parameters that a constructor may make and drop again
 
 
@@ -61,8 +63,19 @@ def check_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     found = {name: tuple(value.shape) for name, value in weights.items()}
     for name in {**wanted, **found}:
         if wanted.get(name) != found.get(name):
-            has, needs = found.get(name, "absent"), wanted.get(name, "absent")
-            raise ValueError(f"its tensor {shown(name)} is {has}, but the network as described has {needs}")
+            has, needs = found.get(name, "absent"), wanted.get(name, "no such tensor")
+            kind = type(network).__name__
+            raise ValueError(f"its tensor {shown(name)} is {has}, but the {kind} as described has {needs}")
     for name, value in network.state_dict().items():
         if weights[name].is_floating_point() != value.is_floating_point():
             raise ValueError(f"its tensor {shown(name)} is {weights[name].dtype} instead of {value.dtype}")
+
+
+def filled(network: _Network, weights: Mapping[str, Tensor]) -> _Network:
+    """Give a network without memory its weights, once they are found right, and freeze it.
+
+    They are copied out of the mapped file, which may change later.
+    """
+    check_weights(network, weights)
+    network.load_state_dict({name: weight.clone() for name, weight in weights.items()}, assign=True)
+    return network.requires_grad_(False).eval()

@@ -28,23 +28,33 @@ def checksum(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]  # one at a time: some mappings read them from a file
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def write_sealed(path: Path, key: str, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write tensors and, under `key`, the record with its SHA-256; atomic."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps({**record, "sha256": checksum(record, tensors)})
-    write_file(path, serialize(tensors, {key: text}))
+    write_record(path, key, {**record, "sha256": checksum(record, tensors)}, tensors)
 
 
-def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Return metadata and tensors of a file, unchecked; the errors are those of safetensors."""
+def write_record(path: Path, key: str, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write contiguous tensors on the CPU and a record that has its SHA-256 already; atomic."""
+    write_file(path, serialize(dict(tensors), {key: json.dumps(record)}))
+
+
+def read_safetensors(
+    path: str | os.PathLike[str], *, copy: bool = True
+) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return metadata and tensors of a file, unchecked; the errors are those of safetensors.
+
+    Without `copy` the tensors are views of the mapped file, which takes no time.
+    """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-        # Copies, as aligned as torch's own memory is: other alignment may give other roundings.
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if copy:  # as aligned as torch's own memory is: other alignment may give other roundings
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     return metadata, tensors
 
 
@@ -56,6 +66,8 @@ def read_sealed(
     absent: Mapping[str, Any] | None = None,
     version: int = 1,
     version_field: str = "format_version",
+    *,
+    whole: bool = True,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read what `write_sealed` wrote, once record and checksum are found right.
 
@@ -73,6 +85,8 @@ def read_sealed(
         Values of fields that the format had not always.
     version, version_field : int, str
         The format's version, and where it is in the record.
+    whole : bool
+        False leaves the content unread and its checksum unchecked; the tensors are views of the mapped file.
 
     Raises
     ------
@@ -80,7 +94,7 @@ def read_sealed(
         One sentence about why it cannot be used.
     """
     try:
-        metadata, tensors = read_safetensors(path)
+        metadata, tensors = read_safetensors(path, copy=whole)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a safetensors file, or is damaged: {reason_of(error)}.") from error
     if key not in metadata:
@@ -94,6 +108,6 @@ def read_sealed(
         )
     complete = {**(absent or {}), **record} if isinstance(record, dict) else record
     check_record(complete, {**fields, "sha256": TEXT}, path)
-    if record["sha256"] != checksum(record, tensors):
+    if whole and record["sha256"] != checksum(record, tensors):
         raise ValueError(f"{path} is damaged: its content does not match its SHA-256; get a fresh copy.")
     return complete, tensors

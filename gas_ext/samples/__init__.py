@@ -24,8 +24,8 @@ from gas_ext._utils.noise import stacked_noise
 from gas_ext.samples.batches import ShuffledBatches
 from gas_ext.samples.filling import verify_samples
 from gas_ext.samples.generate import generate_samples, spread_conditions
+from gas_ext.samples.published import ReferenceDataset, convert_dataset
 from gas_ext.samples.reading import SampleBatch, SampleSource, TeacherSamples
-from gas_ext.samples.reference import ReferenceDataset, convert_dataset
 
 __all__ = [
     "ReferenceDataset",

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gas_ext._utils.checks import whole_number
+
 
 class ShuffledBatches:
     """Endless shuffled passes over samples; each batch follows from seed and iteration alone.
@@ -57,14 +59,11 @@ class ShuffledBatches:
         world_size: int = 1,
     ) -> None:
         for name, value in (("samples", samples), ("batch_size", batch_size), ("world_size", world_size)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; expected at least 1.")
+            whole_number(name, value, 1)
         self.samples = samples
         self.batch_size = min(batch_size, samples)
         self.seed = seed
-        self.iteration = iteration
-        if iteration < 0:
-            raise ValueError(f"iteration is {iteration}; expected at least 0.")
+        self.iteration = whole_number("iteration", iteration, 0)
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank} of {world_size} processes; expected 0 to {world_size - 1}.")
         if self.batch_size % world_size:

@@ -183,7 +183,7 @@ class SampleFolder:
             except ValueError:
                 return  # it is yet to be made
             shards[shard.path.name] = {
-                "samples": len(shard),
+                "samples": len(self.rows(number)),
                 "bytes": shard.path.stat().st_size,
                 "sha256": shard.record["sha256"],
             }

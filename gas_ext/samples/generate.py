@@ -129,8 +129,8 @@ def generate_samples(
         )
     seeds, folder = _check_seeds(seeds), path_of("folder", folder)
     for name, value in (("batch_size", batch_size), ("shard_size", shard_size), ("threads", threads)):
-        if value is not None and whole_number(name, value) < 1:
-            raise ValueError(f"{name} is {value}; expected at least 1.")
+        if value is not None:
+            whole_number(name, value, 1)
     spread = spread_conditions(denoiser, seeds, labels, prompts, conditions)
     sampler = GASSampler(solver, denoiser, guidance_scale=guidance_scale)
     teacher = _Teacher(sampler, denoiser, images, autocast, threads)

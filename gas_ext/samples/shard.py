@@ -6,41 +6,19 @@ import json
 import math
 import os
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
 from torch import Tensor
 
-from gas_ext._utils.files import remove_leftovers, write_file
-from gas_ext._utils.records import COUNT, TEXT, Field, Fields, check_record, shown
-from gas_ext._utils.sealed_files import checksum
+from gas_ext._utils.files import remove_leftovers
+from gas_ext._utils.records import COUNT, TEXT, Field, Fields, shown
+from gas_ext._utils.sealed_files import checksum, read_sealed, write_record
 
 FORMAT_VERSION = 1
 _KEY = "gas_ext_samples"
-
-# All that safetensors writes.
-_DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "U16": torch.uint16,
-    "I16": torch.int16,
-    "U32": torch.uint32,
-    "I32": torch.int32,
-    "U64": torch.uint64,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "C64": torch.complex64,
-}
 
 # What is written under these names; images and other conditions are as the teacher makes them.
 _TYPES = {"seeds": torch.int64, "labels": torch.int64, "samples": torch.float32}
@@ -50,7 +28,6 @@ _FIELDS: Fields = {
     "number": COUNT,
     "nfe": Field((int, type(None)), 0),
     "prompts": Field((list, type(None)), each=TEXT),
-    "sha256": TEXT,
 }
 
 
@@ -78,7 +55,7 @@ def write_shard(path: Path, record: dict[str, Any], tensors: Mapping[str, Tensor
         If the disk is full, or does not take the file for another reason.
     """
     try:
-        write_file(path, serialize(dict(tensors), {_KEY: json.dumps(record)}))
+        write_record(path, _KEY, record, tensors)
     except OSError as error:
         megabytes = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
         raise OSError(
@@ -86,66 +63,6 @@ def write_shard(path: Path, record: dict[str, Any], tensors: Mapping[str, Tensor
             "again, and it goes on after the last shard."
         ) from error
     remove_leftovers(path)
-
-
-class TensorFile(Mapping[str, Tensor]):
-    """The tensors of a safetensors file, each read when it is asked for.
-
-    They are not mapped into memory: a file that is cut off while it is open then raises an error instead of
-    ending the process.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with safe_open(path, framework="pt") as file:  # which finds whether the header describes the file
-            self.metadata: dict[str, str] = file.metadata() or {}
-        self._file = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._file)
-        self._start = 8 + int.from_bytes(self._read(0, 8).numpy().tobytes(), "little")
-        header = json.loads(self._read(8, self._start - 8).numpy().tobytes())
-        self._entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        for entry in self._entries.values():
-            entry["dtype"] = _DTYPES[entry["dtype"]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __getitem__(self, name: str) -> Tensor:
-        entry = self._entries[name]
-        first, last = entry["data_offsets"]
-        tensor: Tensor = self._read(self._start + first, last - first).view(entry["dtype"])
-        return tensor.reshape(entry["shape"])
-
-    def row(self, name: str, row: int) -> Tensor:
-        """Read one row of a tensor."""
-        entry = self._entries[name]
-        shape = entry["shape"][1:]
-        size = math.prod(shape) * entry["dtype"].itemsize
-        tensor: Tensor = self._read(self._start + entry["data_offsets"][0] + row * size, size)
-        return tensor.view(entry["dtype"]).reshape(shape)
-
-    def described(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
-        """Return dtype and shape of a tensor."""
-        return self._entries[name]["dtype"], tuple(self._entries[name]["shape"])
-
-    def _read(self, start: int, size: int) -> Tensor:
-        """Return bytes of the file as uint8."""
-        content = torch.empty(size, dtype=torch.uint8)
-        view, done = content.numpy().data, 0
-        while done < size:
-            count = os.preadv(self._file, [view[done:]], start + done)
-            if count == 0:
-                raise ValueError(f"{self.path} was cut off while it was open; make it again, with repair.")
-            done += count
-        return content
 
 
 class Shard:
@@ -164,32 +81,23 @@ class Shard:
     Raises
     ------
     ValueError
-        If the file is missing, cut off, or no shard. Its tensors are not read, and may be damaged.
+        If the file is missing, cut off, or not a shard. Its tensors are not read, and may be damaged.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not path.is_file():
-            raise ValueError(f"{path} is missing.")
-        try:
-            self._tensors = TensorFile(path)
-            record = json.loads(self._tensors.metadata[_KEY])
-        except (SafetensorError, OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{path} is no shard of samples, or its header is damaged ({error}).") from error
-        version = record.get("format_version") if isinstance(record, dict) else None
-        if version != FORMAT_VERSION:
-            raise ValueError(
-                f"{path} has shard format {shown(version)}, but this gas_ext reads format {FORMAT_VERSION}."
-            )
-        self.record = check_record(record, _FIELDS, path)
+        self.record, mapped = read_sealed(path, _KEY, "shard", _FIELDS, version=FORMAT_VERSION, whole=False)
+        self._types = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in mapped.items()}
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        size = int.from_bytes(os.pread(self._file, 8, 0), "little")
+        header = json.loads(os.pread(self._file, size, 8))  # found right by safetensors
+        self._starts = {name: 8 + size + header[name]["data_offsets"][0] for name in mapped}
 
     @property
     def names(self) -> set[str]:
         """Names of the tensors."""
-        return set(self._tensors)
-
-    def __len__(self) -> int:
-        return self._tensors.described("seeds")[1][0]
+        return set(self._types)
 
     def check_content(self, rows: int, shapes: Mapping[str, Sequence[int] | None]) -> None:
         """Raise ValueError unless the shard holds so many rows, and tensors of these shapes.
@@ -202,25 +110,39 @@ class Shard:
             Shape of one row of some tensors; None where there must be no such tensor.
         """
         for name, dtype in _TYPES.items():
-            if name in self._tensors and self._tensors.described(name)[0] != dtype:
-                found = self._tensors.described(name)[0]
+            found, _ = self._types.get(name, (dtype, ()))
+            if found != dtype:
                 raise ValueError(f"{self.path} is damaged: its {name} are {found}, not {dtype}.")
+        sizes = {name: shape for name, (_, shape) in self._types.items()}
         for name, shape in {"seeds": (), **shapes}.items():
             wanted = None if shape is None else (rows, *shape)
-            there = self._tensors.described(name)[1] if name in self._tensors else None
-            if there != wanted:
-                raise ValueError(f"{self.path} is damaged: its {name} are {there} instead of {wanted}.")
-        counts = {name: self._tensors.described(name)[1][:1] for name in self._tensors}
+            if sizes.get(name) != wanted:
+                raise ValueError(
+                    f"{self.path} is damaged: its {name} are {sizes.get(name)} instead of {wanted}."
+                )
         if self.record["prompts"] is not None:
-            counts["prompts"] = (len(self.record["prompts"]),)
-        for name, count in counts.items():
-            if count != (rows,):
+            sizes["prompts"] = (len(self.record["prompts"]),)
+        for name, size in sizes.items():
+            if size[:1] != (rows,):
                 raise ValueError(f"{self.path} is damaged: its {shown(name)} are not {rows}, one per sample.")
 
     def row(self, name: str, row: int) -> Tensor:
-        """Read one row of a tensor."""
-        return self._tensors.row(name, row)
+        """Read one row of a tensor.
+
+        It is not mapped into memory: a file that is cut off while it is open then raises ValueError instead
+        of ending the process.
+        """
+        dtype, (_, *shape) = self._types[name]
+        content = torch.empty(math.prod(shape) * dtype.itemsize, dtype=torch.uint8)
+        start = self._starts[name] + row * len(content)
+        if os.preadv(self._file, [content.numpy().data], start) < len(content):
+            raise ValueError(f"{self.path} was cut off while it was open; make it again, with repair.")
+        return content.view(dtype).reshape(shape)
 
     def is_intact(self) -> bool:
         """Say whether record and tensors match the SHA-256; reads everything."""
-        return bool(checksum(self.record, self._tensors) == self.record["sha256"])
+        try:
+            read_sealed(self.path, _KEY, "shard", _FIELDS, version=FORMAT_VERSION)
+        except ValueError:
+            return False
+        return True

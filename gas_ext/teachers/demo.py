@@ -11,10 +11,10 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import Tensor
 
+from gas_ext._utils.sealed_files import read_safetensors
 from gas_ext.denoisers import Denoiser
 from gas_ext.schedules import NoiseSchedule
 from gas_ext.teachers.defaults import plain_defaults
@@ -116,7 +116,7 @@ def load_demo_teacher(device: str | torch.device = "cpu", folder: Path = WEIGHTS
     torch.Size([2, 1, 32, 32])
     """
     path = folder / "denoiser.safetensors"
-    tensors, metadata = _read(path)
+    metadata, tensors = _read(path)
     network = DemoNetwork(DemoNetworkConfig.from_dict(json.loads(metadata["config"])))
     network.load_state_dict(tensors)
     weights_hash = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -138,7 +138,7 @@ def load_demo_features(device: str | torch.device = "cpu", folder: Path = WEIGHT
     >>> features(torch.zeros(3, 1, 32, 32)).shape
     torch.Size([3, 64])
     """
-    tensors, metadata = _read(folder / "features.safetensors")
+    metadata, tensors = _read(folder / "features.safetensors")
     network = DemoFeatures()
     network.load_state_dict(tensors)
     network.test_accuracy = float(metadata["test_accuracy"])
@@ -166,22 +166,20 @@ def load_demo_statistics(folder: Path = WEIGHTS) -> dict[str, tuple[Tensor, Tens
     >>> mean.shape, covariance.shape, count
     (torch.Size([64]), torch.Size([64, 64]), 60000)
     """
-    tensors, metadata = _read(folder / "statistics.safetensors")
+    metadata, tensors = _read(folder / "statistics.safetensors")
     return {
         key: (tensors[f"{key}.mean"], tensors[f"{key}.covariance"], int(metadata[f"{key}.count"]))
         for key in ("data", "teacher")
     }
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and metadata of a safetensors file."""
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return the metadata and tensors of a safetensors file."""
     if not path.is_file():
         raise ValueError(
             f"{path} is missing; reinstall gas_ext, or make it with examples/train_demo_teacher.py."
         )
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        return load_file(path), metadata
+        return read_safetensors(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); reinstall gas_ext.") from error

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from sample_tools import listing
 
 from gas_ext._utils.files import umask
-from gas_ext.samples.shard import _DTYPES, Shard, seal, write_shard
+from gas_ext.samples.shard import Shard, seal, write_shard
 
 TENSORS = {"seeds": torch.arange(3), "samples": torch.linspace(0, 1, 12).reshape(3, 4)}
 RECORD = seal({"run": "ab", "number": 7, "nfe": 20, "prompts": ["é", "", "c"]}, TENSORS)
@@ -27,7 +27,6 @@ def test_shard_is_a_plain_safetensors_file(path):
 
 def test_rows_are_read_one_by_one(path):
     shard = Shard(path)
-    assert len(shard) == 3
     assert shard.names == {"samples", "seeds"}
     assert [shard.row("seeds", row).item() for row in (2, 0, 2)] == [2, 0, 2]
     assert torch.equal(shard.row("samples", 1), TENSORS["samples"][1])
@@ -35,7 +34,12 @@ def test_rows_are_read_one_by_one(path):
     assert shard.is_intact()
 
 
-@pytest.mark.parametrize("dtype", _DTYPES.values())
+ODD = (torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.uint8, torch.int8, torch.int32, torch.bfloat16, torch.float64, *ODD]
+)
 def test_tensors_of_any_type_are_read_as_they_were_written(tmp_path, dtype):
     values = (
         torch.arange(16, dtype=torch.uint8).view(dtype) if dtype != torch.bool else torch.arange(16) % 3 == 0
@@ -69,7 +73,7 @@ def test_a_file_cut_off_anywhere_is_found(path, tmp_path_factory, size):
     content = path.read_bytes()
     damaged = tmp_path_factory.mktemp("damaged") / path.name
     damaged.write_bytes(content[: min(size, len(content) - 1)])
-    with pytest.raises(ValueError, match="no shard"):
+    with pytest.raises(ValueError, match="is not a safetensors file, or is damaged"):
         Shard(damaged)
 
 
@@ -85,7 +89,7 @@ def test_another_record_is_refused(tmp_path, change, reason):
 
 def test_files_of_others_are_refused(tmp_path):
     save_file(TENSORS, tmp_path / "weights.safetensors")
-    for name, reason in (("weights.safetensors", "no shard"), ("none.safetensors", "is missing")):
+    for name, reason in (("weights.safetensors", "holds no shard"), ("none.safetensors", "No such file")):
         with pytest.raises(ValueError, match=reason):
             Shard(tmp_path / name)
 

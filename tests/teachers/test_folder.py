@@ -78,7 +78,10 @@ def test_cards_that_are_none(content, message, folder, card):
     ("changes", "message"),
     [
         ({"architecture": {**ARCHITECTURE, "num_blocks": 10**9}}, "num_blocks must be a number from 0 to 64"),
-        ({"architecture": {**ARCHITECTURE, "num_blocks": 2}}, "do not fit the network as described"),
+        (
+            {"architecture": {**ARCHITECTURE, "num_blocks": 2}},
+            "the PreconditionedNetwork as described has",
+        ),
         ({"architecture": {**ARCHITECTURE, "network": []}}, "config describes no EDMTeacher"),
         ({"preconditioning": "iDDPM"}, "Preconditioning 'iDDPM' is not known"),
         ({"image_shape": [1]}, "config describes no EDMTeacher"),

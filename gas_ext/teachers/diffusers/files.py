@@ -17,7 +17,7 @@ from torch import nn
 
 from gas_ext._utils.building import counted
 from gas_ext._utils.optional import require
-from gas_ext._utils.records import reason_of
+from gas_ext._utils.records import check_record, parse_json, reason_of
 from gas_ext.teachers.diffusers.networks import NETWORKS
 from gas_ext.teachers.diffusers.parts import Parts, convert, parts_of
 from gas_ext.teachers.hub import UNUSED_PARTS, fetch_pipeline, has_variant, parse_hub_reference
@@ -205,13 +205,7 @@ def load_parts(folder: Path, config: Mapping[str, Any]) -> Parts:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: it is not JSON ({error}).") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it holds no JSON object.")
-    return content
+    return check_record(parse_json(path.read_bytes(), path), {}, path)
 
 
 def _forget_origin(path: Path) -> None:

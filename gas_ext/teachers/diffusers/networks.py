@@ -5,7 +5,7 @@ into `NETWORKS` under the name of its class; for prompts also a function that en
 Schedule, guidance, decoding and folders follow. One that is called like a UNet2DModel takes two lines:
 
     def _my_network(config):
-        return NetworkKind(_call_unet, config["in_channels"], _image_size(config))
+        return _of_images(_call_labelled, config)
 
     NETWORKS = {..., "MyNetwork": _my_network}
 
@@ -98,8 +98,15 @@ def _refused(name: str, why: str) -> ValueError:
     return ValueError(f"This {name} is not known here, because {why}; use Denoiser.from_callable.")
 
 
+def _of_images(call: NetworkCall, config: Config, **options: Any) -> NetworkKind:
+    size = config.get("sample_size")
+    if size is not None:
+        size = (size, size) if isinstance(size, int) else tuple(size)
+    return NetworkKind(call, config["in_channels"], size, **options)
+
+
 def _unet_1d(config: Config) -> NetworkKind:
-    return NetworkKind(_call_unet, config["in_channels"], (config["sample_size"],))
+    return NetworkKind(_call_labelled, config["in_channels"], (config["sample_size"],))
 
 
 def _unet_2d(config: Config) -> NetworkKind:
@@ -107,14 +114,17 @@ def _unet_2d(config: Config) -> NetworkKind:
         raise _refused("UNet2DModel", "its learned embedding knows whole timesteps only")
     if config.get("class_embed_type") is not None:
         raise _refused("UNet2DModel", f"its class_embed_type is {config['class_embed_type']!r}")
-    return NetworkKind(
-        _call_unet, config["in_channels"], _image_size(config), label_rows=config.get("num_class_embeds")
-    )
+    return _of_images(_call_labelled, config, label_rows=config.get("num_class_embeds"))
 
 
-def _call_unet(network: nn.Module, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+def _dit(config: Config) -> NetworkKind:
+    rows = config["num_embeds_ada_norm"] + 1
+    return _of_images(_call_labelled, config, label_rows=rows, null_label=True)
+
+
+def _call_labelled(network: nn.Module, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
     labels = {} if condition is None else {"class_labels": condition}
-    output: Tensor = network(x, time, return_dict=False, **labels)[0]
+    output: Tensor = network(x, timestep=time, return_dict=False, **labels)[0]
     return output
 
 
@@ -123,30 +133,20 @@ def _unet_2d_condition(config: Config) -> NetworkKind:
     _check_conditional_unet("UNet2DConditionModel", config)
     addition = config.get("addition_embed_type")
     if addition == "text_time":
-        return NetworkKind(
-            _call_sdxl,
-            config["in_channels"],
-            _image_size(config),
-            condition_keys=("encoder_hidden_states", "text_embeds", "time_ids"),
-            encode=encode_sdxl,
-            constants=size_conditions,
+        keys = ("encoder_hidden_states", "text_embeds", "time_ids")
+        return _of_images(
+            _call_sdxl, config, condition_keys=keys, encode=encode_sdxl, constants=size_conditions
         )
     if addition is not None:
         raise _refused("UNet2DConditionModel", f"its addition_embed_type is {addition!r}")
-    return NetworkKind(
-        _call_cross_attention,
-        config["in_channels"],
-        _image_size(config),
-        condition_keys=("encoder_hidden_states",),
-        encode=encode_clip,
-    )
+    return _of_images(_call_prompted, config, condition_keys=("encoder_hidden_states",), encode=encode_clip)
 
 
 def _unet_3d_condition(config: Config) -> NetworkKind:
     """Videos (channels, frames, height, width); the number of frames is free, so `sample_shape` gives it."""
     _check_conditional_unet("UNet3DConditionModel", config)
     return NetworkKind(
-        _call_cross_attention,
+        _call_prompted,
         config["in_channels"],
         None,
         condition_keys=("encoder_hidden_states",),
@@ -160,57 +160,20 @@ def _check_conditional_unet(name: str, config: Config) -> None:
             raise _refused(name, f"its {option} is {config[option]!r}")
 
 
-def _call_cross_attention(network: nn.Module, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-    text = condition["encoder_hidden_states"]
-    output: Tensor = network(x, time, encoder_hidden_states=text, return_dict=False)[0]
+def _sd3(config: Config) -> NetworkKind:
+    keys = ("encoder_hidden_states", "pooled_projections")
+    return _of_images(_call_prompted, config, condition_keys=keys, encode=encode_sd3)
+
+
+def _call_prompted(network: nn.Module, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    output: Tensor = network(x, timestep=time, return_dict=False, **condition)[0]
     return output
 
 
 def _call_sdxl(network: nn.Module, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-    output: Tensor = network(
-        x,
-        time,
-        encoder_hidden_states=condition["encoder_hidden_states"],
-        added_cond_kwargs={name: condition[name] for name in ("text_embeds", "time_ids")},
-        return_dict=False,
-    )[0]
-    return output
-
-
-def _dit(config: Config) -> NetworkKind:
-    return NetworkKind(
-        _call_dit,
-        config["in_channels"],
-        _image_size(config),
-        label_rows=config["num_embeds_ada_norm"] + 1,
-        null_label=True,
-    )
-
-
-def _call_dit(network: nn.Module, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-    output: Tensor = network(x, timestep=time, class_labels=condition, return_dict=False)[0]
-    return output
-
-
-def _sd3(config: Config) -> NetworkKind:
-    return NetworkKind(
-        _call_sd3,
-        config["in_channels"],
-        _image_size(config),
-        condition_keys=("encoder_hidden_states", "pooled_projections"),
-        encode=encode_sd3,
-    )
-
-
-def _call_sd3(network: nn.Module, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-    output: Tensor = network(
-        hidden_states=x,
-        timestep=time,
-        encoder_hidden_states=condition["encoder_hidden_states"],
-        pooled_projections=condition["pooled_projections"],
-        return_dict=False,
-    )[0]
-    return output
+    added = {name: condition[name] for name in ("text_embeds", "time_ids")}
+    text = {"encoder_hidden_states": condition["encoder_hidden_states"], "added_cond_kwargs": added}
+    return _call_prompted(network, x, time, text)
 
 
 def _flux(config: Config) -> NetworkKind:
@@ -230,17 +193,13 @@ def _flux(config: Config) -> NetworkKind:
 
 def _call_flux(network: nn.Module, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
     rows, columns = x.shape[2] // 2, x.shape[3] // 2
-    text = condition["encoder_hidden_states"]
-    output: Tensor = network(
-        hidden_states=pack_latents(x),
-        timestep=time / 1000.0,
-        encoder_hidden_states=text,
-        pooled_projections=condition["pooled_projections"],
-        txt_ids=torch.zeros(text.shape[1], 3, device=x.device, dtype=x.dtype),
-        img_ids=_flux_positions(rows, columns, x),
-        guidance=condition.get("guidance"),
-        return_dict=False,
-    )[0]
+    positions = {
+        "txt_ids": torch.zeros(
+            condition["encoder_hidden_states"].shape[1], 3, device=x.device, dtype=x.dtype
+        ),
+        "img_ids": _flux_positions(rows, columns, x),
+    }
+    output = _call_prompted(network, pack_latents(x), time / 1000.0, {**condition, **positions})
     return unpack_latents(output, rows, columns)
 
 
@@ -270,13 +229,6 @@ def _flux_positions(rows: int, columns: int, like: Tensor) -> Tensor:
     row = torch.arange(rows, device=like.device, dtype=like.dtype).repeat_interleave(columns)
     column = torch.arange(columns, device=like.device, dtype=like.dtype).repeat(rows)
     return torch.stack([torch.zeros_like(row), row, column], dim=1)
-
-
-def _image_size(config: Config) -> tuple[int, ...] | None:
-    size = config.get("sample_size")
-    if size is None:
-        return None
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 # class name -> what its configuration says

@@ -7,7 +7,6 @@ solvers replace.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,88 +25,56 @@ _MAX_BETA = 0.999  # cap of the cosine and Laplace schedules
 _TABLE_RTOL, _TABLE_ATOL = 1e-4, 1e-6
 
 
-class Preconditioning(ABC):
+@dataclass(frozen=True)
+class Preconditioning:
     """How a network is called at a state of its schedule.
 
-    Attributes
+    Parameters
     ----------
     schedule : NoiseSchedule
         Schedule of the states.
     prediction_type : str
         What `__call__` returns.
     t_eps : float
-        Where sampling ends by default.
-    is_identity : bool
-        Whether the network is given the state itself, and its output returned.
+        Where sampling ends by default; 1e-3 of noise is less than a level of an 8-bit image.
+    levels, first : int
+        The network is given the time levels * t - first, not rounded: it counts N noise levels from 0 to
+        N - 1 at t = 1/N, ..., 1 (first = 1), or is a flow (first = 0).
+    sigma_data, sign : float, optional
+        The network F is preconditioned as in Karras et al. (2022), table 1, with the time log(sigma) / 4:
+        D(x) = c_skip x + c_out F(c_in x), where c_out changes its sign for networks trained on v.
     """
 
     schedule: NoiseSchedule
     prediction_type: str
-    t_eps: float
-    is_identity: bool = True
+    t_eps: float = 1e-3
+    levels: int = 1000
+    first: int = 0
+    sigma_data: float | None = None
+    sign: float = 1.0
 
-    @abstractmethod
+    @property
+    def is_identity(self) -> bool:
+        """Whether the network is given the state itself, and its output returned."""
+        return self.sigma_data is None
+
     def network_time(self, t: Tensor) -> Tensor:
         """Return the time that the network is given, of the shape and dtype of t."""
-
-    def __call__(self, network: NetworkFunction, x: Tensor, t: Tensor) -> Tensor:
-        """Evaluate the network at the state x and the schedule's times t (B,)."""
-        return network(x, self.network_time(t))
-
-
-class _DiscretePreconditioning(Preconditioning):
-    """A network that counts N noise levels from 0 to N - 1, at t = 1/N, ..., 1; N t - 1 lies between them."""
-
-    def __init__(self, alphas_cumprod: Tensor, prediction_type: str) -> None:
-        self.levels = alphas_cumprod.numel()
-        self.schedule = NoiseSchedule.vp_discrete(alphas_cumprod)
-        self.prediction_type = prediction_type
-        self.t_eps = 1.0 / self.levels
-
-    def network_time(self, t: Tensor) -> Tensor:
-        return self.levels * t - 1.0
-
-
-class _FlowPreconditioning(Preconditioning):
-    """A network that predicts the velocity eps - x_0 at 1000 t (or another number of training steps)."""
-
-    schedule = NoiseSchedule.flow()
-    prediction_type = "flow_prediction"
-    t_eps = 1e-3  # a thousandth of noise is left, which is less than a level of an 8-bit image
-
-    def __init__(self, levels: int) -> None:
-        self.levels = levels
-
-    def network_time(self, t: Tensor) -> Tensor:
-        return self.levels * t
-
-
-class _EDMPreconditioning(Preconditioning):
-    """A network preconditioned as in Karras et al. (2022), table 1; its time is log(sigma) / 4.
-
-    D(x) = c_skip x + c_out F(c_in x), where c_out changes its sign for networks trained on v.
-    """
-
-    prediction_type = "sample"
-    t_eps = 1e-3
-    is_identity = False
-
-    def __init__(self, schedule: NoiseSchedule, sigma_data: float, sign: float) -> None:
-        self.schedule = schedule
-        self.sigma_data = sigma_data
-        self.sign = sign
-
-    def network_time(self, t: Tensor) -> Tensor:
+        if self.is_identity:
+            return self.levels * t - self.first
         return 0.25 * torch.log(self.schedule.sigma(t))
 
     def __call__(self, network: NetworkFunction, x: Tensor, t: Tensor) -> Tensor:
+        """Evaluate the network at the state x and the schedule's times t (B,)."""
+        time = self.network_time(t)
+        if self.sigma_data is None:
+            return network(x, time)
         sigma = self.schedule.sigma(t).reshape(-1, *[1] * (x.ndim - 1))
         variance = sigma**2 + self.sigma_data**2
         c_in = torch.rsqrt(variance)
         c_skip = self.sigma_data**2 / variance
         c_out = self.sign * sigma * self.sigma_data * c_in
-        output = network(x * c_in.to(x.dtype), self.network_time(t))
-        return c_skip.to(x.dtype) * x + c_out.to(x.dtype) * output
+        return c_skip.to(x.dtype) * x + c_out.to(x.dtype) * network(x * c_in.to(x.dtype), time)
 
 
 @dataclass(frozen=True)
@@ -147,7 +114,8 @@ def read_scheduler(scheduler: Any) -> SchedulerReading:
             raise _refused(kind, "its time runs backwards (invert_sigmas)")
         if not kind.startswith("FlowMatch") and prediction_type != "flow_prediction":
             raise _refused(kind, f"its prediction type is {prediction_type!r} at sigmas of flow matching")
-        return SchedulerReading(_FlowPreconditioning(config["num_train_timesteps"]), _flow_shift(config))
+        flow = Preconditioning(NoiseSchedule.flow(), "flow_prediction", levels=config["num_train_timesteps"])
+        return SchedulerReading(flow, _flow_shift(config))
     if kind in _EDM_SCHEDULERS:
         return SchedulerReading(_edm_preconditioning(kind, config))
     if config.get("timestep_type", "discrete") != "discrete":
@@ -157,7 +125,8 @@ def read_scheduler(scheduler: Any) -> SchedulerReading:
         raise _refused(kind, "it has no table of alphas_cumprod")
     if prediction_type not in ("epsilon", "sample", "v_prediction"):
         raise _refused(kind, f"its prediction type is {prediction_type!r}")
-    return SchedulerReading(_DiscretePreconditioning(alphas_cumprod(scheduler), prediction_type))
+    levels, schedule = table.numel(), NoiseSchedule.vp_discrete(alphas_cumprod(scheduler))
+    return SchedulerReading(Preconditioning(schedule, prediction_type, 1.0 / levels, levels, first=1))
 
 
 def _refused(kind: str, why: str) -> ValueError:
@@ -167,12 +136,13 @@ def _refused(kind: str, why: str) -> ValueError:
     )
 
 
-def _edm_preconditioning(kind: str, config: Mapping[str, Any]) -> _EDMPreconditioning:
+def _edm_preconditioning(kind: str, config: Mapping[str, Any]) -> Preconditioning:
     signs = {"epsilon": 1.0, "v_prediction": -1.0}
     if config["prediction_type"] not in signs:
         raise _refused(kind, f"its prediction type is {config['prediction_type']!r}")
     schedule = NoiseSchedule.edm(config["sigma_min"], config["sigma_max"], config["rho"])
-    return _EDMPreconditioning(schedule, config["sigma_data"], signs[config["prediction_type"]])
+    sign = signs[config["prediction_type"]]
+    return Preconditioning(schedule, "sample", sigma_data=config["sigma_data"], sign=sign)
 
 
 def alphas_cumprod(scheduler: Any) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gas_ext._utils.records import reason_of
+from gas_ext._utils.building import filled
 from gas_ext.denoisers import Denoiser
 from gas_ext.safe_pickle import PickledObject, printable, read_pickle, state_dict_of
 from gas_ext.schedules import NoiseSchedule
@@ -202,12 +202,7 @@ def build_teacher(
         raw = build_network(name, **arguments)
         network = PreconditionedNetwork(raw, kind, architecture.get("label_dim", 0))
     if weights is not None:
-        copies = {key: value.to(torch.float32, copy=True) for key, value in weights.items()}
-        try:
-            network.load_state_dict(copies, assign=True)
-        except RuntimeError as error:
-            reason = reason_of(error)
-            raise ValueError(f"the weights do not fit the network as described: {reason}") from error
+        network = filled(network, {key: value.to(torch.float32) for key, value in weights.items()})
     return EDMTeacher(network, image_shape, architecture=dict(architecture), **options)
 
 

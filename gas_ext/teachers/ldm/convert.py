@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gas_ext._utils.building import described_by
+from gas_ext._utils.building import described_by, filled
 from gas_ext._utils.optional import require
 from gas_ext.teachers.ldm.architecture import Weights
 from gas_ext.teachers.ldm.checkpoint import listed
@@ -119,25 +119,3 @@ def _split_attention(weights: dict[str, Tensor], head_channels: int) -> dict[str
         for name, part in zip("qkv", parts, strict=True):
             converted[f"{place}.to_{name}.{kind}"] = part.flatten(0, 1)
     return converted
-
-
-def filled(module: Any, weights: Weights) -> Any:
-    """Give a module without memory its weights; every one must be there, and of its shape.
-
-    They are copied out of the mapped file, which may change later, and only those that are used.
-    """
-    expected = module.state_dict()
-    missing, unknown = expected.keys() - weights.keys(), weights.keys() - expected.keys()
-    if missing or unknown:
-        words = [f"lacks {listed(missing)}"] * bool(missing) + [f"has {listed(unknown)}"] * bool(unknown)
-        raise ValueError(f"as a {type(module).__name__} it {' and '.join(words)}")
-    for key, weight in weights.items():
-        if weight.shape != expected[key].shape:
-            raise ValueError(
-                f"{key} of its {type(module).__name__} has the shape {tuple(weight.shape)}, "
-                f"not {tuple(expected[key].shape)}"
-            )
-        if weight.is_floating_point() != expected[key].is_floating_point():
-            raise ValueError(f"{key} of its {type(module).__name__} is {weight.dtype}")
-    module.load_state_dict({key: weight.clone() for key, weight in weights.items()}, assign=True)
-    return module.requires_grad_(False).eval()

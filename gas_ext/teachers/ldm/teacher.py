@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from gas_ext._utils.building import filled
 from gas_ext.denoisers import Denoiser, per_sample
 from gas_ext.schedules import NoiseSchedule
 from gas_ext.teachers.ldm import architecture
 from gas_ext.teachers.ldm.checkpoint import Checkpoint, listed
-from gas_ext.teachers.ldm.convert import build_first_stage, build_module, build_unet, filled, module_config
+from gas_ext.teachers.ldm.convert import build_first_stage, build_module, build_unet, module_config
 
 
 class LatentTeacher(Denoiser):
@@ -225,8 +226,7 @@ def _class_embedding(weights: dict[str, Tensor], width: int) -> nn.Embedding:
         raise ValueError(
             f"its class embedding has the shape {tuple(weight.shape)}, but its network takes {width} numbers"
         )
-    embedding: nn.Embedding = filled(_empty_embedding(weight.shape), {"weight": weight})
-    return embedding
+    return filled(_empty_embedding(weight.shape), {"weight": weight})
 
 
 def _empty_embedding(shape: Sequence[int]) -> nn.Embedding:

@@ -52,21 +52,27 @@ def difference(ours, theirs):
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
 
 
+def check(record, family, loop, ours, theirs, limit, remark=""):
+    """Assert that a loop's result is met, and keep the difference for the summary."""
+    note(record, f"diffusers {family}", loop, difference(ours, theirs), remark)
+    assert difference(ours, theirs) < limit
+
+
+def latents_of(pipeline, noise, guidance_scale=3.0, **options):
+    """What a pipeline makes of prompts before it decodes."""
+    options = {"num_inference_steps": STEPS, "guidance_scale": guidance_scale, **options}
+    return pipeline(PROMPTS, latents=noise, output_type="latent", **options)[0]
+
+
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-@pytest.mark.parametrize("family", ["stable-diffusion", "stable-diffusion-2", "sdxl"])
+@pytest.mark.parametrize("family", ["stable-diffusion", "stable-diffusion-2", "sdxl", "text-to-video"])
 def test_ddim_of_prompts(family, guidance_scale, golden_record):
     teacher, pipeline = exact(family)
     noise = noise_for(teacher, torch.float64)
-    theirs = pipeline(
-        PROMPTS,
-        latents=noise,
-        num_inference_steps=STEPS,
-        guidance_scale=guidance_scale,
-        output_type="latent",
-    ).images
+    video = {"height": 16, "width": 16, "num_frames": 3} if family == "text-to-video" else {}
+    theirs = latents_of(pipeline, noise, guidance_scale, **video)
     ours, _ = solve(teacher, noise, PROMPTS, ddim_times(), guidance_scale=guidance_scale)
-    note(golden_record, "diffusers " + family, "DDIM loop", difference(ours, theirs), f"w {guidance_scale}")
-    assert difference(ours, theirs) < 1e-13
+    check(golden_record, family, "DDIM loop", ours, theirs, 1e-13, f"w {guidance_scale}")
 
 
 def recorded(pipeline, monkeypatch, **arguments):
@@ -97,8 +103,7 @@ def test_ddim_of_labels(guidance_scale, monkeypatch, golden_record):
         generator=torch.Generator().manual_seed(5),
     )[:2]
     ours, _ = solve(teacher, noise, [3, 7], ddim_times(), guidance_scale=guidance_scale)
-    note(golden_record, "diffusers dit", "DDIM loop", difference(ours, theirs), f"w {guidance_scale}")
-    assert difference(ours, theirs) < 1e-13
+    check(golden_record, "dit", "DDIM loop", ours, theirs, 1e-13, f"w {guidance_scale}")
 
 
 def test_ddim_on_quantized_latents(monkeypatch, golden_record):
@@ -108,27 +113,18 @@ def test_ddim_on_quantized_latents(monkeypatch, golden_record):
         teacher.parts.pipeline, monkeypatch, batch_size=2, generator=torch.Generator().manual_seed(0)
     )
     ours, _ = solve(teacher, noise, None, ddim_times())
-    note(golden_record, "diffusers ldm", "DDIM loop", difference(ours, theirs), "float32")
-    assert difference(ours, theirs) < 1e-5
+    check(golden_record, "ldm", "DDIM loop", ours, theirs, 1e-5, "float32")
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_euler_of_sd3(guidance_scale, golden_record):
     teacher, pipeline = exact("sd3")
     noise = noise_for(teacher, torch.float64)
-    theirs = pipeline(
-        PROMPTS,
-        latents=noise,
-        num_inference_steps=STEPS,
-        guidance_scale=guidance_scale,
-        output_type="latent",
-        **T5_TOKENS,
-    ).images
+    theirs = latents_of(pipeline, noise, guidance_scale, **T5_TOKENS)
     times = flow_times(pipeline.scheduler)
     _, trajectory = solve(teacher, noise, PROMPTS, times, guidance_scale=guidance_scale)
-    error = difference(trajectory.data[-1], theirs)
-    note(golden_record, "diffusers sd3", "Euler loop", error, f"w {guidance_scale}; its step is float32")
-    assert error < 1e-6
+    remark = f"w {guidance_scale}; its step is float32"
+    check(golden_record, "sd3", "Euler loop", trajectory.data[-1], theirs, 1e-6, remark)
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
@@ -137,44 +133,16 @@ def test_euler_of_flux(guidance_scale, golden_record):
     teacher, pipeline = exact("flux", distilled_guidance=2.5)
     noise = noise_for(teacher, torch.float64)
     guided = {"negative_prompt": ["", ""], "true_cfg_scale": guidance_scale} if guidance_scale != 1.0 else {}
-    tokens = pipeline(
-        PROMPTS,
-        latents=FluxPipeline._pack_latents(noise, 2, 4, 8, 8),
-        height=16,
-        width=16,
-        num_inference_steps=STEPS,
-        guidance_scale=2.5,
-        output_type="latent",
-        **guided,
-        **T5_TOKENS,
-    ).images
+    packed = FluxPipeline._pack_latents(noise, 2, 4, 8, 8)
+    tokens = latents_of(pipeline, packed, 2.5, height=16, width=16, **guided, **T5_TOKENS)
     theirs = FluxPipeline._unpack_latents(tokens, 16, 16, pipeline.vae_scale_factor)
     times = flow_times(pipeline.scheduler)
     _, trajectory = solve(teacher, noise, PROMPTS, times, guidance_scale=guidance_scale)
-    error = difference(trajectory.data[-1], theirs)
-    note(golden_record, "diffusers flux", "Euler loop", error, f"w {guidance_scale}; its step is float32")
-    assert error < 1e-6
+    remark = f"w {guidance_scale}; its step is float32"
+    check(golden_record, "flux", "Euler loop", trajectory.data[-1], theirs, 1e-6, remark)
     # The times are those that the teacher's shift makes of uniform ones.
     uniform = 1.0 - torch.arange(STEPS, dtype=torch.float64) / STEPS
     torch.testing.assert_close(shift_timesteps(uniform, teacher.flow_shift), times[:-1], rtol=1e-6, atol=0)
-
-
-def test_ddim_of_videos(golden_record):
-    teacher, pipeline = exact("text-to-video")
-    noise = noise_for(teacher, torch.float64)
-    theirs = pipeline(
-        PROMPTS,
-        latents=noise,
-        height=16,
-        width=16,
-        num_frames=3,
-        num_inference_steps=STEPS,
-        guidance_scale=3.0,
-        output_type="latent",
-    ).frames
-    ours, _ = solve(teacher, noise, PROMPTS, ddim_times(), guidance_scale=3.0)
-    note(golden_record, "diffusers text-to-video", "DDIM loop", difference(ours, theirs), "w 3.0")
-    assert difference(ours, theirs) < 1e-13
 
 
 def test_dpm_solver_of_second_order(golden_record):
@@ -183,15 +151,12 @@ def test_dpm_solver_of_second_order(golden_record):
         pipeline.scheduler.config, lower_order_final=False, final_sigmas_type="sigma_min"
     )
     noise = noise_for(teacher, torch.float64)
-    theirs = pipeline(
-        PROMPTS, latents=noise, num_inference_steps=STEPS, guidance_scale=3.0, output_type="latent"
-    ).images
+    theirs = latents_of(pipeline, noise)
     ours, _ = solve(teacher, noise, PROMPTS, ddim_times(), order=2, guidance_scale=3.0)
-    error = difference(ours, theirs)
-    note(golden_record, "diffusers stable-diffusion", "DPM-Solver++(2M)", error, "w 3.0; its step is float32")
-    assert error < 5e-6
+    remark = "w 3.0; its step is float32"
+    check(golden_record, "stable-diffusion", "DPM-Solver++(2M)", ours, theirs, 5e-6, remark)
     first_order, _ = solve(teacher, noise, PROMPTS, ddim_times(), guidance_scale=3.0)
-    assert difference(first_order, theirs) > 100 * error
+    assert difference(first_order, theirs) > 100 * difference(ours, theirs)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -206,21 +171,13 @@ def test_edm_preconditioning(prediction_type, golden_record):
         states.append(values["latents"])
         return values
 
-    pipeline = teacher.parts.pipeline
-    pipeline(
-        PROMPTS,
-        # It starts from sigma_max^2 + 1, we from sigma_max.
-        latents=noise * scheduler.config.sigma_max / scheduler.init_noise_sigma,
-        num_inference_steps=STEPS,
-        guidance_scale=3.0,
-        output_type="latent",
-        callback_on_step_end=keep,
-    )
+    # It starts from sigma_max^2 + 1, we from sigma_max.
+    latents = noise * scheduler.config.sigma_max / scheduler.init_noise_sigma
+    latents_of(teacher.parts.pipeline, latents, callback_on_step_end=keep)
     times = torch.linspace(1.0, 0.0, STEPS, dtype=torch.float64)[:-1]  # before sigma_min
     ours, _ = solve(teacher, noise, PROMPTS, times, guidance_scale=3.0)
-    error = difference(ours, states[STEPS - 3])
-    note(golden_record, "diffusers EDM", "Euler loop", error, f"{prediction_type}; its step is float32")
-    assert error < 2e-6
+    remark = f"{prediction_type}; its step is float32"
+    check(golden_record, "EDM", "Euler loop", ours, states[STEPS - 3], 2e-6, remark)
 
 
 @pytest.mark.parametrize("family", ["stable-diffusion", "dit"])
@@ -238,12 +195,9 @@ def test_float32_as_it_is(family, monkeypatch, golden_record):
             generator=torch.Generator().manual_seed(0),
         )[:2]
     else:
-        theirs = pipeline(
-            condition, latents=noise, num_inference_steps=STEPS, guidance_scale=3.0, output_type="latent"
-        ).images
+        theirs = latents_of(pipeline, noise)
     ours, _ = solve(teacher, noise, condition, ddim_times(), guidance_scale=3.0)
-    note(golden_record, "diffusers " + family, "float32 loop", difference(ours, theirs), "w 3.0")
-    assert difference(ours, theirs) < 1e-5
+    check(golden_record, family, "float32 loop", ours, theirs, 1e-5, "w 3.0")
 
 
 @pytest.mark.parametrize("family", ["ddpm", "signal"])
@@ -259,8 +213,7 @@ def test_steps_of_ddim_without_a_pipeline(family, golden_record):
             output = teacher.network(state, time, return_dict=False)[0]
             state = scheduler.step(output, time, state).prev_sample
     ours, _ = solve(teacher, noise, None, ddim_times())
-    note(golden_record, "diffusers " + family, "DDIM loop", difference(ours, state), "")
-    assert difference(ours, state) < 1e-13
+    check(golden_record, family, "DDIM loop", ours, state, 1e-13)
 
 
 def test_fewer_noise_levels():

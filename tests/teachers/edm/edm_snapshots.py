@@ -11,6 +11,14 @@ from torch import nn
 from gas_ext.teachers.edm import EDMTeacher
 from gas_ext.teachers.edm.preconditioning import PRECONDITIONINGS
 
+SONG = {
+    "network": "SongUNet",
+    "model_channels": 8,
+    "channel_mult": [1, 2],
+    "num_blocks": 1,
+    "attn_resolutions": [4],
+}
+
 
 def _reconstruct_persistent_obj(record):
     raise AssertionError("must never be called")

@@ -43,23 +43,20 @@ def class_labels(data: dict[str, np.ndarray]) -> torch.Tensor | None:
     return tensor(data["class_labels"], torch.float32) if "class_labels" in data else None
 
 
-@pytest.mark.parametrize("name", SNAPSHOTS)
-def test_outputs(name, golden_record):
-    teacher, data = loaded(name)
-    for i, sigma in enumerate(data["sigmas"]):
-        x = tensor(data["x"][i], torch.float32)
-        found = teacher.network(x, torch.tensor(sigma, dtype=torch.float32), class_labels(data))
-        check(golden_record, name, "D", found, data["D"][i], tolerance(name))
+def levels(data: dict[str, np.ndarray]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The stored images, and the noise level of each batch."""
+    pairs = zip(data["x"], data["sigmas"], strict=True)
+    return [(tensor(x, torch.float32), torch.tensor(sigma, dtype=torch.float32)) for x, sigma in pairs]
 
 
 @pytest.mark.parametrize("name", SNAPSHOTS)
-def test_what_the_raw_network_is_given(name):
+def test_outputs_and_what_the_raw_network_is_given(name, golden_record):
     teacher, data = loaded(name)
     seen = []
     teacher.network.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
-    for i, sigma in enumerate(data["sigmas"]):
-        x = tensor(data["x"][i], torch.float32)
-        teacher.network(x, torch.tensor(sigma, dtype=torch.float32), class_labels(data))
+    for i, (x, sigma) in enumerate(levels(data)):
+        found = teacher.network(x, sigma, class_labels(data))
+        check(golden_record, name, "D", found, data["D"][i], tolerance(name))
         into, noise = seen[-1][:2]
         assert relative(into, data["F_in"][i]) <= TOLERANCE
         assert relative(noise, data["c_noise"][i].repeat(len(x))) <= NOISE_TOLERANCE
@@ -96,23 +93,12 @@ def test_per_sample_noise_levels_and_gradients(name, golden_record):
 @pytest.mark.parametrize("name", SNAPSHOTS)
 def test_without_and_with_labels(name):
     teacher, data = loaded(name)
-    candidates = [
-        (
-            teacher.network(tensor(data["x"][i], torch.float32), torch.tensor(float(sigma))),
-            data["D_no_labels"],
-        )
-        for i, sigma in enumerate(data["sigmas"])
-    ]
-    assert min(relative(*pair) for pair in candidates) <= tolerance(name)
+    outputs = [teacher.network(*level) for level in levels(data)]
+    assert min(relative(output, data["D_no_labels"]) for output in outputs) <= tolerance(name)
     if "augment_labels" in data:
         augment = tensor(data["augment_labels"], torch.float32)
-        outputs = [
-            teacher.network(
-                tensor(data["x"][i], torch.float32), torch.tensor(float(sigma)), augment_labels=augment
-            )
-            for i, sigma in enumerate(data["sigmas"])
-        ]
-        assert min(relative(out, data["D_with_augment_labels"]) for out in outputs) <= tolerance(name)
+        outputs = [teacher.network(*level, augment_labels=augment) for level in levels(data)]
+        assert min(relative(output, data["D_with_augment_labels"]) for output in outputs) <= tolerance(name)
 
 
 def test_a_block_with_two_heads():

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from edm_snapshots import SONG
 
 from gas_ext import GASSampler, GeneralizedSolver, NoiseSchedule
 from gas_ext.configs import load_config
@@ -14,13 +15,6 @@ from gas_ext.teachers.edm.teacher import build_teacher
 from gas_ext.teachers.folder import load_teacher, save_teacher
 from gas_ext.training.baselines import classical_solver
 
-SONG = {
-    "network": "SongUNet",
-    "model_channels": 8,
-    "channel_mult": [1, 2],
-    "num_blocks": 1,
-    "attn_resolutions": [4],
-}
 KINDS = {
     "ddpmpp": ("EDMPrecond", SONG),
     "vp": ("VPPrecond", {**SONG, "augment_dim": 9}),

@@ -246,13 +246,17 @@ def test_heads_that_do_not_fit(checkpoint_file):
     ("drop", "replaced", "message"),
     [
         ([UNET + "input_blocks.1.0.out_layers.3.weight"], {}, "lacks input_blocks.1.0.out_layers.3.weight"),
-        ([UNET + "out.0.bias"], {}, "as a UNet2DConditionModel it lacks conv_norm_out.bias"),
-        ([FIRST_STAGE + "post_quant_conv.bias"], {}, "as a VQModel it lacks post_quant_conv.bias"),
+        ([UNET + "out.0.bias"], {}, "'conv_norm_out.bias' is absent, but the UNet2DConditionModel"),
+        ([FIRST_STAGE + "post_quant_conv.bias"], {}, "'post_quant_conv.bias' is absent, but the VQModel"),
         ([UNET + "output_blocks.1.1.conv.bias"], {}, "lacks output_blocks.1.1.conv.bias"),
         ([], {"alphas_cumprod": torch.ones(9)}, "decreasing log alpha"),
         ([FIRST_STAGE + "quantize"], {}, "lacks quantize.embedding.weight"),
         (["cond_stage_model."], {}, "conditions of an unknown kind"),
-        ([], {"model__diffusion_model__out__2__bias": torch.zeros(5)}, r"shape \(5,\), not \(3,\)"),
+        (
+            [],
+            {"model__diffusion_model__out__2__bias": torch.zeros(5)},
+            r"is \(5,\), but .* has \(3,\)",
+        ),
         (
             [],
             {"model__diffusion_model__label_emb__weight": torch.zeros(5)},

@@ -163,7 +163,7 @@ def test_file_of_an_unknown_class_names_the_remedy(tmp_path, monkeypatch):
     [
         (
             {"width": 8000, "max_width": 8000},
-            r"its tensor 'head\.weight' is .*, but the network",
+            r"its tensor 'head\.weight' is .*, but the \w+ as described has",
         ),
         ({"width": 10**400, "max_width": 10**400}, "cannot be rebuilt"),
         ({"width": {}}, "cannot be rebuilt"),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gas_ext._utils.checks import path_of
+from gas_ext._utils.checks import path_of, whole_number
 from gas_ext._utils.files import file_hash
 from gas_ext._utils.noise import stacked_noise
 from gas_ext._utils.progress import Advance, Reporter
@@ -209,8 +209,8 @@ def convert_dataset(
     ValueError
         If a sample's noise is that of no candidate, or the folder holds other samples.
     """
-    if shard_size is not None and shard_size < 1:
-        raise ValueError(f"shard_size is {shard_size}; expected at least 1.")
+    if shard_size is not None:
+        whole_number("shard_size", shard_size, 1)
     dataset = ReferenceDataset(path)
     found = dataset.find_seeds(_PUBLISHED_SEEDS if candidates is None else candidates)
     order = sorted(range(len(dataset)), key=found.__getitem__)
