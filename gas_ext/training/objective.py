@@ -1,6 +1,8 @@
 """What solver and discriminator minimize: GS and GAS (arXiv 2510.17699, section 3), part by part of a batch.
 
-The gradients are those of `gas_ext.training.adversarial.gas_iteration`, summed over parts and processes.
+An iteration of GAS has the published order: first the discriminator makes a step, on fakes from fresh noise;
+then the student's loss is computed with the discriminator that results, on the noise of the teacher's
+samples. Sums over parts and processes are those of the whole batch.
 """
 
 from __future__ import annotations

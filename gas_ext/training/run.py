@@ -22,7 +22,7 @@ from gas_ext.samples import TeacherSamples
 from gas_ext.samples.manifest import short_hash
 from gas_ext.samples.reading import SampleSource
 from gas_ext.solvers.generalized import GeneralizedSolver
-from gas_ext.training.adversary import make_adversary, takes_labels
+from gas_ext.training.adversarial import make_adversary, takes_labels
 from gas_ext.training.checkpoints import Checkpoint
 from gas_ext.training.data import RunData
 from gas_ext.training.folder import BEST, IMAGES, START, RunFolder, described

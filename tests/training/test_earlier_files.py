@@ -1,7 +1,7 @@
-"""Files that version 0.1.0 made before its first release: read, and a run stopped after 4 of 6 iterations resumed.
+"""Files of an earlier commit: read, and a run that was stopped after 4 of 6 iterations resumed.
 
-tests/data/earlier is what `toy_run` makes with ``{"iterations": 6, "start": "published", "validate_every": 3}``
-and the loss "gas". It is not made again: it shows that files on disk keep their meaning.
+tests/data/earlier is what `toy_run.run` made with the settings below and the loss "gas". Do not make it again:
+it shows that files on disk keep their meaning.
 """
 
 import json
@@ -19,6 +19,7 @@ from gas_ext.training import read_log
 
 EARLIER = Path(__file__).parents[1] / "data" / "earlier"
 FINISHED = EARLIER / "finished.safetensors"  # the result of the same run, not stopped
+SETTINGS = {"iterations": 6, "start": "published", "validate_every": 3}
 
 
 def test_a_sample_folder_loads():
@@ -41,7 +42,7 @@ def test_a_solver_file_loads():
 
 def test_a_run_folder_resumes(tmp_path):
     shutil.copytree(EARLIER, tmp_path, dirs_exist_ok=True)
-    result = run(tmp_path, "gas", {"iterations": 6, "start": "published", "validate_every": 3})
+    result = run(tmp_path, "gas", SETTINGS)
     assert result.iteration == 6
     finished, resumed = (
         GeneralizedSolver.load(FINISHED),
