@@ -16,6 +16,7 @@ from gas_ext._utils.progress import Reporter, SilentReporter
 from gas_ext._utils.seeds import format_seeds
 from gas_ext.configs import Config, Run
 from gas_ext.configs.base import LossKind
+from gas_ext.configs.training import Recipe
 from gas_ext.denoisers import Denoiser
 from gas_ext.sampler import GASSampler
 from gas_ext.samples import TeacherSamples
@@ -231,10 +232,8 @@ def training_settings(config: Config, loss: LossKind = "gs") -> TrainingConfig:
     True
     """
     training = config.training
-    names = set(TrainingConfig.__dataclass_fields__) - {"iterations"}
-    return TrainingConfig(
-        iterations=training.iterations_for(loss), **{name: getattr(training, name) for name in names}
-    )
+    recipe = {name: getattr(training, name) for name in Recipe.model_fields}
+    return TrainingConfig(iterations=training.iterations_for(loss), **recipe)
 
 
 class _Parts:

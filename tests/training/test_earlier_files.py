@@ -1,7 +1,7 @@
 """Files of an earlier commit: read, and a run that was stopped after 4 of 6 iterations resumed.
 
-tests/data/earlier is what `toy_run.run` made with the settings below and the loss "gas". Do not make it again:
-it shows that files on disk keep their meaning.
+tests/data/earlier is what `toy_run.run` made with the settings below and the loss "gas". Do not make it
+again: it shows that files on disk keep their meaning.
 """
 
 import json
