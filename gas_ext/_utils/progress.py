@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -147,5 +146,6 @@ class BarReporter:
 
 def make_reporter() -> Reporter:
     """Return bars if standard error is a terminal of this process alone, log lines otherwise."""
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    return BarReporter() if alone and sys.stderr.isatty() else LogReporter()
+    from gas_ext._utils.processes import Launch  # imports torch
+
+    return BarReporter() if Launch.read().count == 1 and sys.stderr.isatty() else LogReporter()

@@ -10,16 +10,16 @@ zero-centered gradient penalties R1 and R2 (Mescheder et al. 2018, Huang et al. 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from gas_ext._utils.modes import frozen
 from gas_ext.configs import Config
 from gas_ext.configs.training import Adversarial
 from gas_ext.denoisers import Denoiser
@@ -271,27 +271,6 @@ class Adversary:
         self.discriminator.load_state_dict(state["discriminator"])
         load_optimizer_state(self.optimizer, state["optimizer"])
         self.rejected = state["rejected"]
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Keep a module's parameters out of graphs that are built inside the context.
-
-    Examples
-    --------
-    >>> layer = nn.Linear(2, 1)
-    >>> with frozen(layer):
-    ...     layer(torch.zeros(1, 2)).requires_grad
-    False
-    """
-    wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in wanted:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
 
 
 def make_adversary(config: Config, denoiser: Denoiser) -> Adversary:

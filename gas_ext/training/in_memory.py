@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gas_ext._utils.checks import check_dense
+from gas_ext._utils.modes import learning_through
 from gas_ext._utils.noise import take
 from gas_ext.denoisers import DenoiserFunction
 from gas_ext.sampler import GASSampler
 from gas_ext.samples.batches import ShuffledBatches
 from gas_ext.solvers.generalized import GeneralizedSolver
-from gas_ext.training.adversarial import Adversary, frozen
+from gas_ext.training.adversarial import Adversary
 from gas_ext.training.batches import Batch, fresh_noise
 from gas_ext.training.learner import Learner, assign
 from gas_ext.training.losses import Loss, get_loss
@@ -116,7 +116,7 @@ def train_solver(
     order = ShuffledBatches(len(noise), config.batch_size, config.seed)
     start = time.perf_counter()
     try:
-        with prepared(denoiser, noise.device):
+        with learning_through(denoiser, noise.device):
             while learner.iteration < config.iterations:
                 index = order.whole_batch(learner.iteration)
                 batch = Batch(noise[index], target[index], take(condition, index))
@@ -180,12 +180,3 @@ def _check_condition(condition: Any, samples: int) -> None:
     elif isinstance(condition, list | tuple):
         for value in condition:
             _check_condition(value, samples)
-
-
-@contextmanager
-def prepared(denoiser: DenoiserFunction, device: torch.device) -> Iterator[None]:
-    """Keep the network's parameters out of graphs, and the caller's random generators as they are."""
-    devices = [device] if device.type == "cuda" else []
-    network = frozen(denoiser) if isinstance(denoiser, nn.Module) else nullcontext()
-    with torch.random.fork_rng(devices), network:
-        yield

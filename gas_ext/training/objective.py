@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gas_ext._utils.modes import in_precision
 from gas_ext._utils.processes import Processes
 from gas_ext.sampler import GASSampler
 from gas_ext.training.adversarial import Adversary, discriminator_loss
@@ -80,8 +81,7 @@ class Objective:
 
     def sample(self, noise: Tensor, condition: Any, sampler: GASSampler | None = None) -> Tensor:
         """Solve, with the network in its precision."""
-        dtype = self._autocast
-        with torch.autocast(noise.device.type, dtype, enabled=dtype is not None):
+        with in_precision(noise.device, self._autocast):
             samples: Tensor = (sampler or self.sampler)(noise, condition, self._unconditional)
         return samples
 
@@ -166,7 +166,7 @@ class Objective:
     def _shown(self, samples: Tensor, part: Batch) -> Tensor:
         """Return what the discriminator is shown of samples, with the network in its precision."""
         assert self.adversary is not None
-        with torch.autocast(samples.device.type, self._autocast, enabled=self._autocast is not None):
+        with in_precision(samples.device, self._autocast):
             return self.adversary.show(samples, part.condition)
 
     def _scale(self, samples: Tensor) -> float:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
+from gas_ext._utils.modes import deterministic, in_precision
 from gas_ext._utils.processes import Processes, join_processes
 from gas_ext._utils.progress import Reporter, SilentReporter
 from gas_ext._utils.seeds import format_seeds
@@ -140,7 +139,7 @@ def train(
     place.check_owner()
     parts = _Parts(config, run, denoiser.eval(), training_settings(config, run.loss), processes)
     settings = {**described(config, run.loss), "teacher": f"{denoiser.name} {denoiser.weights_hash}".strip()}
-    with place.held() if processes.is_first else nullcontext(), _deterministic():
+    with place.held() if processes.is_first else nullcontext(), deterministic():
         if resume:
             place.find(settings)  # that it is another run is said before samples are made for hours
         source = open_samples(
@@ -302,9 +301,7 @@ class _Parts:
         """Return the solver to start from and its name: made by the first process, read by all."""
         path = folder.path / START
         if self.processes.is_first and (checkpoint is None or not _readable(path)):
-            with torch.autocast(
-                self.denoiser.device.type, self._autocast, enabled=self._autocast is not None
-            ):
+            with in_precision(self.denoiser.device, self._autocast):
                 solver, name = make_start(self.config, self.denoiser, data, self.run.steps, reporter)
             reporter.message(f"Training starts from {name}.")
             teacher = {"name": self.denoiser.name, "weights_hash": self.denoiser.weights_hash}
@@ -351,15 +348,3 @@ def _seeds(source: SampleSource, count: int) -> dict[str, str]:
     """Return the seeds that are learned from and judged on, where known: comparisons are to take others."""
     seeds = getattr(source, "seeds", None)
     return {} if seeds is None else {"seeds": format_seeds(seeds[:count])}
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    """Let cuDNN choose only algorithms that give the same bits every time."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.deterministic
-    cudnn.benchmark, cudnn.deterministic = False, True
-    try:
-        yield
-    finally:
-        cudnn.benchmark, cudnn.deterministic = before

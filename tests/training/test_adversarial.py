@@ -17,7 +17,6 @@ from gas_ext.training.adversarial import (
     AdversarialLoss,
     Adversary,
     discriminator_loss,
-    frozen,
     get_adversarial_loss,
     gradient_penalty,
 )
@@ -337,23 +336,6 @@ def test_student_loss_leaves_the_discriminator_alone():
     assert real.grad is None
     assert all(parameter.grad is None for parameter in adversary.discriminator.parameters())
     assert all(parameter.requires_grad for parameter in adversary.discriminator.parameters())
-
-
-def test_frozen_restores_what_was_and_only_that():
-    layer = nn.Linear(2, 1)
-    layer.bias.requires_grad_(False)
-    seen = []
-
-    def fail():
-        with frozen(layer):
-            seen.append(layer.weight.requires_grad)
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fail()
-    assert seen == [False]
-    assert layer.weight.requires_grad
-    assert not layer.bias.requires_grad
 
 
 @pytest.mark.parametrize("name", ["rate", "weight", "gamma"])
