@@ -2,17 +2,17 @@ import pytest
 
 from gas_ext.configs import load_config
 from gas_ext.training import TrainingConfig
-from gas_ext.training.run import resolve, training_settings
+from gas_ext.training.plan import make_plan
 
 
 def test_a_config_without_a_rate_means_the_defaults():
-    assert training_settings(load_config("demo")) == TrainingConfig()
+    assert make_plan(load_config("demo")).settings == TrainingConfig()
     assert load_config("demo").training.start == "fitted"
 
 
 def test_a_config_with_a_rate_means_the_published_recipe():
     config = load_config("ffhq")
-    assert training_settings(config, "gas") == TrainingConfig(
+    assert make_plan(config, "gas").settings == TrainingConfig(
         iterations=10_000,
         batch_size=24,
         time_rate=1e-3,
@@ -50,7 +50,7 @@ def test_every_setting_of_the_iterations_can_be_configured():
             "training.loss=huber",
         ],
     )
-    assert training_settings(config, "gas") == TrainingConfig(
+    assert make_plan(config, "gas").settings == TrainingConfig(
         iterations=4,
         optimizer="adam",
         betas=(0.5, 0.6),
@@ -66,13 +66,6 @@ def test_every_setting_of_the_iterations_can_be_configured():
         time_rate=1e-4,
         loss="huber",
     )
-
-
-def test_what_a_run_is_asked_for_replaces_what_the_config_says():
-    config, run = resolve(load_config("demo"), 6, "gas", "here")
-    assert (run.steps, run.loss, run.samples) == (6, "gas", "here")
-    assert resolve(config)[1] == run
-    assert resolve(config, steps=8)[1].loss == "gas"
 
 
 @pytest.mark.parametrize(
