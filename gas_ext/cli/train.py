@@ -175,7 +175,7 @@ def _learn(
         raise typer.Exit(INTERRUPTED) from None
     processes.leave()
     if processes.is_first:
-        _report(result, plan.settings.iterations)
+        _report(result, plan.training_config.iterations)
     if result.signal is not None:
         raise typer.Exit(128 + result.signal)
 

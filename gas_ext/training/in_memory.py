@@ -18,7 +18,7 @@ from gas_ext.sampler import GASSampler
 from gas_ext.samples.batches import ShuffledBatches
 from gas_ext.solvers.generalized import GeneralizedSolver
 from gas_ext.training.adversarial import Adversary
-from gas_ext.training.batches import Batch, fresh_noise
+from gas_ext.training.batches import Batch
 from gas_ext.training.learner import Learner, assign
 from gas_ext.training.losses import Loss, get_loss
 from gas_ext.training.objective import Objective
@@ -121,7 +121,9 @@ def train_solver(
                 index = order.whole_batch(learner.iteration)
                 batch = Batch(noise[index], target[index], take(condition, index))
                 if adversary is not None:
-                    batch = _with_fresh_noise(batch, adversary, learner)
+                    if adversary.discriminator.num_classes:
+                        batch = replace(batch, labels=batch.condition)
+                    batch = batch.with_fresh_noise(config.seed, learner.iteration, range(len(batch)))
                 learner.step(batch)
                 learner.check()
                 if progress is not None:
@@ -156,14 +158,6 @@ def _check_types(
     for name, function in (("loss", loss), ("progress", progress)):
         if not (function is None or callable(function)):
             raise TypeError(f"{name} is {function!r}, but must be callable, or None.")
-
-
-def _with_fresh_noise(batch: Batch, adversary: Adversary, learner: Learner) -> Batch:
-    """Add what GAS needs: noise for the fakes, and the labels of a conditional discriminator."""
-    shape, dtype, device = batch.noise.shape[1:], batch.noise.dtype, batch.noise.device
-    noise = fresh_noise(learner.config.seed, learner.iteration, range(len(batch)), shape, dtype, device)
-    labels = batch.condition if adversary.discriminator.num_classes else None
-    return replace(batch, labels=labels, fresh_noise=noise)
 
 
 def _check_condition(condition: Any, samples: int) -> None:

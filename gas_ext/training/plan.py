@@ -68,7 +68,7 @@ class RunPlan:
     run: Run
 
     @property
-    def settings(self) -> TrainingConfig:
+    def training_config(self) -> TrainingConfig:
         """What the config says about the iterations."""
         training = self.config.training
         recipe = {name: getattr(training, name) for name in Recipe.model_fields}
@@ -104,8 +104,8 @@ class RunPlan:
         if self.config.teacher_solver.timesteps == "gits" and nfe not in GITS_SIGMAS:
             known = ", ".join(map(str, GITS_SIGMAS))
             raise ValueError(
-                f"The teacher of {self.config.name} takes {nfe} steps for a student of {steps}, but there are "
-                f"GITS times for {known} steps alone; choose others with --steps."
+                f"The teacher of {self.config.name} takes {nfe} steps for a student of {steps}, but there "
+                f"are GITS times for {known} steps alone; choose others with --steps."
             )
         return nfe
 
@@ -135,7 +135,7 @@ class RunPlan:
         discriminator" (in GAS, its fakes and what else it is shown).
         """
         steps, shown = self.run.steps, self._shown
-        drawn = self.settings.iterations * self.settings.batch_size
+        drawn = self.training_config.iterations * self.training_config.batch_size
         unlearned = drawn * (steps + 3 * shown) if self.run.loss == "gas" else 0
         return {
             "for the teacher's samples": sum(self.samples.values()) * self.teacher_nfe,

@@ -147,7 +147,7 @@ def train(
 def make_run(
     plan: RunPlan,
     denoiser: Denoiser,
-    place: RunFolder,
+    folder: RunFolder,
     processes: Processes,
     source: SampleSource | None = None,
     *,
@@ -162,9 +162,9 @@ def make_run(
         reporter = SilentReporter()
     assembly = _Assembly(plan, denoiser.eval(), processes)
     settings = {**described(config, run.loss), "teacher": f"{denoiser.name} {denoiser.weights_hash}".strip()}
-    with place.held() if processes.is_first else nullcontext(), deterministic():
+    with folder.held() if processes.is_first else nullcontext(), deterministic():
         if resume:
-            place.find(settings)  # that it is another run is said before samples are made for hours
+            folder.find(settings)  # that it is another run is said before samples are made for hours
         source = open_samples(
             config,
             denoiser,
@@ -177,15 +177,15 @@ def make_run(
         )
         data = assembly.data(source)
         settings["samples"] = _samples_hash(source, assembly.samples)
-        checkpoint = place.find(settings, reporter.message) if resume else None
+        checkpoint = folder.find(settings, reporter.message) if resume else None
         processes.wait()  # none may write before all have looked
         if processes.is_first:
-            place.begin(config, checkpoint)
-        start, name = assembly.start(place, data, checkpoint, reporter)
+            folder.begin(config, checkpoint)
+        start, name = assembly.start(folder, data, checkpoint, reporter)
         trainer = Trainer(
-            Learner(start, assembly.objective(start), assembly.settings),
+            Learner(start, assembly.objective(start), assembly.training_config),
             data,
-            place.path,
+            folder.path,
             settings=settings,
             summary={
                 "data": config.name,
@@ -195,7 +195,7 @@ def make_run(
             },
             validate_every=config.training.validate_every,
             checkpoint_every=config.training.checkpoint_every,
-            pictures=assembly.pictures(place, data, start, name) if processes.is_first else None,
+            pictures=assembly.pictures(folder, data, start, name) if processes.is_first else None,
             reporter=reporter,
         )
         made = -1
@@ -203,10 +203,10 @@ def make_run(
             made = checkpoint.iteration
             trainer.load(checkpoint)
             reporter.message(f"Going on after iteration {made}.")
-        with closing(open_logs(place.path, made, settings, wandb) if processes.is_first else Logs()) as logs:
+        with closing(open_logs(folder.path, made, settings, wandb) if processes.is_first else Logs()) as logs:
             ended_by = trainer.run(logs)
     processes.wait()
-    return _result(trainer, place, name, ended_by)
+    return _result(trainer, folder, name, ended_by)
 
 
 def _result(trainer: Trainer, folder: RunFolder, started_from: str, ended_by: int | None) -> TrainingResult:
@@ -224,7 +224,7 @@ class _Assembly:
 
     def __init__(self, plan: RunPlan, denoiser: Denoiser, processes: Processes) -> None:
         self.config = config = plan.config
-        self.run, self.settings = plan.run, plan.settings
+        self.run, self.training_config = plan.run, plan.training_config
         self.train_samples, self.validation_samples = plan.samples.values()
         self.samples = self.train_samples + self.validation_samples
         self.denoiser, self.processes = denoiser, processes
@@ -234,15 +234,15 @@ class _Assembly:
                 f"{config.name} describes {config.space.shape}; give the teacher that belongs to it."
             )
         self._check_shares()
-        self._distance = get_loss(self.settings.loss, denoiser.device)
+        self._distance = get_loss(self.training_config.loss, denoiser.device)
         self._adversary = make_adversary(config, denoiser) if self.run.loss == "gas" else None
         self._images = compares_images(config)
-        self._autocast = AUTOCAST[self.settings.autocast] if self.settings.autocast else None
+        self._autocast = AUTOCAST[self.training_config.autocast] if self.training_config.autocast else None
 
     def _check_shares(self) -> None:
         """Raise ValueError unless each process gets an equal part of every batch, of enough samples."""
-        count, parts = self.processes.count, self.settings.accumulation
-        size = min(self.settings.batch_size, self.train_samples)
+        count, parts = self.processes.count, self.training_config.accumulation
+        size = min(self.training_config.batch_size, self.train_samples)
         if size % count or size // count < parts:
             raise ValueError(
                 f"A batch of {size} samples cannot be shared equally by {count} process(es), each in {parts} "
@@ -256,7 +256,7 @@ class _Assembly:
         return RunData(
             source,
             self.denoiser,
-            self.settings,
+            self.training_config,
             self.train_samples,
             self.validation_samples,
             self.processes,
@@ -283,7 +283,7 @@ class _Assembly:
     def objective(self, solver: GeneralizedSolver) -> Objective:
         """Return what the solver minimizes."""
         return Objective(
-            GASSampler(solver, self.denoiser, recompute=self.settings.recompute),
+            GASSampler(solver, self.denoiser, recompute=self.training_config.recompute),
             self._distance,
             adversary=self._adversary,
             decode=self.denoiser.decode if self._images else None,

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 
@@ -38,7 +39,8 @@ class TrainingConfig(Recipe):
 
     def __init__(self, **settings: Any) -> None:
         try:
-            super().__init__(**settings)
+            plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}
+            super().__init__(**plain)
         except ValidationError as error:
             raise ValueError(sentence(error.errors()[0])) from error
 

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from gas_ext.configs import load_config
@@ -6,13 +7,13 @@ from gas_ext.training.plan import make_plan
 
 
 def test_a_config_without_a_rate_means_the_defaults():
-    assert make_plan(load_config("demo")).settings == TrainingConfig()
+    assert make_plan(load_config("demo")).training_config == TrainingConfig()
     assert load_config("demo").training.start == "fitted"
 
 
 def test_a_config_with_a_rate_means_the_published_recipe():
     config = load_config("ffhq")
-    assert make_plan(config, "gas").settings == TrainingConfig(
+    assert make_plan(config, "gas").training_config == TrainingConfig(
         iterations=10_000,
         batch_size=24,
         time_rate=1e-3,
@@ -50,7 +51,7 @@ def test_every_setting_of_the_iterations_can_be_configured():
             "training.loss=huber",
         ],
     )
-    assert make_plan(config, "gas").settings == TrainingConfig(
+    assert make_plan(config, "gas").training_config == TrainingConfig(
         iterations=4,
         optimizer="adam",
         betas=(0.5, 0.6),
@@ -74,3 +75,8 @@ def test_every_setting_of_the_iterations_can_be_configured():
 def test_settings_out_of_range(name, value):
     with pytest.raises(ValueError, match=f"^{name} is {value!r}: "):
         TrainingConfig(**{name: value})
+
+
+def test_numbers_of_numpy_are_numbers():
+    config = TrainingConfig(seed=np.int64(3), time_rate=np.float32(0.5), betas=[0.5, 0.9])
+    assert config == TrainingConfig(seed=3, time_rate=0.5, betas=(0.5, 0.9))
