@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
@@ -13,6 +14,30 @@ from torch import Tensor
 # How long a process waits for another, e.g. for its share of the teacher's samples. torchrun ends the others
 # as soon as one has died, so this is no time that anybody waits for a dead one.
 _PATIENCE = timedelta(hours=24)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Place of this process among those that torchrun (or ``accelerate launch``) started.
+
+    Parameters
+    ----------
+    rank, count : int
+        Which process this is, and of how many.
+    local_rank : int or None
+        Its number on this machine; None if nothing started it.
+    """
+
+    rank: int
+    count: int
+    local_rank: int | None
+
+    @classmethod
+    def read(cls) -> Launch:
+        """Read the environment: RANK, WORLD_SIZE and LOCAL_RANK."""
+        local = os.environ.get("LOCAL_RANK")
+        rank, count = (int(os.environ.get(name, value)) for name, value in (("RANK", 0), ("WORLD_SIZE", 1)))
+        return cls(rank, count, None if local is None else int(local))
 
 
 class Processes:
@@ -100,6 +125,6 @@ def join_processes(device: str | torch.device) -> Processes:
     >>> join_processes("cpu").count
     1
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if Launch.read().count == 1:
         return Processes()
     return _JoinedProcesses(torch.device(device))

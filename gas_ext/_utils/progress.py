@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -165,6 +164,8 @@ def make_reporter(first: str = "") -> Reporter:
 
     The line `first`, if there is one, is told when the first task begins.
     """
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    from gas_ext._utils.processes import Launch  # imports torch
+
+    alone = Launch.read().count == 1
     reporter: Reporter = BarReporter() if alone and sys.stderr.isatty() else LogReporter()
     return _Announced(reporter, first) if first else reporter

@@ -63,9 +63,12 @@ def check_device(device: str) -> str:
 
 def local_device(device: str) -> str:
     """Return the device of this process: under torchrun, cuda means the GPU of its LOCAL_RANK."""
+    from gas_ext._utils.processes import Launch
+
     device = check_device(device) if device == "auto" else device
-    if device == "cuda" and "LOCAL_RANK" in os.environ:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    local_rank = Launch.read().local_rank
+    if device == "cuda" and local_rank is not None:
+        device = f"cuda:{local_rank}"
     return check_device(device)
 
 

@@ -13,8 +13,8 @@ from gas_ext.cli.errors import INTERRUPTED, echo, friendly
 from gas_ext.cli.options import Device, Prompts, load_teacher_of, local_device, read_prompts, reporter_on
 
 if TYPE_CHECKING:
-    from gas_ext.configs import Config, Run
     from gas_ext.training import TrainingResult
+    from gas_ext.training.plan import RunPlan
 
 EPILOG = (
     "Examples:  gas-ext train --config demo --steps 4 -o runs/demo  |  "
@@ -120,62 +120,66 @@ def train(
 
     from gas_ext.configs import load_config
     from gas_ext.training.plan import make_plan
-    from gas_ext.training.run import resolve
 
     short = {"iterations": iterations, "seed": seed, "recompute": recompute, "autocast": autocast}
     overrides = [f"training.{name}={value}" for name, value in short.items() if value is not None]
     if solver is not None:
         overrides.append(f"student.kind={solver.value}")
-    settings, run = resolve(
+    plan = make_plan(
         load_config(config, [*(override or ()), *overrides]),
-        steps,
         None if loss is None else loss.value,
-        samples,
-        teacher,
+        steps,
+        teacher=teacher,
+        samples=samples,
     )
     if dry_run:
-        plan = make_plan(settings, run.loss, run.steps, teacher=run.teacher, samples=run.samples)
         echo(json.dumps(plan.to_dict(), indent=2) if as_json else "\n".join(plan.lines()))
         return
-    if run.samples is not None and Path(run.samples).is_file():
+    if plan.run.samples is not None and Path(plan.run.samples).is_file():
         raise ValueError(
-            f"{run.samples} is a file, but --samples takes a folder: convert a published data set with "
-            f"gas-ext import {run.samples} --config {config} -o samples/{settings.name}."
+            f"{plan.run.samples} is a file, but --samples takes a folder: convert a published data set with "
+            f"gas-ext import {plan.run.samples} --config {config} -o samples/{plan.config.name}."
         )
-    folder = out or Path("runs") / _folder_name(settings, run)
+    folder = out or Path("runs") / _folder_name(plan)
     if folder.suffix == ".safetensors":
         raise ValueError(f"{folder} is the name of a file; name a folder for the run with -o")
-    _learn(settings, folder, None if prompts is None else read_prompts(prompts), device, resume, wandb)
+    _learn(plan, folder, None if prompts is None else read_prompts(prompts), device, resume, wandb)
 
 
-def _folder_name(config: Config, run: Run) -> str:
-    kind = config.student.kind
-    return f"{config.name}-{run.steps}-{run.loss}" + ("" if kind == "gs" else f"-{kind}")
+def _folder_name(plan: RunPlan) -> str:
+    run, kind = plan.run, plan.config.student.kind
+    return f"{plan.config.name}-{run.steps}-{run.loss}" + ("" if kind == "gs" else f"-{kind}")
 
 
 def _learn(
-    config: Config, folder: Path, prompts: list[str] | None, device: str, resume: bool, wandb: str | None
+    plan: RunPlan, folder: Path, prompts: list[str] | None, device: str, resume: bool, wandb: str | None
 ) -> None:
     """Load the teacher, learn, and say what came out."""
     from gas_ext._utils.processes import join_processes
-    from gas_ext.training import train as run_training
     from gas_ext.training.folder import RunFolder
+    from gas_ext.training.run import make_run
 
-    assert config.run is not None
-    RunFolder(folder).check_owner()  # before a large teacher is loaded
+    run_folder = RunFolder(folder)  # refused before a large teacher is loaded
     place = local_device(device)
     processes = join_processes(place)
     try:
-        denoiser = load_teacher_of(config, config.run.teacher, place)
-        result = run_training(
-            config, denoiser, folder, prompts=prompts, resume=resume, wandb=wandb, reporter=reporter_on(place)
+        denoiser = load_teacher_of(plan.config, plan.run.teacher, place)
+        result = make_run(
+            plan,
+            denoiser,
+            run_folder,
+            processes,
+            prompts=prompts,
+            resume=resume,
+            wandb=wandb,
+            reporter=reporter_on(place),
         )
     except KeyboardInterrupt:
         echo("interrupted: run the same again, and it goes on with what is there", err=True)
         raise typer.Exit(INTERRUPTED) from None
     processes.leave()
     if processes.is_first:
-        _report(result, config.training.iterations_for(config.run.loss))
+        _report(result, plan.training_config.iterations)
     if result.signal is not None:
         raise typer.Exit(128 + result.signal)
 

@@ -8,11 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gas_ext._utils.modes import evaluating
 from gas_ext._utils.noise import stacked_noise, to_uint8
 from gas_ext.evaluation.chunks import ChunkResult, features_name
 from gas_ext.evaluation.entries import Entry
 from gas_ext.evaluation.metrics import l1_distances, l2_distances, perceptual_distances, psnr_values
-from gas_ext.evaluation.setup import Chunk, Setup, evaluating
+from gas_ext.evaluation.setup import Chunk, Setup
 from gas_ext.samples.draw import SampleRun, draw_samples
 
 
@@ -58,7 +59,7 @@ class ChunkSampler:
                 times += drawn.times
             place = slice(rows.start - chunk.rows.start, rows.stop - chunk.rows.start)
             target = None if teacher is None else teacher[place].to(self.device)
-            with evaluating(setup.denoiser):  # not in the precision that the network samples in
+            with evaluating(setup.denoiser, self.device):  # not in the precision that the network samples in
                 for name, value in self._judge(drawn.samples.float(), target).items():
                     parts[name].append(value.cpu())
                 if start == 0:
@@ -79,7 +80,7 @@ class ChunkSampler:
         condition = setup.condition(rows)
         if isinstance(condition, Tensor):
             condition = condition.to(self.device)
-        with evaluating(denoiser, setup.autocast):
+        with evaluating(denoiser, self.device, setup.autocast):
             drawn = draw_samples(
                 self.solver,
                 denoiser,

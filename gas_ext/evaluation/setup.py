@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gas_ext._utils.modes import evaluating
 from gas_ext._utils.noise import stacked_noise
 from gas_ext._utils.sealed_files import checksum
 from gas_ext._utils.seeds import common_seeds
@@ -129,22 +129,9 @@ class Setup:
         condition = self.condition(range(1))
         if isinstance(condition, Tensor):
             condition = condition.to(denoiser.device)
-        with evaluating(denoiser):
+        with evaluating(denoiser, denoiser.device):
             output = denoiser.predict(noise, time, denoiser.encode_condition(condition))
         return checksum({}, {"output": output.cpu()})[:16]
-
-
-@contextmanager
-def evaluating(denoiser: Denoiser, autocast: torch.dtype | None = None) -> Iterator[None]:
-    """Compute without gradients, in evaluation mode, and in the given precision."""
-    modes = [(module, module.training) for module in denoiser.modules()]
-    denoiser.eval()
-    try:
-        with torch.no_grad(), torch.autocast(denoiser.device.type, autocast, enabled=autocast is not None):
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def cell_identity(setup: Setup, solver: str, teacher: str) -> str:

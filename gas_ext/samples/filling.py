@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gas_ext._utils.files import check_output_folder
+from gas_ext._utils.processes import Launch
 from gas_ext._utils.progress import Advance, Reporter, SilentReporter
 from gas_ext._utils.seeds import SeedList, parse_seeds
 from gas_ext.samples.manifest import (
@@ -262,17 +263,16 @@ def fill(
 
 
 def place(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
-    """Return which process this is, and of how many: as given, else as torchrun says (RANK, WORLD_SIZE).
+    """Return which process this is, and of how many: as given, else as torchrun says.
 
     Examples
     --------
     >>> place(1, 4)
     (1, 4)
     """
-    if rank is None:
-        rank = int(os.environ.get("RANK", "0"))
-    if world_size is None:
-        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    launch = Launch.read()
+    rank = launch.rank if rank is None else rank
+    world_size = launch.count if world_size is None else world_size
     if not 0 <= rank < world_size:
         raise ValueError(f"rank is {rank} of {world_size} processes; expected 0 to {world_size - 1}.")
     return rank, world_size

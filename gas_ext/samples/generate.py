@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gas_ext._utils.checks import path_of, whole_number
+from gas_ext._utils.modes import deterministic, evaluating
 from gas_ext._utils.noise import seed_labels, stacked_noise
 from gas_ext._utils.progress import Advance, Reporter
 from gas_ext._utils.sealed_files import checksum
@@ -191,12 +192,20 @@ class _Teacher:
     autocast: torch.dtype | None
     threads: int
 
+    @contextmanager
+    def _reproducible(self) -> Iterator[None]:
+        """Compute without gradients and in a way that gives the same bits in every process."""
+        device = self.denoiser.device
+        threads = self.threads if device.type == "cpu" else None
+        with deterministic(threads), evaluating(self.denoiser, device, self.autocast):
+            yield
+
     def image_shape(self) -> tuple[int, ...] | None:
         """Return the shape of one decoded image, or None if none are asked for."""
         if not self.images:
             return None
         nothing = torch.zeros(1, *self.denoiser.sample_shape, device=self.denoiser.device)
-        with _reproducible(self.denoiser, self.autocast, self.threads):
+        with self._reproducible():
             return tuple(self._decode(nothing).shape[1:])
 
     def _decode(self, samples: Tensor) -> Tensor:
@@ -216,7 +225,7 @@ class _Teacher:
         parts: dict[str, list[Tensor]] = defaultdict(list)
         self.sampler.evaluations = 0
         starts = range(rows.start, rows.stop, batch_size)
-        with _reproducible(self.denoiser, self.autocast, self.threads):
+        with self._reproducible():
             for start in starts:
                 part = slice(start, min(start + batch_size, rows.stop))
                 noise = stacked_noise(seeds[part], self.denoiser.sample_shape, device=self.denoiser.device)
@@ -238,27 +247,6 @@ class _Teacher:
             tensors["labels" if self.denoiser.condition_kind == "label" else "conditions"] = mine.contiguous()
         nfe = self.sampler.evaluations // len(starts)
         return Content(tensors, mine if isinstance(mine, list) else None, nfe)
-
-
-@contextmanager
-def _reproducible(denoiser: Denoiser, autocast: torch.dtype | None, threads: int) -> Iterator[None]:
-    """Compute without gradients and in a way that gives the same bits in every process."""
-    device = denoiser.device.type
-    modes = [(module, module.training) for module in denoiser.modules()]
-    cudnn = torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.deterministic, torch.get_num_threads()
-    denoiser.eval()
-    cudnn.benchmark, cudnn.deterministic = False, True
-    if device == "cpu":
-        torch.set_num_threads(threads)
-    try:
-        with torch.no_grad(), torch.autocast(device, autocast, enabled=autocast is not None):
-            yield
-    finally:
-        cudnn.benchmark, cudnn.deterministic = before[:2]
-        torch.set_num_threads(before[2])
-        for module, mode in modes:
-            module.training = mode
 
 
 def _check_finite(made: dict[str, Tensor], seeds: Sequence[int]) -> None:

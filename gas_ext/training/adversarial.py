@@ -1,4 +1,4 @@
-"""The adversarial term of GAS: a discriminator that learns beside the solver, and one iteration of both.
+"""The adversarial term of GAS: its losses, and the discriminator that learns along with the solver.
 
 With d = D(fake) - D(real) for a pair of samples, the relativistic losses (Jolicoeur-Martineau 2019, arXiv
 1807.00734) are softplus(-d) for the student and softplus(d) for the discriminator, whose loss also has the
@@ -10,18 +10,29 @@ zero-centered gradient penalties R1 and R2 (Mescheder et al. 2018, Huang et al. 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from gas_ext.sampler import GASSampler
-from gas_ext.training.discriminators import Discriminator
-from gas_ext.training.losses import Loss
+from gas_ext._utils.modes import frozen
+from gas_ext.configs import Config
+from gas_ext.configs.training import Adversarial
+from gas_ext.denoisers import Denoiser
+from gas_ext.training.discriminators import (
+    Discriminator,
+    TeacherView,
+    build_discriminator,
+    load_discriminator,
+    load_r3gan_snapshot,
+)
+from gas_ext.training.optimizers import load_optimizer_state, optimizer_state
+
+_SNAPSHOTS = ("r3gan-cifar10", "r3gan-ffhq64")
 
 
 @dataclass(frozen=True)
@@ -118,10 +129,6 @@ class DiscriminatorLoss:
     r1: Tensor
     r2: Tensor
 
-    def detach(self) -> DiscriminatorLoss:
-        """Return the same numbers without their graph."""
-        return DiscriminatorLoss(**{name: value.detach() for name, value in vars(self).items()})
-
 
 def discriminator_loss(
     discriminator: Callable[..., Tensor],
@@ -177,7 +184,7 @@ def discriminator_loss(
 
 
 class Adversary:
-    """A discriminator with its optimizer: the half of GAS that learns beside the solver.
+    """A discriminator with its optimizer: the half of GAS that learns along with the solver.
 
     Parameters
     ----------
@@ -207,11 +214,8 @@ class Adversary:
     --------
     >>> from gas_ext.training.discriminators import build_discriminator
     >>> adversary = Adversary(build_discriminator("convolution", (2, 16), seed=0, width=4), rate=1e-2)
-    >>> real, fake = torch.ones(4, 2, 16), -torch.ones(4, 2, 16)
-    >>> for _ in range(20):
-    ...     parts = adversary.update(real, fake)
-    >>> bool((parts.real_logits > parts.fake_logits).all())
-    True
+    >>> adversary.student_loss(-torch.ones(4, 2, 16), torch.ones(4, 2, 16)).shape
+    torch.Size([4])
     """
 
     def __init__(
@@ -238,35 +242,6 @@ class Adversary:
         """Return what the discriminator is shown of samples with these conditions."""
         return samples if self.view is None else self.view(samples, condition)
 
-    def update(self, real: Tensor, fake: Tensor, labels: Tensor | None = None) -> DiscriminatorLoss:
-        """Make one step of the discriminator on samples that get no gradient; return the loss before it.
-
-        A step whose gradient is not finite is left out and counted in `rejected`: fakes of a solver that
-        diverges must not spoil the discriminator for good.
-
-        Parameters
-        ----------
-        real, fake : Tensor
-            (B, ...): what is shown of the teacher's samples and of the student's.
-        labels : Tensor, optional
-            int64 (B,), for a conditional discriminator.
-        """
-        with torch.enable_grad():
-            parts = discriminator_loss(
-                self.discriminator, real, fake, labels, gamma=self.gamma, loss=self.loss
-            )
-            self.optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(parts.total.mean())
-        norm = torch.nn.utils.get_total_norm(
-            [p.grad for p in self.discriminator.parameters() if p.grad is not None]
-        )
-        if bool(torch.isfinite(norm)):
-            self.optimizer.step()
-        else:
-            self.rejected += 1
-        self.optimizer.zero_grad(set_to_none=True)
-        return parts.detach()
-
     def student_loss(self, fake: Tensor, real: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the student's adversarial loss per sample (B,), not yet weighted.
 
@@ -284,126 +259,83 @@ class Adversary:
             return self.loss.student(self.discriminator(fake, labels), real_logits)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that a resumed run needs: discriminator, optimizer, and count of rejections."""
+        """Return what a resumed run needs: discriminator, optimizer, and count of rejections."""
         return {
             "discriminator": self.discriminator.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer_state(self.optimizer),
             "rejected": self.rejected,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was called, for a discriminator of the same shape."""
+        """Resume where `state_dict` was called, for a discriminator of the same shape."""
         self.discriminator.load_state_dict(state["discriminator"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
         self.rejected = state["rejected"]
 
 
-@dataclass(frozen=True)
-class GASLoss:
-    """What one iteration found.
+def make_adversary(config: Config, denoiser: Denoiser) -> Adversary:
+    """Build or load the discriminator of a config, on the network's device.
 
-    Parameters
-    ----------
-    total : Tensor
-        Scalar with a graph: distance + weight * adversarial.
-    distance : Tensor
-        Scalar, the distillation loss; no graph.
-    adversarial : Tensor
-        (B,), the student's adversarial loss; no graph.
-    discriminator : DiscriminatorLoss
-        The discriminator's, before its step; no graph.
-    samples : Tensor
-        The student's samples; no graph.
+    Raises
+    ------
+    ValueError
+        If the config has no adversarial section, a file is missing or damaged, or the discriminator is for
+        samples of another shape.
     """
-
-    total: Tensor
-    distance: Tensor
-    adversarial: Tensor
-    discriminator: DiscriminatorLoss
-    samples: Tensor
-
-
-def gas_iteration(
-    sampler: GASSampler,
-    adversary: Adversary,
-    distance: Loss,
-    noise: Tensor,
-    fresh_noise: Tensor,
-    target: Tensor,
-    condition: Any = None,
-    unconditional_condition: Any = None,
-    *,
-    labels: Tensor | None = None,
-) -> GASLoss:
-    """Make one iteration of GAS in the published order, up to the student's own step.
-
-    First the discriminator makes a step, on fakes from fresh noise; then the student's loss is computed with
-    the discriminator that results, on the noise that the teacher's samples belong to.
-
-    Parameters
-    ----------
-    sampler : GASSampler
-        The student.
-    adversary : Adversary
-        Discriminator and optimizer; makes one step.
-    distance : callable
-        distance(samples, target) -> scalar, the distillation loss.
-    noise, target : Tensor
-        (B, ...): noise and the teacher's samples from it.
-    fresh_noise : Tensor
-        (B, ...): other noise, for the discriminator's fakes.
-    condition, unconditional_condition : optional
-        As for the sampler; the fresh fakes have the same condition.
-    labels : Tensor, optional
-        int64 (B,), for a conditional discriminator.
-
-    Returns
-    -------
-    GASLoss
-        Back-propagate its ``total``, or differentiate it with `torch.autograd.grad`.
-
-    Examples
-    --------
-    >>> from gas_ext import GeneralizedSolver, NoiseSchedule
-    >>> from gas_ext.training.discriminators import build_discriminator
-    >>> from gas_ext.training.losses import l1_loss
-    >>> solver = GeneralizedSolver(NoiseSchedule.vp_linear(), steps=2)
-    >>> sampler = GASSampler(solver, lambda x, t, condition: torch.tanh(x))
-    >>> adversary = Adversary(build_discriminator("convolution", (1, 16), width=4))
-    >>> noise, fresh_noise = torch.randn(2, 3, 1, 16)
-    >>> found = gas_iteration(sampler, adversary, l1_loss, noise, fresh_noise, noise.tanh())
-    >>> found.total.backward()
-    >>> solver.data_corrections.grad.abs().sum() > 0
-    tensor(True)
-    """
-    with torch.no_grad():
-        fake = adversary.show(sampler(fresh_noise, condition, unconditional_condition), condition)
-        real = adversary.show(target, condition)
-    # Before the student's solve, whose graph is the larger: the two never stand in memory together.
-    discriminator = adversary.update(real, fake, labels)
-    samples = sampler(noise, condition, unconditional_condition)
-    distilled = distance(samples, target)
-    adversarial = adversary.student_loss(adversary.show(samples, condition), real, labels)
-    total = distilled + adversary.weight * adversarial.mean()
-    return GASLoss(total, distilled.detach(), adversarial.detach(), discriminator, samples.detach())
+    section = config.adversarial
+    if section is None:
+        raise ValueError(
+            f"The config {config.name} has no adversarial section, which GAS needs: add one, e.g. with --set "
+            "adversarial.discriminator=convolution --set adversarial.rate=1e-5 --set adversarial.weight=1 "
+            "--set adversarial.gamma=0.2, or use --loss gs."
+        )
+    levels = section.noise_levels
+    view = TeacherView(denoiser, levels, recompute=config.training.recompute) if levels else None
+    shape = denoiser.sample_shape if view is None else view.sample_shape
+    discriminator = _discriminator(section, shape, config.training.seed)
+    if discriminator.sample_shape != shape:
+        raise ValueError(
+            f"The discriminator {section.discriminator} is for samples of shape "
+            f"{discriminator.sample_shape}, but {denoiser.name} with adversarial.noise_levels={list(levels)} "
+            f"shows it {shape}; name another, or set the noise levels that it was made for."
+        )
+    return Adversary(
+        discriminator.to(denoiser.device),
+        rate=section.rate,
+        betas=section.betas,
+        weight=section.weight,
+        gamma=section.gamma,
+        loss=section.loss,
+        view=view,
+    )
 
 
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Keep a module's parameters out of graphs that are built inside the context.
+def takes_labels(discriminator: Discriminator, denoiser: Denoiser) -> bool:
+    """Whether a discriminator is given the labels of its samples: if both count the same classes."""
+    return bool(discriminator.num_classes) and discriminator.num_classes == denoiser.num_classes
 
-    Examples
-    --------
-    >>> layer = nn.Linear(2, 1)
-    >>> with frozen(layer):
-    ...     layer(torch.zeros(1, 2)).requires_grad
-    False
-    """
-    wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in wanted:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
+
+def _discriminator(section: Adversarial, shape: tuple[int, ...], seed: int) -> Discriminator:
+    name = section.discriminator
+    if name in _SNAPSHOTS:
+        return _snapshot(name)
+    if name.endswith(".safetensors"):
+        return load_discriminator(name)
+    registered = "r3gan" if name == "r3gan-random" else name
+    return build_discriminator(registered, shape, seed=seed, **section.settings)
+
+
+def _snapshot(name: str) -> Discriminator:
+    """Load a published discriminator from where weights are kept, as published or converted."""
+    from gas_ext.teachers.sources import weights_folder
+
+    folder: Path = weights_folder()
+    converted, published = folder / f"{name}.safetensors", folder / f"{name}.pkl"
+    if converted.is_file():
+        return load_discriminator(converted)
+    if published.is_file():
+        return load_r3gan_snapshot(published)
+    raise ValueError(
+        f"There is no discriminator {published}: download R3GAN's snapshot from "
+        "https://github.com/brownvc/R3GAN, or name another with --set adversarial.discriminator=..."
+    )

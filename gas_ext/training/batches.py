@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -57,6 +57,11 @@ class Batch:
         if parts == 1:
             return [self]
         return [self._part(index) for index in torch.arange(len(self)).tensor_split(parts)]
+
+    def with_fresh_noise(self, seed: int, iteration: int, positions: Sequence[int]) -> Batch:
+        """Add the noise of the discriminator's fakes, at these positions of the iteration's whole batch."""
+        shape, dtype, device = self.noise.shape[1:], self.noise.dtype, self.noise.device
+        return replace(self, fresh_noise=fresh_noise(seed, iteration, positions, shape, dtype, device))
 
     def _part(self, index: Tensor) -> Batch:
         part = slice(int(index[0]), int(index[-1]) + 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from gas_ext._utils.processes import Processes
 from gas_ext.denoisers import Denoiser
 from gas_ext.samples import SampleBatch, ShuffledBatches
 from gas_ext.samples.reading import SampleSource
-from gas_ext.training.batches import Batch, fresh_noise
+from gas_ext.training.batches import Batch
 from gas_ext.training.settings import TrainingConfig
 
 
@@ -93,10 +92,8 @@ class RunData:
         if not self._fresh_noise:
             return batch
         share = self._size // self._processes.count
-        places = range(self._processes.rank * share, (self._processes.rank + 1) * share)
-        shape, device = batch.noise.shape[1:], batch.noise.device
-        noise = fresh_noise(self._seed, iteration, places, shape, batch.noise.dtype, device)
-        return replace(batch, fresh_noise=noise)
+        positions = range(self._processes.rank * share, (self._processes.rank + 1) * share)
+        return batch.with_fresh_noise(self._seed, iteration, positions)
 
     @property
     def device(self) -> torch.device:

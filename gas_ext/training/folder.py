@@ -98,10 +98,22 @@ class RunFolder:
     ----------
     path : Path
         It need not exist.
+
+    Raises
+    ------
+    ValueError
+        If the folder cannot be written, or files in it that no run wrote would be overwritten.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        check_output_folder(path)
+        foreign = [name for name in (CONFIG, START, BEST, LAST) if (path / name).exists()]
+        if foreign and not self._is_run():
+            raise ValueError(
+                f"{path / foreign[0]} exists, but {path} is not the folder of a run; choose another one "
+                "with -o."
+            )
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -145,23 +157,10 @@ class RunFolder:
         ValueError
             If the checkpoint is of a run with other settings, or no checkpoint is intact.
         """
-        self.check_owner()
         checkpoint = newest_checkpoint(self.path / CHECKPOINTS, tell, check_state)
         if checkpoint is not None:
             self._require_same(checkpoint.state["settings"], settings)
         return checkpoint
-
-    def check_owner(self) -> None:
-        """Raise ValueError if the folder cannot be written, or what is no run in it would be overwritten."""
-        check_output_folder(self.path)
-        if self._is_run():
-            return
-        foreign = [name for name in (CONFIG, START, BEST, LAST) if (self.path / name).exists()]
-        if foreign:
-            raise ValueError(
-                f"{self.path / foreign[0]} exists, but {self.path} is not the folder of a run; choose "
-                "another one with -o."
-            )
 
     def _is_run(self) -> bool:
         """Whether config.yaml is one that `begin` wrote."""

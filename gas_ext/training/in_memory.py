@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gas_ext._utils.checks import check_dense
+from gas_ext._utils.modes import learning_through
 from gas_ext._utils.noise import take
 from gas_ext.denoisers import DenoiserFunction
 from gas_ext.sampler import GASSampler
 from gas_ext.samples.batches import ShuffledBatches
 from gas_ext.solvers.generalized import GeneralizedSolver
-from gas_ext.training.adversarial import Adversary, frozen
-from gas_ext.training.batches import Batch, fresh_noise
+from gas_ext.training.adversarial import Adversary
+from gas_ext.training.batches import Batch
 from gas_ext.training.learner import Learner, assign
 from gas_ext.training.losses import Loss, get_loss
 from gas_ext.training.objective import Objective
@@ -116,12 +116,14 @@ def train_solver(
     order = ShuffledBatches(len(noise), config.batch_size, config.seed)
     start = time.perf_counter()
     try:
-        with prepared(denoiser, noise.device):
+        with learning_through(denoiser, noise.device):
             while learner.iteration < config.iterations:
                 index = order.whole_batch(learner.iteration)
                 batch = Batch(noise[index], target[index], take(condition, index))
                 if adversary is not None:
-                    batch = _with_fresh_noise(batch, adversary, learner)
+                    if adversary.discriminator.num_classes:
+                        batch = replace(batch, labels=batch.condition)
+                    batch = batch.with_fresh_noise(config.seed, learner.iteration, range(len(batch)))
                 learner.step(batch)
                 learner.check()
                 if progress is not None:
@@ -158,14 +160,6 @@ def _check_types(
             raise TypeError(f"{name} is {function!r}, but must be callable, or None.")
 
 
-def _with_fresh_noise(batch: Batch, adversary: Adversary, learner: Learner) -> Batch:
-    """Add what GAS needs: noise for the fakes, and the labels of a conditional discriminator."""
-    shape, dtype, device = batch.noise.shape[1:], batch.noise.dtype, batch.noise.device
-    noise = fresh_noise(learner.config.seed, learner.iteration, range(len(batch)), shape, dtype, device)
-    labels = batch.condition if adversary.discriminator.num_classes else None
-    return replace(batch, labels=labels, fresh_noise=noise)
-
-
 def _check_condition(condition: Any, samples: int) -> None:
     """Refuse a condition with another number of samples than the noise."""
     if isinstance(condition, Tensor):
@@ -180,12 +174,3 @@ def _check_condition(condition: Any, samples: int) -> None:
     elif isinstance(condition, list | tuple):
         for value in condition:
             _check_condition(value, samples)
-
-
-@contextmanager
-def prepared(denoiser: DenoiserFunction, device: torch.device) -> Iterator[None]:
-    """Keep the network's parameters out of graphs, and the caller's random generators as they are."""
-    devices = [device] if device.type == "cuda" else []
-    network = frozen(denoiser) if isinstance(denoiser, nn.Module) else nullcontext()
-    with torch.random.fork_rng(devices), network:
-        yield

@@ -12,6 +12,7 @@ from torch import Tensor
 from gas_ext.solvers.generalized import GeneralizedSolver
 from gas_ext.training.batches import Batch, derived_seed
 from gas_ext.training.objective import Objective
+from gas_ext.training.optimizers import load_optimizer_state, optimizer_state
 from gas_ext.training.settings import TrainingConfig
 
 
@@ -138,18 +139,12 @@ class Learner:
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "rejected": self.rejected,
             "in_a_row": self.in_a_row,
-            "adversary": None
-            if adversary is None
-            else {
-                "discriminator": adversary.discriminator.state_dict(),
-                "optimizer": optimizer_state(adversary.optimizer),
-                "rejected": adversary.rejected,
-            },
+            "adversary": None if adversary is None else adversary.state_dict(),
         }
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was called, with the same settings."""
+        """Resume where `state_dict` was called, with the same settings."""
         names = [name for name, _ in self.solver.named_parameters()]
         assign(self.solver, [state["solver"][name] for name in names])
         for value, name in zip(self.average, names, strict=True):
@@ -157,11 +152,8 @@ class Learner:
         load_optimizer_state(self.optimizer, state["optimizer"])
         self.losses = state["losses"].tolist()
         self.rejected, self.in_a_row = state["rejected"], state["in_a_row"]
-        adversary = self.objective.adversary
-        if adversary is not None:
-            adversary.discriminator.load_state_dict(state["adversary"]["discriminator"])
-            load_optimizer_state(adversary.optimizer, state["adversary"]["optimizer"])
-            adversary.rejected = state["adversary"]["rejected"]
+        if self.objective.adversary is not None:
+            self.objective.adversary.load_state_dict(state["adversary"])
 
 
 @torch.no_grad()
@@ -169,14 +161,3 @@ def assign(solver: GeneralizedSolver, values: list[Tensor]) -> None:
     """Give a solver other parameters."""
     for parameter, value in zip(solver.parameters(), values, strict=True):
         parameter.copy_(value)
-
-
-def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return what an optimizer has gathered, by the parameter's number; its settings are not part of it."""
-    return {str(number): entry for number, entry in optimizer.state_dict()["state"].items()}
-
-
-def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Give it back to an optimizer with the same parameters."""
-    gathered = {int(number): dict(entry) for number, entry in state.items()}
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": gathered})

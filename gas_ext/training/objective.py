@@ -1,6 +1,8 @@
 """What solver and discriminator minimize: GS and GAS (arXiv 2510.17699, section 3), part by part of a batch.
 
-The gradients are those of `gas_ext.training.adversarial.gas_iteration`, summed over parts and processes.
+An iteration of GAS has the published order: first the discriminator makes a step, on fakes from fresh noise;
+then the student's loss is computed with the discriminator that results, on the noise of the teacher's
+samples. Sums over parts and processes are those of the whole batch.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gas_ext._utils.modes import in_precision
 from gas_ext._utils.processes import Processes
 from gas_ext.sampler import GASSampler
 from gas_ext.training.adversarial import Adversary, discriminator_loss
@@ -78,8 +81,7 @@ class Objective:
 
     def sample(self, noise: Tensor, condition: Any, sampler: GASSampler | None = None) -> Tensor:
         """Solve, with the network in its precision."""
-        dtype = self._autocast
-        with torch.autocast(noise.device.type, dtype, enabled=dtype is not None):
+        with in_precision(noise.device, self._autocast):
             samples: Tensor = (sampler or self.sampler)(noise, condition, self._unconditional)
         return samples
 
@@ -164,7 +166,7 @@ class Objective:
     def _shown(self, samples: Tensor, part: Batch) -> Tensor:
         """Return what the discriminator is shown of samples, with the network in its precision."""
         assert self.adversary is not None
-        with torch.autocast(samples.device.type, self._autocast, enabled=self._autocast is not None):
+        with in_precision(samples.device, self._autocast):
             return self.adversary.show(samples, part.condition)
 
     def _scale(self, samples: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -121,3 +121,14 @@ class FullMatrixAdam(Optimizer):
 def _flat_gradient(parameter: Tensor) -> Tensor:
     gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     return gradient.detach().to(torch.float64).reshape(-1)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return an optimizer's state by the parameter's number, without its settings."""
+    return {str(number): entry for number, entry in optimizer.state_dict()["state"].items()}
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load such a state into an optimizer with the same parameters."""
+    entries = {int(number): dict(entry) for number, entry in state.items()}
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})

@@ -1,22 +1,25 @@
-"""What a training run needs and costs, said before anything is loaded: `gas-ext train --dry-run`."""
+"""What a run does, needs and costs, known before anything is loaded: also `gas-ext train --dry-run`."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gas_ext._utils.seeds import format_seeds, parse_seeds
-from gas_ext.configs import Config
+from gas_ext.configs import Config, Run
 from gas_ext.configs.base import LossKind
+from gas_ext.configs.training import Recipe
 from gas_ext.solvers.gits import GITS_SIGMAS
 from gas_ext.solvers.presets import get_kind
 from gas_ext.solvers.registry import display_name
 from gas_ext.teachers.folder import teacher_folder
 from gas_ext.training.memory import training_bytes
+from gas_ext.training.settings import TrainingConfig
 
-# Where the commands keep things unless they are told otherwise.
+# Where the commands keep things by default.
 SAMPLES = Path("samples")
 
 _DISCRIMINATORS = {
@@ -48,104 +51,190 @@ class NeededFile:
 
 
 @dataclass(frozen=True)
-class TrainingPlan:
-    """What `make_plan` found; `lines` prints it, `to_dict` makes JSON of it.
+class RunPlan:
+    """What a run does: a config with its section `run`, and what follows from them; nothing is loaded.
+
+    `make_plan` makes one, `train` follows it, `lines` and `to_dict` say what it needs and costs.
 
     Parameters
     ----------
-    title, loss : str
-        Data set, "gs" or "gas".
-    files : list of NeededFile
-        What must be on disk.
-    teacher_solver : str
-        In words.
-    student_kind : str
-        What of the student is learned, see `gas_ext.solvers.presets`.
-    teacher_nfe, student_nfe : int
-        Network evaluations per sample.
-    samples : dict
-        Numbers of "training" and "validation" samples.
-    evaluations : dict
-        Network evaluations of single samples (guidance doubles the batch) "for the teacher's samples", "in
-        training" (with gradient), and "without gradient, for the discriminator" (in GAS, its fakes and what
-        else it is shown).
-    memory : dict or str
-        Bytes, see `gas_ext.training.memory.training_bytes`; a sentence where they cannot be told.
+    config : Config
+        As the run's config.yaml has it.
+    run : Run
+        Its section `run`.
     """
 
-    title: str
-    loss: LossKind
-    files: list[NeededFile]
-    teacher_solver: str
-    student_kind: str
-    teacher_nfe: int
-    student_nfe: int
-    samples: dict[str, int]
-    evaluations: dict[str, int]
-    memory: dict[str, int] | str
+    config: Config
+    run: Run
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
+    @property
+    def training_config(self) -> TrainingConfig:
+        """What the config says about the iterations."""
+        training = self.config.training
+        recipe = {name: getattr(training, name) for name in Recipe.model_fields}
+        return TrainingConfig(iterations=training.iterations_for(self.run.loss), **recipe)
+
+    @property
+    def samples(self) -> dict[str, int]:
+        """Numbers of "training" and "validation" samples."""
+        training = self.config.training
+        counts = training.train_samples_for(self.run.loss), training.validation_samples
+        return dict(zip(("training", "validation"), counts, strict=True))
+
+    @property
+    def samples_folder(self) -> Path:
+        """Where the teacher's samples are, or will be."""
+        return Path(self.run.samples or samples_folder(self.config, self.run.steps))
+
+    @property
+    def title(self) -> str:
+        """Data set."""
+        return self.config.title
+
+    @property
+    def student_nfe(self) -> int:
+        """Network evaluations per sample of the solver that learns."""
+        return self.run.steps
+
+    @property
+    def teacher_nfe(self) -> int:
+        """Network evaluations per sample of the teacher; ValueError if it has no times for so many."""
+        steps = self.run.steps
+        nfe = self.config.teacher_solver.steps_for(steps)
+        if self.config.teacher_solver.timesteps == "gits" and nfe not in GITS_SIGMAS:
+            known = ", ".join(map(str, GITS_SIGMAS))
+            raise ValueError(
+                f"The teacher of {self.config.name} takes {nfe} steps for a student of {steps}, but there "
+                f"are GITS times for {known} steps alone; choose others with --steps."
+            )
+        return nfe
+
+    @property
+    def files(self) -> list[NeededFile]:
+        """What must be on disk; ValueError if the config has fewer seeds than samples."""
+        config, loss = self.config, self.run.loss
+        files = _teacher_files(config, self.run.teacher or teacher_folder(config))
+        count = sum(self.samples.values())
+        files.append(_teacher_samples(config, self.run.steps, count, self.samples_folder))
+        if config.training.loss in ("lpips", "perceptual"):
+            files.append(_perceptual_loss(config.training.loss))
+        if loss == "gas" and config.adversarial is not None:
+            files += _discriminator(config.adversarial.discriminator)
+        return files
 
     @property
     def ready(self) -> bool:
         """Whether every file is present."""
         return all(file.present for file in self.files)
 
+    @property
+    def evaluations(self) -> dict[str, int]:
+        """Network evaluations of single samples, by purpose; guidance doubles the batch.
+
+        "for the teacher's samples", "in training" (with gradient), and "without gradient, for the
+        discriminator" (in GAS, its fakes and what else it is shown).
+        """
+        steps, shown = self.run.steps, self._shown
+        drawn = self.training_config.iterations * self.training_config.batch_size
+        unlearned = drawn * (steps + 3 * shown) if self.run.loss == "gas" else 0
+        return {
+            "for the teacher's samples": sum(self.samples.values()) * self.teacher_nfe,
+            "in training": drawn * (steps + shown),
+            "without gradient, for the discriminator": unlearned,
+        }
+
+    @property
+    def _shown(self) -> int:
+        """Number of evaluations in the discriminator's view, see `TeacherView`.
+
+        Those of the student's samples have a gradient; those of the fakes, and twice of the teacher's
+        samples, have none.
+        """
+        adversarial = self.config.adversarial if self.run.loss == "gas" else None
+        return 0 if adversarial is None else len(adversarial.noise_levels)
+
+    @property
+    def memory(self) -> dict[str, int] | str:
+        """Bytes, see `gas_ext.training.memory.training_bytes`; a sentence where they are not known.
+
+        They are those of one part of a batch, as `training.accumulation` cuts it: its graph has the
+        evaluations of the solve and those of the discriminator's view.
+        """
+        training, evaluations = self.config.training, self.run.steps + self._shown
+        part = training.model_copy(update={"batch_size": -(-training.batch_size // training.accumulation)})
+        try:
+            found = training_bytes(self.config.model_copy(update={"training": part}), evaluations)
+        except (ImportError, ValueError) as error:
+            return f"not known ({' '.join(str(error).split())})"
+        if training.recompute:  # the activations of one evaluation at a time
+            kept = found["activations"] // evaluations
+            found = {**found, "activations": kept, "total": found["total"] - found["activations"] + kept}
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "title": self.title,
+            "loss": self.run.loss,
+            "files": [asdict(file) for file in self.files],
+            "teacher_solver": _describe(self.config),
+            "student_kind": self.config.student.kind,
+            "teacher_nfe": self.teacher_nfe,
+            "student_nfe": self.student_nfe,
+            "samples": self.samples,
+            "evaluations": self.evaluations,
+            "memory": self.memory,
+        }
+
     def lines(self) -> list[str]:
         """Return the plan as text."""
-        parts = [f"{self.title}", f"loss: {self.loss.upper()}", "", "files"]
+        kind = self.config.student.kind
+        lines = [self.title, f"loss: {self.run.loss.upper()}", "", "files"]
         for file in self.files:
             state = "present" if file.present else "absent "
-            parts.append(f"  {state}  {file.what + ':':17} {file.place}")
+            lines.append(f"  {state}  {file.what + ':':17} {file.place}")
             if file.remedy:
-                parts.append(f"           {'':17} {file.remedy}")
-        parts += [
+                lines.append(f"           {'':17} {file.remedy}")
+        lines += [
             "",
-            f"teacher: {self.teacher_solver}, NFE {self.teacher_nfe}",
-            f"student: {'' if self.student_kind == 'gs' else get_kind(self.student_kind).title + ', '}"
-            f"NFE {self.student_nfe}",
+            f"teacher: {_describe(self.config)}, NFE {self.teacher_nfe}",
+            f"student: {'' if kind == 'gs' else get_kind(kind).title + ', '}NFE {self.student_nfe}",
             "samples: " + ", ".join(f"{count:,} for {use}" for use, count in self.samples.items()),
             "network evaluations: "
             + ", ".join(f"{count:,} {use}" for use, count in self.evaluations.items() if count),
-            "memory: " + self._memory(),
+            "memory: " + self._memory_in_words(),
         ]
-        return parts
+        return lines
 
-    def _memory(self) -> str:
-        if isinstance(self.memory, str):
-            return self.memory
-        parts = [f"{name} {size / 1e9:.2f} GB" for name, size in self.memory.items() if name != "total"]
-        left_out = "the loss's network" + (" and the discriminator" if self.loss == "gas" else "")
-        return f"about {self.memory['total'] / 1e9:.2f} GB ({', '.join(parts)}), without {left_out}"
+    def _memory_in_words(self) -> str:
+        memory = self.memory
+        if isinstance(memory, str):
+            return memory
+        parts = [f"{name} {size / 1e9:.2f} GB" for name, size in memory.items() if name != "total"]
+        left_out = "the loss's network" + (" and the discriminator" if self.run.loss == "gas" else "")
+        return f"about {memory['total'] / 1e9:.2f} GB ({', '.join(parts)}), without {left_out}"
 
 
 def make_plan(
     config: Config,
-    loss: LossKind = "gs",
+    loss: LossKind | None = None,
     steps: int | None = None,
     *,
     teacher: str | Path | None = None,
-    samples: str | Path | None = None,
-) -> TrainingPlan:
-    """Say what training a solver for a config needs and costs; nothing is loaded.
+    samples: str | os.PathLike[str] | None = None,
+) -> RunPlan:
+    """Return the plan of a run; what is not given is what the config's section `run` says.
 
     Parameters
     ----------
     config : Config
         The data set.
-    loss : str
-        "gs" (distillation) or "gas" (with the adversarial term).
+    loss : str, optional
+        "gs" (distillation, the default) or "gas" (with the adversarial term).
     steps : int, optional
-        Network evaluations of the student; the config's first if not given.
+        Network evaluations of the student; by default the config's first.
     teacher, samples : path, optional
         Folders of the imported teacher and of its samples, if not in their usual places.
-
-    Raises
-    ------
-    ValueError
-        If the teacher has no times for so many steps, or the config has fewer seeds than samples.
 
     Examples
     --------
@@ -154,37 +243,15 @@ def make_plan(
     >>> plan.teacher_nfe, plan.samples
     (20, {'training': 1400, 'validation': 1000})
     """
-    steps = steps or config.student.steps[0]
-    counts = {
-        "training": config.training.train_samples_for(loss),
-        "validation": config.training.validation_samples,
+    given = {"loss": loss, "steps": steps, "teacher": teacher, "samples": samples}
+    values = {
+        name: os.fspath(value) if isinstance(value, os.PathLike) else value
+        for name, value in given.items()
+        if value is not None
     }
-    nfe = config.teacher_solver.steps_for(steps)
-    if config.teacher_solver.timesteps == "gits" and nfe not in GITS_SIGMAS:
-        raise ValueError(
-            f"The teacher of {config.name} takes {nfe} steps for a student of {steps}, but there are GITS "
-            f"times for {', '.join(map(str, GITS_SIGMAS))} steps alone; choose others with --steps."
-        )
-    drawn = config.training.iterations_for(loss) * config.training.batch_size
-    # Of evaluations for the discriminator's view, see TeacherView, those of the student's samples have a
-    # gradient; those of the fakes, and twice of the teacher's samples, have none.
-    shown = len(config.adversarial.noise_levels) if loss == "gas" and config.adversarial else 0
-    return TrainingPlan(
-        config.title,
-        loss,
-        _files(config, loss, steps, sum(counts.values()), teacher, samples),
-        _describe(config),
-        config.student.kind,
-        nfe,
-        steps,
-        counts,
-        {
-            "for the teacher's samples": sum(counts.values()) * nfe,
-            "in training": drawn * (steps + shown),
-            "without gradient, for the discriminator": drawn * (steps + 3 * shown) if loss == "gas" else 0,
-        },
-        _memory(config, steps, shown),
-    )
+    before = config.run or Run(steps=config.student.steps[0])
+    run = Run(**{**before.model_dump(), **values})
+    return RunPlan(config.model_copy(update={"run": run}), run)
 
 
 def samples_folder(config: Config, steps: int) -> Path:
@@ -197,41 +264,6 @@ def _describe(config: Config) -> str:
     solver = config.teacher_solver
     scale = f", guidance {solver.guidance_scale}" if solver.guidance_scale is not None else ""
     return f"{display_name(solver.name)} to {solver.t_eps:g}{scale}"
-
-
-def _memory(config: Config, steps: int, shown: int) -> dict[str, int] | str:
-    """Return what one part of a batch holds at a time, as `training.accumulation` cuts it.
-
-    Its graph has the `steps` evaluations of the solve, and `shown` of the discriminator's view.
-    """
-    training = config.training
-    part = training.model_copy(update={"batch_size": -(-training.batch_size // training.accumulation)})
-    config = config.model_copy(update={"training": part})
-    try:
-        found = training_bytes(config, steps + shown)
-    except (ImportError, ValueError) as error:
-        return f"not known ({' '.join(str(error).split())})"
-    if training.recompute:  # the activations of one evaluation at a time
-        kept = found["activations"] // (steps + shown)
-        found = {**found, "activations": kept, "total": found["total"] - found["activations"] + kept}
-    return found
-
-
-def _files(
-    config: Config,
-    loss: LossKind,
-    steps: int,
-    count: int,
-    teacher: str | Path | None,
-    samples: str | Path | None,
-) -> list[NeededFile]:
-    files = _teacher_files(config, str(teacher or teacher_folder(config)))
-    files.append(_teacher_samples(config, steps, count, Path(samples or samples_folder(config, steps))))
-    if config.training.loss in ("lpips", "perceptual"):
-        files.append(_perceptual_loss(config.training.loss))
-    if loss == "gas" and config.adversarial is not None:
-        files += _discriminator(config.adversarial.discriminator)
-    return files
 
 
 def _teacher_samples(config: Config, steps: int, count: int, folder: Path) -> NeededFile:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
+from gas_ext._utils.modes import deterministic, in_precision
 from gas_ext._utils.processes import Processes, join_processes
 from gas_ext._utils.progress import Reporter, SilentReporter
 from gas_ext._utils.seeds import format_seeds
-from gas_ext.configs import Config, Run
+from gas_ext.configs import Config
 from gas_ext.configs.base import LossKind
 from gas_ext.denoisers import Denoiser
 from gas_ext.sampler import GASSampler
@@ -22,7 +21,7 @@ from gas_ext.samples import TeacherSamples
 from gas_ext.samples.manifest import short_hash
 from gas_ext.samples.reading import SampleSource
 from gas_ext.solvers.generalized import GeneralizedSolver
-from gas_ext.training.adversary import make_adversary, takes_labels
+from gas_ext.training.adversarial import make_adversary, takes_labels
 from gas_ext.training.checkpoints import Checkpoint
 from gas_ext.training.data import RunData
 from gas_ext.training.folder import BEST, IMAGES, START, RunFolder, described
@@ -31,8 +30,8 @@ from gas_ext.training.logs import Logs, open_logs
 from gas_ext.training.losses import get_loss
 from gas_ext.training.objective import Objective
 from gas_ext.training.pictures import Pictures
-from gas_ext.training.plan import samples_folder
-from gas_ext.training.settings import AUTOCAST, TrainingConfig
+from gas_ext.training.plan import RunPlan, make_plan
+from gas_ext.training.settings import AUTOCAST
 from gas_ext.training.start import make_start
 from gas_ext.training.teacher_samples import compares_images, open_samples
 from gas_ext.training.trainer import Trainer
@@ -131,48 +130,72 @@ def train(
     >>> result = train(config, load_teacher("demo"), "runs/demo", steps=4, loss="gas")  # doctest: +SKIP
     >>> result.solver.save("solver.safetensors")  # doctest: +SKIP
     """
-    config, run = resolve(config, steps, loss, samples)
-    processes = join_processes(denoiser.device)
+    path, source = (samples, None) if isinstance(samples, str | os.PathLike) else (None, samples)
+    return make_run(
+        make_plan(config, loss, steps, samples=path),
+        denoiser,
+        RunFolder(Path(folder)),
+        join_processes(denoiser.device),
+        source,
+        prompts=prompts,
+        resume=resume,
+        wandb=wandb,
+        reporter=reporter,
+    )
+
+
+def make_run(
+    plan: RunPlan,
+    denoiser: Denoiser,
+    folder: RunFolder,
+    processes: Processes,
+    source: SampleSource | None = None,
+    *,
+    prompts: Sequence[str] | None = None,
+    resume: bool = True,
+    wandb: str | None = None,
+    reporter: Reporter | None = None,
+) -> TrainingResult:
+    """Make the run of a plan in a folder, with these processes; otherwise as `train`."""
+    config, run = plan.config, plan.run
     if reporter is None or not processes.is_first:
         reporter = SilentReporter()
-    place = RunFolder(Path(folder))
-    place.check_owner()
-    parts = _Parts(config, run, denoiser.eval(), training_settings(config, run.loss), processes)
+    assembly = _Assembly(plan, denoiser.eval(), processes)
     settings = {**described(config, run.loss), "teacher": f"{denoiser.name} {denoiser.weights_hash}".strip()}
-    with place.held() if processes.is_first else nullcontext(), _deterministic():
+    with folder.held() if processes.is_first else nullcontext(), deterministic():
         if resume:
-            place.find(settings)  # that it is another run is said before samples are made for hours
+            folder.find(settings)  # that it is another run is said before samples are made for hours
         source = open_samples(
             config,
             denoiser,
-            samples if samples is not None else run.samples or samples_folder(config, run.steps),
+            source if source is not None else plan.samples_folder,
             steps=run.steps,
-            count=parts.samples,
+            count=assembly.samples,
             prompts=prompts,
             processes=processes,
             reporter=reporter,
         )
-        data = parts.data(source)
-        settings["samples"] = _samples_hash(source, parts.samples)
-        checkpoint = place.find(settings, reporter.message) if resume else None
+        data = assembly.data(source)
+        settings["samples"] = _samples_hash(source, assembly.samples)
+        checkpoint = folder.find(settings, reporter.message) if resume else None
         processes.wait()  # none may write before all have looked
         if processes.is_first:
-            place.begin(config, checkpoint)
-        start, name = parts.start(place, data, checkpoint, reporter)
+            folder.begin(config, checkpoint)
+        start, name = assembly.start(folder, data, checkpoint, reporter)
         trainer = Trainer(
-            Learner(start, parts.objective(start), parts.settings),
+            Learner(start, assembly.objective(start), assembly.training_config),
             data,
-            place.path,
+            folder.path,
             settings=settings,
             summary={
                 "data": config.name,
                 "objective": run.loss,
                 "start": name,
-                **_seeds(source, parts.samples),
+                **_seeds(source, assembly.samples),
             },
             validate_every=config.training.validate_every,
             checkpoint_every=config.training.checkpoint_every,
-            pictures=parts.pictures(place, data, start, name) if processes.is_first else None,
+            pictures=assembly.pictures(folder, data, start, name) if processes.is_first else None,
             reporter=reporter,
         )
         made = -1
@@ -180,10 +203,10 @@ def train(
             made = checkpoint.iteration
             trainer.load(checkpoint)
             reporter.message(f"Going on after iteration {made}.")
-        with closing(open_logs(place.path, made, settings, wandb) if processes.is_first else Logs()) as logs:
+        with closing(open_logs(folder.path, made, settings, wandb) if processes.is_first else Logs()) as logs:
             ended_by = trainer.run(logs)
     processes.wait()
-    return _result(trainer, place, name, ended_by)
+    return _result(trainer, folder, name, ended_by)
 
 
 def _result(trainer: Trainer, folder: RunFolder, started_from: str, ended_by: int | None) -> TrainingResult:
@@ -196,85 +219,30 @@ def _result(trainer: Trainer, folder: RunFolder, started_from: str, ended_by: in
     return TrainingResult(folder.path, solver, started_from, first, last, best, iteration, ended_by)
 
 
-def resolve(
-    config: Config,
-    steps: int | None = None,
-    loss: LossKind | None = None,
-    samples: object = None,
-    teacher: str | None = None,
-) -> tuple[Config, Run]:
-    """Return the config with its section `run`, as config.yaml has it, and that section.
-
-    Examples
-    --------
-    >>> from gas_ext.configs import load_config
-    >>> resolve(load_config("demo"))[1]
-    Run(steps=4, loss='gs', teacher=None, samples=None)
-    """
-    before = config.run or Run(steps=config.student.steps[0])
-    run = Run(
-        steps=steps if steps is not None else before.steps,
-        loss=loss or before.loss,
-        teacher=teacher or before.teacher,
-        samples=os.fspath(samples) if isinstance(samples, str | os.PathLike) else before.samples,
-    )
-    return config.model_copy(update={"run": run}), run
-
-
-def training_settings(config: Config, loss: LossKind = "gs") -> TrainingConfig:
-    """Return what a config says about the iterations.
-
-    Examples
-    --------
-    >>> from gas_ext.configs import load_config
-    >>> training_settings(load_config("demo")) == TrainingConfig()
-    True
-    """
-    training = config.training
-    names = set(TrainingConfig.__dataclass_fields__) - {"iterations"}
-    return TrainingConfig(
-        iterations=training.iterations_for(loss), **{name: getattr(training, name) for name in names}
-    )
-
-
-class _Parts:
+class _Assembly:
     """The parts of a run. What may be refused is built with it, before anything long begins."""
 
-    def __init__(
-        self, config: Config, run: Run, denoiser: Denoiser, settings: TrainingConfig, processes: Processes
-    ) -> None:
-        self.config, self.run, self.denoiser = config, run, denoiser
-        self.settings, self.processes = settings, processes
+    def __init__(self, plan: RunPlan, denoiser: Denoiser, processes: Processes) -> None:
+        self.config = config = plan.config
+        self.run, self.training_config = plan.run, plan.training_config
+        self.train_samples, self.validation_samples = plan.samples.values()
+        self.samples = self.train_samples + self.validation_samples
+        self.denoiser, self.processes = denoiser, processes
         if denoiser.sample_shape != config.space.shape:
             raise ValueError(
                 f"{denoiser.name} makes samples of shape {denoiser.sample_shape}, but the config "
                 f"{config.name} describes {config.space.shape}; give the teacher that belongs to it."
             )
         self._check_shares()
-        self._distance = get_loss(settings.loss, denoiser.device)
-        self._adversary = make_adversary(config, denoiser) if run.loss == "gas" else None
+        self._distance = get_loss(self.training_config.loss, denoiser.device)
+        self._adversary = make_adversary(config, denoiser) if self.run.loss == "gas" else None
         self._images = compares_images(config)
-        self._autocast = AUTOCAST[settings.autocast] if settings.autocast else None
-
-    @property
-    def train_samples(self) -> int:
-        """Number of samples that are learned from."""
-        return self.config.training.train_samples_for(self.run.loss)
-
-    @property
-    def validation_samples(self) -> int:
-        """Number of samples that are judged on."""
-        return self.config.training.validation_samples
-
-    @property
-    def samples(self) -> int:
-        """Number of samples that are needed."""
-        return self.train_samples + self.validation_samples
+        self._autocast = AUTOCAST[self.training_config.autocast] if self.training_config.autocast else None
 
     def _check_shares(self) -> None:
         """Raise ValueError unless each process gets an equal part of every batch, of enough samples."""
-        count, parts = self.processes.count, self.settings.accumulation
-        size = min(self.settings.batch_size, self.train_samples)
+        count, parts = self.processes.count, self.training_config.accumulation
+        size = min(self.training_config.batch_size, self.train_samples)
         if size % count or size // count < parts:
             raise ValueError(
                 f"A batch of {size} samples cannot be shared equally by {count} process(es), each in {parts} "
@@ -288,7 +256,7 @@ class _Parts:
         return RunData(
             source,
             self.denoiser,
-            self.settings,
+            self.training_config,
             self.train_samples,
             self.validation_samples,
             self.processes,
@@ -303,9 +271,7 @@ class _Parts:
         """Return the solver to start from and its name: made by the first process, read by all."""
         path = folder.path / START
         if self.processes.is_first and (checkpoint is None or not _readable(path)):
-            with torch.autocast(
-                self.denoiser.device.type, self._autocast, enabled=self._autocast is not None
-            ):
+            with in_precision(self.denoiser.device, self._autocast):
                 solver, name = make_start(self.config, self.denoiser, data, self.run.steps, reporter)
             reporter.message(f"Training starts from {name}.")
             teacher = {"name": self.denoiser.name, "weights_hash": self.denoiser.weights_hash}
@@ -317,7 +283,7 @@ class _Parts:
     def objective(self, solver: GeneralizedSolver) -> Objective:
         """Return what the solver minimizes."""
         return Objective(
-            GASSampler(solver, self.denoiser, recompute=self.settings.recompute),
+            GASSampler(solver, self.denoiser, recompute=self.training_config.recompute),
             self._distance,
             adversary=self._adversary,
             decode=self.denoiser.decode if self._images else None,
@@ -352,15 +318,3 @@ def _seeds(source: SampleSource, count: int) -> dict[str, str]:
     """Return the seeds that are learned from and judged on, where known: comparisons are to take others."""
     seeds = getattr(source, "seeds", None)
     return {} if seeds is None else {"seeds": format_seeds(seeds[:count])}
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    """Let cuDNN choose only algorithms that give the same bits every time."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.deterministic
-    cudnn.benchmark, cudnn.deterministic = False, True
-    try:
-        yield
-    finally:
-        cudnn.benchmark, cudnn.deterministic = before

@@ -1,126 +1,48 @@
-"""What a training is told, and what it says about itself afterwards."""
+"""Settings of training, and its summary."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from pydantic import ValidationError
 
-from gas_ext._utils.checks import flag, real_number, whole_number
 from gas_ext._utils.distances import finite_or_none
+from gas_ext.configs.base import Positive, sentence
+from gas_ext.configs.training import Recipe
 from gas_ext.solvers.generalized import GeneralizedSolver
-from gas_ext.training.losses import LOSS_NAMES
 from gas_ext.training.optimizers import FullMatrixAdam
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    """Settings of `train_solver`.
-
-    The defaults are for a budget of minutes. The published recipe (paper, section 5) is ``optimizer="adam"``,
-    ``betas=(0.9, 0.999)``, all rates 1e-3, ``schedule="constant"``, ``warmup=0``, ``ema=0.999``, ``clip=1.0``
-    and 10,000 or more iterations.
+class TrainingConfig(Recipe):
+    """Settings of `train_solver`: a recipe and its number of iterations.
 
     Parameters
     ----------
     iterations : int
         Number of gradient steps.
-    batch_size : int
-        Samples per step, over all processes; at most the number of training samples is used.
-    time_rate, offset_rate, coefficient_rate : float
-        Learning rates of the timestep logits, of the time offsets, and of both correction tables.
-    scale_rates : bool
-        Whether GS of many steps takes less of these rates, with "full_adam": (39 / P)^(1/2) where there are
-        P > 39 numbers, the unused ones of the tables among them. That is 1 at 4 steps, .69 at 6, .42 at 10.
-    optimizer : str
-        "full_adam" (`gas_ext.training.optimizers.FullMatrixAdam`) or "adam".
-    betas : (float, float)
-        Decay of the optimizer's first and second moments.
-    warmup : int
-        Iterations over which the rates rise linearly.
-    schedule : str
-        "cosine" (to zero at the last iteration) or "constant", after the warm-up.
-    loss : str
-        A name of `gas_ext.training.losses.LOSS_NAMES`; `train_solver` takes a callable in its place.
-    clip : float or None
-        Largest norm of the gradient over all parameters.
-    ema : float
-        Decay of the running average of the parameters that is the result; 0 takes the last parameters.
-    accumulation : int
-        Parts into which each process's share of the batch is cut. One part is in memory at a time; for losses
-        that are means over the batch, as all of `gas_ext.training.losses` are, the step is the same up to
-        rounding.
-    recompute : bool
-        Evaluate the network again in the backward pass instead of keeping its activations; see `GASSampler`.
-    autocast : str or None
-        Precision of the network, "bfloat16" or "float16"; its own if None. Everything else keeps its own.
-    max_rejected : int
-        Iterations in a row without finite loss and gradient, all left out, before training gives up.
-    seed : int
-        Seed of everything random: the order of the samples and, in GAS, the fresh noise. What is drawn in an
-        iteration follows from the seed and its number alone.
+    **settings
+        The fields of `gas_ext.configs.training.Recipe`, by name.
+
+    Raises
+    ------
+    ValueError
+        If a value is not of its type or out of range.
     """
 
-    iterations: int = 300
-    batch_size: int = 8
-    time_rate: float = 2e-2
-    offset_rate: float = 2e-2
-    coefficient_rate: float = 2e-2
-    scale_rates: bool = True
-    optimizer: str = "full_adam"
-    betas: tuple[float, float] = (0.9, 0.98)
-    warmup: int = 20
-    schedule: str = "cosine"
-    loss: str = "l1"
-    clip: float | None = None
-    ema: float = 0.9
-    accumulation: int = 1
-    recompute: bool = False
-    autocast: str | None = None
-    max_rejected: int = 10
-    seed: int = 0
+    iterations: Positive = 300
 
-    def __post_init__(self) -> None:
-        """Check every value that has a range."""
-        for name, low in (
-            ("iterations", 1),
-            ("batch_size", 1),
-            ("warmup", 0),
-            ("accumulation", 1),
-            ("max_rejected", 1),
-        ):
-            if whole_number(name, getattr(self, name)) < low:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {low}")
-        for name in ("time_rate", "offset_rate", "coefficient_rate"):
-            if not 0 <= real_number(name, getattr(self, name)) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a finite number of at least 0")
-        for name, choices in (
-            ("optimizer", ("full_adam", "adam")),
-            ("schedule", ("cosine", "constant")),
-            ("loss", LOSS_NAMES),
-            ("autocast", (None, *AUTOCAST)),
-        ):
-            if getattr(self, name) not in choices:
-                expected = ", ".join(map(str, choices))
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {expected}")
-        whole_number("seed", self.seed)
-        for name in ("scale_rates", "recompute"):
-            flag(name, getattr(self, name))
-        if not isinstance(self.betas, Sequence) or not all(
-            0 <= real_number("betas", b) < 1 for b in self.betas
-        ):
-            raise ValueError(f"betas is {self.betas!r}; expected two numbers in [0, 1)")
-        if not 0 <= real_number("ema", self.ema) < 1:
-            raise ValueError(f"ema is {self.ema}; expected a number in [0, 1)")
-        if self.clip is not None and not real_number("clip", self.clip) > 0:
-            raise ValueError(
-                f"clip is {self.clip}; expected a number greater than 0, or None for no clipping"
-            )
+    def __init__(self, **settings: Any) -> None:
+        try:
+            plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}
+            super().__init__(**plain)
+        except ValidationError as error:
+            raise ValueError(sentence(error.errors()[0])) from error
 
     def rate_factor(self, iteration: int) -> float:
         """Factor on all learning rates at `iteration`, counted from 0.
@@ -166,7 +88,7 @@ class TrainingConfig:
         else:
             if self.scale_rates and solver.kind == "gs":
                 groups = [{**group, "lr": _factor_of_many(count) * group["lr"]} for group in groups]
-            # A first evaluation that is told less noise than there is (`warm_start.fit_start`) is worth much,
+            # A first evaluation at less noise than there is (`warm_start.fit_start`) is worth much,
             # and lies in a narrow basin, which long steps leave for good.
             narrow = bool(solver.time_offsets.detach()[0] < 0)
             optimizer = FullMatrixAdam(groups, betas=self.betas, shrink=narrow)
@@ -213,7 +135,7 @@ class TrainingSummary:
         """Return what fits in a JSON header: settings and first and last losses, not the whole curve."""
         tail = self.losses[-max(len(self.losses) // 10, 1) :]
         return {
-            "config": asdict(self.config),
+            "config": self.config.model_dump(),
             "samples": self.samples,
             "rejected": self.rejected,
             "first_loss": finite_or_none(self.losses[0]) if self.losses else None,

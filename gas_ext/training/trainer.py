@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from gas_ext._utils.distances import finite_or_none
+from gas_ext._utils.modes import learning_through
 from gas_ext._utils.progress import Reporter, SilentReporter
 from gas_ext._utils.records import reason_of
 from gas_ext.sampler import GASSampler
 from gas_ext.training.checkpoints import Checkpoint, save_checkpoint
 from gas_ext.training.data import RunData
 from gas_ext.training.folder import BEST, CHECKPOINTS, LAST
-from gas_ext.training.in_memory import prepared
 from gas_ext.training.learner import Learner, assign
 from gas_ext.training.logs import Logs
 from gas_ext.training.pictures import Pictures
@@ -108,7 +108,7 @@ class Trainer:
         device = learner.solver.time_offsets.device
         left = config.iterations - learner.iteration
         task = self._reporter.task("Learning a solver", left)
-        with prepared(denoiser, device), StopRequest() as stop, task as advance:
+        with learning_through(denoiser, device), StopRequest() as stop, task as advance:
             if self.last is None:
                 self._validate()
                 self._save()

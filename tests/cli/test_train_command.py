@@ -70,7 +70,7 @@ def test_gas_goes_on_and_repeats_from_its_own_config():
         assert a.read() == b.read()
     outcome = run(*options, "--iterations", "4", "-o", "runs/again")
     assert outcome.exit_code == 1
-    assert "has training.iterations.gas 3, not 4, training.seed 5, not 0" in outcome.stderr
+    assert "has training.seed 5, not 0, training.iterations.gas 3, not 4" in outcome.stderr
     assert len(outcome.stderr.strip().splitlines()) == 1
     outcome = run(*options, "--iterations", "1", "--no-resume", "-o", "runs/again")
     assert outcome.exit_code == 0, outcome.output

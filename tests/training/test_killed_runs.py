@@ -139,7 +139,10 @@ def test_a_damaged_checkpoint_is_left_for_the_one_before(folder):
     newest.write_bytes(content)
     reporter = Told()
     run(folder, "gas", name="stopped", reporter=reporter)
-    assert any("SHA-256. Going on from iteration-00000006.safetensors" in line for line in reporter.lines)
+    assert any(
+        "its SHA-256; get a fresh copy. Going on from iteration-00000006.safetensors" in line
+        for line in reporter.lines
+    )
     assert same_solvers(folder / "whole", folder / "stopped")
 
 

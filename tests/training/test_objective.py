@@ -1,15 +1,16 @@
-"""Losses and gradients in parts: the same as of one batch, and as of gas_iteration."""
+"""Losses and gradients in parts: the same as of one batch, and as written out plainly."""
 
 import copy
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from mixture import SCHEDULE, mixture_denoiser
 
 from gas_ext import GASSampler, GeneralizedSolver
 from gas_ext.denoisers import Denoiser
-from gas_ext.training.adversarial import Adversary, gas_iteration
+from gas_ext.training.adversarial import Adversary, discriminator_loss
 from gas_ext.training.batches import Batch
 from gas_ext.training.discriminators import TeacherView, build_discriminator
 from gas_ext.training.losses import l1_loss
@@ -36,10 +37,10 @@ def make_objective(adversary=None, network=mixture_denoiser, **options):
     return Objective(GASSampler(solver, network), l1_loss, adversary=adversary, **options)
 
 
-def make_adversary(dtype=torch.float64, view=None, **options):
+def make_adversary(view=None, loss="relativistic", **options):
     shape = (2, 8) if view is None else view.sample_shape
-    discriminator = build_discriminator("convolution", shape, seed=0, width=4, **options).to(dtype)
-    return Adversary(discriminator, rate=1e-2, weight=0.3, gamma=0.2, view=view)
+    discriminator = build_discriminator("convolution", shape, seed=0, width=4, **options).double()
+    return Adversary(discriminator, rate=1e-2, weight=0.3, gamma=0.2, loss=loss, view=view)
 
 
 def make_view():
@@ -71,41 +72,55 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(parts):
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
-@pytest.mark.parametrize(("num_classes", "view"), [(0, None), (3, None), (0, make_view())])
-def test_gas_is_gas_iteration(parts, num_classes, view):
+@pytest.mark.parametrize(
+    ("num_classes", "view", "loss"),
+    [
+        (0, None, "relativistic"),
+        (3, None, "relativistic"),
+        (0, make_view(), "relativistic"),
+        (3, None, "gan"),
+    ],
+)
+def test_an_iteration_of_gas_is_what_the_paper_says(parts, num_classes, view, loss):
+    """The discriminator's step on fresh fakes, then the student's loss against what it has become."""
     batch = make_batch(labels=torch.arange(6) % 3 if num_classes else None)
-    options = {"num_classes": num_classes, "view": view}
-    adversary, own = make_adversary(**options), make_adversary(**options)
-    objective, reference = make_objective(own), make_objective()
-    expected = gas_iteration(
-        reference.sampler,
-        adversary,
-        l1_loss,
-        batch.noise,
-        batch.fresh_noise,
-        batch.target,
-        batch.condition,
-        labels=batch.labels,
-    )
-    expected.total.backward()
-    taught = objective.teach_discriminator(batch.split(parts))
+    options = {"num_classes": num_classes, "view": view, "loss": loss}
+    own, twin = make_adversary(**options), make_adversary(**options)
+    objective, sampler = make_objective(own), make_objective().sampler
+    taught = objective.teach_discriminator(batch.split(parts)).numbers
     found, values = gradients(objective, batch.split(parts))
-    for name, parameter in adversary.discriminator.named_parameters():
-        assert torch.allclose(dict(own.discriminator.named_parameters())[name], parameter, rtol=0, atol=1e-10)
-    for value, parameter in zip(values, reference.sampler.solver.parameters(), strict=True):
+
+    discriminator = twin.discriminator
+    with torch.no_grad():
+        fake, real = sampler(batch.fresh_noise, batch.condition), twin.show(batch.target, batch.condition)
+        fake = twin.show(fake, batch.condition)
+    first = discriminator_loss(discriminator, real, fake, batch.labels, gamma=0.2, loss=loss)
+    first.total.mean().backward()
+    torch.optim.Adam(discriminator.parameters(), lr=1e-2).step()
+    samples = sampler(batch.noise, batch.condition)
+    shown = twin.show(samples, batch.condition)
+    difference = discriminator(shown, batch.labels)
+    if loss == "relativistic":
+        difference = difference - discriminator(real, batch.labels)
+    distance, adversarial = l1_loss(samples, batch.target), F.softplus(-difference).mean()
+    (distance + 0.3 * adversarial).backward()
+
+    for value, expected in zip(own.discriminator.parameters(), discriminator.parameters(), strict=True):
+        assert torch.allclose(value, expected, rtol=0, atol=1e-10)
+    for value, parameter in zip(values, sampler.solver.parameters(), strict=True):
         assert torch.allclose(value, parameter.grad, rtol=1e-8, atol=1e-12)
-    assert found.numbers["loss"] == pytest.approx(expected.total.item(), rel=1e-9)
-    assert found.numbers["distance"] == pytest.approx(expected.distance.item(), rel=1e-9)
-    assert found.numbers["adversarial"] == pytest.approx(expected.adversarial.mean().item(), rel=1e-8)
+    assert found.numbers["loss"] == pytest.approx((distance + 0.3 * adversarial).item(), rel=1e-9)
+    assert found.numbers["distance"] == pytest.approx(distance.item(), rel=1e-9)
+    assert found.numbers["adversarial"] == pytest.approx(adversarial.item(), rel=1e-8)
     for name, value in (
-        ("discriminator", expected.discriminator.total),
-        ("discriminator_adversarial", expected.discriminator.adversarial),
-        ("r1", expected.discriminator.r1),
-        ("r2", expected.discriminator.r2),
-        ("real_logit", expected.discriminator.real_logits),
-        ("fake_logit", expected.discriminator.fake_logits),
+        ("discriminator", first.total),
+        ("discriminator_adversarial", first.adversarial),
+        ("r1", first.r1),
+        ("r2", first.r2),
+        ("real_logit", first.real_logits),
+        ("fake_logit", first.fake_logits),
     ):
-        assert taught.numbers[name] == pytest.approx(value.mean().item(), rel=1e-9)
+        assert taught[name] == pytest.approx(value.mean().item(), rel=1e-9)
 
 
 def test_the_discriminator_learns_first_and_from_fresh_noise():

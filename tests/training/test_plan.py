@@ -81,14 +81,14 @@ def test_samples_are_present_only_when_they_are_complete_and_enough(tmp_path):
 
 def test_a_config_with_fewer_seeds_than_samples():
     with pytest.raises(ValueError, match=r"cifar10 wants 2400 samples .* only 100 seeds"):
-        make_plan(load_config("cifar10", ["seeds.teacher=0-99"]))
+        _ = make_plan(load_config("cifar10", ["seeds.teacher=0-99"])).files
 
 
 def test_a_teacher_without_times_for_so_many_steps():
     with pytest.raises(
         ValueError, match=r"takes 21 steps for a student of 20, .* for 5, 6, 7, 8 steps alone"
     ):
-        make_plan(load_config("coco"), steps=20)
+        make_plan(load_config("coco"), steps=20).to_dict()
 
 
 def test_commands_for_a_config_of_one_s_own():
@@ -120,7 +120,7 @@ def test_what_the_discriminator_is_shown_costs_evaluations():
     assert gas.evaluations["in training"] == drawn * (4 + 2)
     assert gas.evaluations["without gradient, for the discriminator"] == drawn * (4 + 3 * 2)
     assert gas.memory["activations"] == alone.memory["activations"] // 4 * 6
-    assert make_plan(config, "gs", 4) == make_plan(load_config("cifar10"), "gs", 4)
+    assert make_plan(config, "gs", 4).to_dict() == make_plan(load_config("cifar10"), "gs", 4).to_dict()
     assert f"{drawn * 6:,} in training, {drawn * 10:,} without gradient" in "\n".join(gas.lines())
 
 
@@ -165,3 +165,10 @@ def test_memory_that_cannot_be_told():
     teacher = config.teacher.model_copy(update={"architecture": None})
     plan = make_plan(config.model_copy(update={"teacher": teacher}))
     assert "memory: not known (The config cifar10" in "\n".join(plan.lines())
+
+
+def test_what_a_run_is_asked_for_replaces_what_the_config_says():
+    plan = make_plan(load_config("demo"), "gas", 6, samples="here")
+    assert (plan.run.steps, plan.run.loss, plan.run.samples) == (6, "gas", "here")
+    assert make_plan(plan.config) == plan
+    assert make_plan(plan.config, steps=8).run.loss == "gas"

@@ -9,7 +9,7 @@ from toy_run import in_child, toy_config
 from gas_ext.configs import config_text, load_config
 from gas_ext.training.checkpoints import save_checkpoint
 from gas_ext.training.folder import RunFolder, described
-from gas_ext.training.run import resolve
+from gas_ext.training.plan import make_plan
 
 
 def state(settings, iterations=4):
@@ -19,12 +19,12 @@ def state(settings, iterations=4):
 
 
 def settings(loss="gs", steps=3, **training):
-    return described(resolve(toy_config(training), steps, loss)[0], loss)
+    return described(make_plan(toy_config(training), loss, steps).config, loss)
 
 
 def begun(path, loss="gs"):
     folder = RunFolder(path)
-    folder.begin(resolve(toy_config(), 3, loss)[0], None)
+    folder.begin(make_plan(toy_config(), loss, 3).config, None)
     return folder
 
 
@@ -83,7 +83,7 @@ def test_a_run_at_constant_rates_may_be_made_longer(tmp_path):
 def test_what_does_not_change_the_solver_may_differ():
     other = settings(accumulation=2, recompute=True, checkpoint_every=7, shown_images=3)
     assert other == settings()
-    moved = resolve(toy_config(), 3, "gs", "elsewhere")[0]
+    moved = make_plan(toy_config(), "gs", 3, samples="elsewhere").config
     assert described(moved, "gs") == settings()
     assert settings(iterations={"gs": 20, "gas": 99}) == settings()
     assert settings("gas", iterations={"gs": 99, "gas": 20}) == settings("gas")
@@ -102,7 +102,7 @@ def test_starting_over_removes_the_run_and_nothing_else(tmp_path):
         path = folder.path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(name)
-    folder.begin(resolve(toy_config(), 5, "gs")[0], None)
+    folder.begin(make_plan(toy_config(), "gs", 5).config, None)
     assert not any((folder.path / name).exists() for name in own)
     assert all((folder.path / name).read_text() == name for name in foreign)
     assert load_config(folder.path / "config.yaml").run.steps == 5
@@ -113,21 +113,21 @@ def test_what_others_wrote_is_not_replaced(tmp_path, name):
     text = config_text(toy_config()) if name == "config.yaml" else "mine"
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=f"{name} exists, but .* is not the folder of a run; choose another"):
-        RunFolder(tmp_path).find(settings())
+        RunFolder(tmp_path)
     assert (tmp_path / name).read_text() == text
 
 
 def test_a_folder_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file; choose another output folder"):
-        RunFolder(tmp_path / "file" / "run").check_owner()
+        RunFolder(tmp_path / "file" / "run")
 
 
 def test_what_a_killed_process_was_writing_is_removed(tmp_path):
     folder = begun(tmp_path)
     for name in (".solver.safetensors.ab12", ".log.jsonl.x", ".config.yaml.y"):
         (tmp_path / name).write_text("half")
-    folder.begin(resolve(toy_config(), 3, "gs")[0], None)
+    folder.begin(make_plan(toy_config(), "gs", 3).config, None)
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from gas_ext.training.adversarial import Adversary
+from gas_ext.training.adversarial import discriminator_loss
 from gas_ext.training.discriminators import base, build_discriminator, load_discriminator, save_discriminator
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "discriminators.md"
@@ -22,7 +22,6 @@ def test_examples(tmp_path, monkeypatch):
     added = build_discriminator("spectrum", (2, 100), hidden=8, num_classes=3)
     real, fake = torch.randn(2, 4, 2, 100, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 1, 2, 3])
-    parts = Adversary(added, rate=1e-2).update(real, fake, labels)
-    assert (parts.r1 > 0).all()
+    assert (discriminator_loss(added, real, fake, labels).r1 > 0).all()
     save_discriminator(added, "spectrum.safetensors")
     assert torch.equal(load_discriminator("spectrum.safetensors")(real, labels), added(real, labels))
