@@ -225,13 +225,20 @@ def _features(request: Request, denoiser: Denoiser) -> list[FeatureExtractor]:
 
 def _reference(request: Request, denoiser: Denoiser, features: list[FeatureExtractor]) -> Reference | None:
     """Return real data: what was asked for, or the embedded statistics where they fit."""
-    from gas_ext.evaluation.metrics import Reference, Statistics
-    from gas_ext.teachers.demo import DemoTeacher, load_demo_statistics
+    from gas_ext.evaluation.metrics import Reference
+    from gas_ext.teachers.demo import DemoTeacher
 
     if request.reference is not None:
         return Reference.load(request.reference)
     demo = [extractor for extractor in features if extractor.name == "demo"]
-    if not demo or not isinstance(denoiser, DemoTeacher):
-        return None
-    statistics = Statistics(*load_demo_statistics()["data"])
-    return Reference("Fashion-MNIST training images", statistics, extractor=demo[0].describe())
+    return embedded_reference("data", demo[0]) if demo and isinstance(denoiser, DemoTeacher) else None
+
+
+def embedded_reference(name: str, extractor: FeatureExtractor) -> Reference:
+    """Return the statistics that ship with the embedded teacher: of its "data", or of "teacher" samples."""
+    from gas_ext.evaluation.metrics import Reference, Statistics
+    from gas_ext.teachers.demo import load_demo_statistics
+
+    titles = {"data": "Fashion-MNIST training images", "teacher": "10,000 samples of the embedded teacher"}
+    statistics = Statistics(*load_demo_statistics()[name])
+    return Reference(titles[name], statistics, extractor=extractor.describe())
