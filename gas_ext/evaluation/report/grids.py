@@ -90,11 +90,8 @@ def write_grid(cells: list[Cell], title: str, path: Path, *, differences: bool =
     """Write the images of solvers, the teacher's first; with their differences to the teacher's if wanted."""
     rows: list[tuple[Tensor, list[str]]] = []
     for cell in cells:
-        numbers = f"{cell.nfe} evaluations"
-        if cell.estimate("l1") is not None:
-            numbers += f", L1 {value_text(MEASURES['l1'], cell.estimate('l1'))}"
         about = [_fitting(cell.description, 40)] if cell.description != cell.label else []
-        rows.append((strip(cell), [_fitting(cell.label), *about, numbers]))
+        rows.append((strip(cell), [_fitting(cell.label), *about, caption(cell)]))
         if differences and cell is not cells[0]:
             rows.append((strip(cell, cells[0]), ["", "difference to the teacher"]))
     count, _, height, width = cells[0].shown.shape
@@ -122,6 +119,12 @@ def write_grid(cells: list[Cell], title: str, path: Path, *, differences: bool =
         for line, text in enumerate(texts[1:], 1):
             write(text, down + 0.17 * line, fontsize=7.5, color=MUTED_COLOR)
     save_figure(figure, path)
+
+
+def caption(cell: Cell) -> str:
+    """Return the distance of a solver to the teacher; of the teacher, its evaluations."""
+    l1 = cell.estimate("l1")
+    return f"{cell.nfe} evaluations" if l1 is None else f"L1 {value_text(MEASURES['l1'], l1)}"
 
 
 def _fitting(label: str, length: int = 26) -> str:

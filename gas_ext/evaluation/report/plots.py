@@ -6,13 +6,13 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gas_ext._utils.figures import (
     GRID_COLOR,
     MUTED_COLOR,
-    TEACHER_COLOR,
     clear_frame,
     new_figure,
     save_figure,
@@ -211,8 +211,5 @@ def _for_page(svg: str, name: str, title: str) -> str:
     svg = re.sub(r'(\bid="|xlink:href="#|\burl\(#)', rf"\g<1>{name}-", svg)
     svg = svg.replace(_INK, "currentColor").replace(_LINES, "var(--line)")
     svg = re.sub(r'^<svg([^>]*?) height="[^"]*"', r"<svg\1", svg)
-    svg = re.sub(r'^<svg([^>]*?) width="[^"]*"', rf'<svg\1 role="img" aria-label="{title}"', svg)
+    svg = re.sub(r'^<svg([^>]*?) width="[^"]*"', rf'<svg\1 role="img" aria-label="{escape(title)}"', svg)
     return svg
-
-
-__all__ = ["ABSCISSAS", "TEACHER_COLOR", "draw_panel", "panel_svg", "plotted", "styles", "write_plots"]
