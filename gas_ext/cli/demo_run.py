@@ -33,11 +33,11 @@ from gas_ext.teachers.demo import DemoTeacher, load_demo_features, load_demo_tea
 from gas_ext.training import TrainingConfig, TrainingSummary, train_solver
 from gas_ext.training.baselines import (
     Baseline,
-    Rival,
+    NamedBaseline,
     classical_solver,
     classical_solvers,
+    named_baselines,
     nearest,
-    rivals,
     select_baseline,
 )
 from gas_ext.training.batches import Batch
@@ -193,14 +193,14 @@ def _teacher_samples(config: DemoConfig, teacher: DemoTeacher, guide: Baseline, 
 
 def _choose_classical(
     config: DemoConfig, teacher: DemoTeacher, data: Batch, reporter: Reporter
-) -> tuple[Baseline | Rival, Baseline, dict[str, float | None]]:
+) -> tuple[Baseline | NamedBaseline, Baseline, dict[str, float | None]]:
     """Pick the training-free solver nearest to the teacher on some of the training seeds.
 
     Returns the nearest of all families, the nearest DPM-Solver++, and all distances.
     """
     starts = classical_solvers(teacher.schedule, config.steps, teacher.t_eps)
-    others = rivals(teacher.schedule, config.steps, teacher.t_eps, _OTHER_FAMILIES)
-    candidates: list[Baseline | Rival] = [*starts, *others]
+    others = named_baselines(teacher.schedule, config.steps, teacher.t_eps, _OTHER_FAMILIES)
+    candidates: list[Baseline | NamedBaseline] = [*starts, *others]
     with reporter.task("Comparing classical solvers", len(candidates)) as advance:
         best, distances = select_baseline(
             candidates,

@@ -109,10 +109,6 @@ class CellFolder:
         ours = (record["cell"], record["chunk"]) == (self.path.name, chunk.identity)
         return ChunkResult(record, tensors) if ours else None
 
-    def has(self, chunk: Chunk) -> bool:
-        """Whether a chunk is there and intact."""
-        return self.read(chunk) is not None
-
     def clear_leftovers(self) -> None:
         """Remove what killed processes were writing; what others are writing is newer."""
         for path in self.path.glob(".*"):
@@ -127,21 +123,11 @@ class CellFolder:
         shape: tuple[int, ...] = ()
         with tempfile.TemporaryFile(dir=self.path) as file:
             for chunk in chunks:
-                part = self.tensor(name, chunk).to(torch.float32).contiguous()
+                part = self.require(chunk).tensors[name].to(torch.float32).contiguous()
                 file.write(part.numpy().tobytes())
                 rows, shape = rows + len(part), tuple(part.shape[1:])
             file.flush()
             yield np.memmap(file, dtype=np.float32, mode="r", shape=(rows, *shape))
-
-    def tensor(self, name: str, chunk: Chunk) -> Tensor:
-        """Return one tensor of a chunk that is there.
-
-        Raises
-        ------
-        ValueError
-            If the chunk has gone.
-        """
-        return self.require(chunk).tensors[name]
 
     def require(self, chunk: Chunk) -> ChunkResult:
         """Return a chunk that was there before; ValueError if it has gone."""

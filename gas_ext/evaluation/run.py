@@ -226,7 +226,7 @@ class _Work:
         for entry, cell in zip(self.entries, self.folders, strict=True):
             if self.processes.is_first:
                 cell.describe({"solver": entry.label, "description": entry.description, "steps": entry.steps})
-            missing = [chunk for chunk in chunks if not cell.has(chunk)]
+            missing = [chunk for chunk in chunks if cell.read(chunk) is None]
             if not missing:
                 continue
             sampler = ChunkSampler(self.setup, entry)
@@ -235,7 +235,7 @@ class _Work:
                 for chunk in missing:
                     teacher = None
                     if entry.kind != "teacher":
-                        teacher = self.teachers[entry.teacher].tensor("samples", chunk)
+                        teacher = self.teachers[entry.teacher].require(chunk).tensors["samples"]
                     cell.write(chunk, sampler.run(chunk, teacher, advance))
         self.processes.wait()
 
@@ -256,7 +256,7 @@ class _Work:
                         entry.kind,
                         entry.description,
                         judge.numbers(cell, teacher),
-                        cell.tensor("shown", first),
+                        cell.require(first).tensors["shown"],
                         f"{CELLS}/{cell.path.name}",
                         "" if teacher is None else f"{CELLS}/{teacher.path.name}",
                     )
