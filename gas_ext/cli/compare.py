@@ -35,12 +35,12 @@ class Request(judging.Request):
             "-s",
             metavar="[LABEL=]NAME",
             help="A name such as unipc-3, dpm++-2@quadratic or ipndm-3@1,0.5,0.1,0.001, or a learned "
-            "solver's file, where {nfe} stands for the number of evaluations, or 'demo' for the one that "
+            "solver's file, where {nfe} is replaced by the number of evaluations, or 'demo' for the one that "
             "ships; repeatable. All names are below.",
         ),
     ]
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="The folder; what is in it already is not made again.")
+        Path, typer.Option("--out", "-o", help="Output directory. Existing results are reused.")
     ] = Path("comparison")
 
 
@@ -50,15 +50,16 @@ def compare(request: Request) -> None:
     """Judge many solvers side by side, on seeds that none was learned from.
 
     In the folder: index.html (everything on one page), results.json, .csv and .md, plots and grids.
-    Interrupted, the same command goes on; with another solver or more samples, it makes what is missing.
+    After an interruption, the same command resumes; with another solver or more samples, it computes what is
+    missing.
     Under torchrun every process makes its share.
     """
     from gas_ext.evaluation.report import print_table
     from gas_ext.evaluation.report.write import PAGE
 
-    comparison, tells = judging.judge(request)
-    if tells:
+    comparison, reports = judging.judge(request)
+    if reports:
         print_table(comparison)
         for it in comparison.left_out:
             echo(f"left out: {it.label} with {it.nfe} evaluations: {it.reason}")
-        echo(f"wrote {request.out / PAGE}, and beside it results.json, .csv and .md, plots and grids")
+        echo(f"wrote {request.out / PAGE}, with results.json, .csv and .md, plots and grids")

@@ -79,7 +79,7 @@ class DemoConfig:
         ):
             if seeds.stop > end:
                 raise ValueError(
-                    f"{name} is {len(seeds)}, which runs into the seeds from {end} on that are kept apart; "
+                    f"{name} is {len(seeds)}, which runs into the seeds from {end} on that are reserved; "
                     f"with seed {self.seed} expected at most {end - seeds.start}"
                 )
 
@@ -105,7 +105,7 @@ def run_demo(config: DemoConfig, folder: str | Path, reporter: Reporter | None =
         Made if missing; gets samples.png, times.png, solver.safetensors and results.json, all at the end, and
         earlier files of these names are replaced.
     reporter : Reporter, optional
-        Told about progress; silent by default.
+        Receives progress; silent by default.
 
     Returns
     -------

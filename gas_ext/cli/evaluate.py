@@ -35,10 +35,10 @@ class Request(judging.Request):
         ),
     ]
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="The folder; what is in it already is not made again.")
+        Path, typer.Option("--out", "-o", help="Output directory. Existing results are reused.")
     ] = Path("evaluation")
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print what results.json holds in place of the text.")
+        bool, typer.Option("--json", help="Print what results.json holds instead of the text.")
     ] = False
 
 
@@ -53,15 +53,15 @@ def evaluate(request: Request) -> None:
 
     from gas_ext.evaluation.report.write import PAGE
 
-    comparison, tells = judging.judge(request)
-    if not tells:
+    comparison, reports = judging.judge(request)
+    if not reports:
         return
     if request.as_json:
         echo(json.dumps(comparison.to_dict(), indent=2))
         return
     for cell in comparison.judged:
         echo("\n".join(_lines(cell, comparison)))
-    echo(f"wrote {request.out / PAGE}, and beside it results.json, .csv and .md, plots and grids")
+    echo(f"wrote {request.out / PAGE}, with results.json, .csv and .md, plots and grids")
 
 
 def _lines(cell: Cell, comparison: Comparison) -> list[str]:

@@ -118,7 +118,7 @@ def options_of(request: type[R]) -> Callable[[Callable[[R], None]], Callable[...
 
 
 def judge(request: Request) -> tuple[Comparison, bool]:
-    """Judge solvers and write the report; return what was found, and whether this process tells of it."""
+    """Judge solvers and write the report; return what was found, and whether this process reports it."""
     import torch
 
     from gas_ext._utils.processes import join_processes
@@ -166,7 +166,7 @@ def judge(request: Request) -> tuple[Comparison, bool]:
         if processes.is_first:
             write_report(comparison, request.out)
     except KeyboardInterrupt:
-        echo("interrupted: run the same again, and it goes on after the last finished chunk", err=True)
+        echo("interrupted: run the same command again to resume after the last finished chunk", err=True)
         raise typer.Exit(INTERRUPTED) from None
     processes.leave()
     return comparison, processes.is_first
@@ -224,7 +224,7 @@ def _features(request: Request, denoiser: Denoiser) -> list[FeatureExtractor]:
 
 
 def _reference(request: Request, denoiser: Denoiser, features: list[FeatureExtractor]) -> Reference | None:
-    """Return real data: what was asked for, or the embedded statistics where they fit."""
+    """Return real data: the requested file, or the embedded statistics where they fit."""
     from gas_ext.evaluation.metrics import Reference
     from gas_ext.teachers.demo import DemoTeacher
 

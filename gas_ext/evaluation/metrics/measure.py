@@ -21,12 +21,12 @@ METRICS = ("frechet", "kid", "precision", "recall", "density", "coverage")
 
 @dataclass(frozen=True)
 class Provenance:
-    """What every number must tell of itself.
+    """What a number was measured with.
 
     Parameters
     ----------
     extractor : dict or None
-        `FeatureExtractor.describe`: name, weights, resize, quantization; None if the caller did not tell.
+        `FeatureExtractor.describe`: name, weights, resize, quantization; None if not given.
     samples : int
         Number of samples.
     reference, reference_sha256, reference_count
@@ -106,7 +106,7 @@ def measure(
         What they are compared with.
     extractor : FeatureExtractor, optional
         The network that made the features; checked against the reference's own, where that is known, and
-        written beside the numbers. If not given, the reference's is.
+        recorded with the numbers. If not given, the reference's is.
     k : int
         Neighbor of precision, recall, density and coverage.
     groups : int

@@ -1,4 +1,4 @@
-"""Images of all solvers with the same seeds in the same places."""
+"""Images of all solvers, one row each, with the same seed in each column."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ def write_grid(cells: list[Cell], title: str, path: Path, *, differences: bool =
     write(note, 0.52, fontsize=8, color=MUTED_COLOR)
     for number, (picture, texts) in enumerate(rows):
         down = top + number * cell_height
-        place = label / page[0], 1 - (down + cell_height) / page[1]
-        axes = figure.add_axes((*place, count * cell_width / page[0], cell_height / page[1]))
+        corner = label / page[0], 1 - (down + cell_height) / page[1]
+        axes = figure.add_axes((*corner, count * cell_width / page[0], cell_height / page[1]))
         axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest", aspect="auto")
         axes.set_axis_off()
         down += cell_height / 2 - 0.085 * (len(texts) - 1)
@@ -128,7 +128,7 @@ def caption(cell: Cell) -> str:
 
 
 def _fitting(label: str, length: int = 26) -> str:
-    """Return a label that fits beside the images.
+    """Return a label that fits next to the images.
 
     Examples
     --------
