@@ -6,34 +6,33 @@ import re
 from pathlib import Path
 
 import pytest
+from docs_runner import ROOT, Page
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+README = Page("README.md")
 
 
 def test_there_are_examples() -> None:
-    assert len(BLOCKS) >= 2
+    assert len(README.blocks) >= 2
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.strip().splitlines()[-1][:40])
+@pytest.mark.parametrize("block", README.blocks, ids=lambda block: block.strip().splitlines()[-1][:40])
 def test_example_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, "README.md", "exec"), {})
+    README.run_block(block)
 
 
 def test_switches_are_those_of_setup_py() -> None:
-    setup = (Path(__file__).resolve().parent.parent / "setup.py").read_text(encoding="utf-8")
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
     for name in re.findall(r"\b(GAS_EXT_[A-Z_]+|CUDACXX|CUDA_HOME|CXX|MAX_JOBS)\b", setup):
-        assert f"`{name}`" in README, name
+        assert f"`{name}`" in README.text, name
 
 
 def test_layout_is_that_of_the_package() -> None:
-    root = Path(__file__).resolve().parent.parent
-    layout = README[README.index("<!-- layout -->") : README.index("<!-- end layout -->")]
+    layout = README.text[README.text.index("<!-- layout -->") : README.text.index("<!-- end layout -->")]
     rooms = re.findall(r"^\| `(\w+)` \|", layout, re.MULTILINE)
-    contract = (root / "pyproject.toml").read_text(encoding="utf-8").split("layers = [")[1].split("]")[0]
+    contract = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("layers = [")[1].split("]")[0]
     assert rooms[::-1] == [name for name in re.findall(r'"(\w+)"', contract) if name != "__main__"]
-    package = root / "gas_ext"
+    package = ROOT / "gas_ext"
     found = {
         path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
     }

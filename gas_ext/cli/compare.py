@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,6 @@ import typer
 
 from gas_ext.cli import judging
 from gas_ext.cli.errors import echo, friendly
-from gas_ext.cli.options import Device, Labels, Prompts
 from gas_ext.solvers.registry import names
 
 EPILOG = (
@@ -24,9 +24,10 @@ EPILOG = (
 )
 
 
-@friendly
-def compare(
-    config: judging.ConfigName,
+@dataclass(frozen=True)
+class Request(judging.Request):
+    """The options of `compare`."""
+
     solver: Annotated[
         list[str],
         typer.Option(
@@ -34,64 +35,31 @@ def compare(
             "-s",
             metavar="[LABEL=]NAME",
             help="A name such as unipc-3, dpm++-2@quadratic or ipndm-3@1,0.5,0.1,0.001, or a learned "
-            "solver's file, where {nfe} stands for the number of evaluations, or 'demo' for the one that "
+            "solver's file, where {nfe} is replaced by the number of evaluations, or 'demo' for the one that "
             "ships; repeatable. All names are below.",
         ),
-    ],
+    ]
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="The folder; what is in it already is not made again.")
-    ] = Path("comparison"),
-    nfe: judging.Nfe = None,
-    samples: judging.Samples = None,
-    seeds: judging.SeedList = None,
-    teacher: judging.Teacher = None,
-    labels: Labels = None,
-    prompts: Prompts = None,
-    features: judging.Features = None,
-    feature_weights: judging.FeatureWeights = None,
-    reference: judging.ReferenceFile = None,
-    perceptual: judging.Perceptual = False,
-    batch_size: judging.BatchSize = 50,
-    autocast: judging.Autocast = None,
-    threads: judging.Threads = None,
-    allow_training_seeds: judging.AllowTrainingSeeds = False,
-    override: judging.Override = None,
-    device: Device = "auto",
-) -> None:
+        Path, typer.Option("--out", "-o", help="Output directory. Existing results are reused.")
+    ] = Path("comparison")
+
+
+@friendly
+@judging.options_of(Request)
+def compare(request: Request) -> None:
     """Judge many solvers side by side, on seeds that none was learned from.
 
     In the folder: index.html (everything on one page), results.json, .csv and .md, plots and grids.
-    Interrupted, the same command goes on; with another solver or more samples, it makes what is missing.
+    After an interruption, the same command resumes; with another solver or more samples, it computes what is
+    missing.
     Under torchrun every process makes its share.
     """
     from gas_ext.evaluation.report import print_table
     from gas_ext.evaluation.report.write import PAGE
 
-    comparison, tells = judging.judge(
-        judging.Request(
-            config=config,
-            solvers=solver,
-            out=out,
-            nfe=nfe,
-            samples=samples,
-            seeds=seeds,
-            teacher=teacher,
-            labels=labels,
-            prompts=prompts,
-            features=features or (),
-            feature_weights=feature_weights,
-            reference=reference,
-            perceptual=perceptual,
-            batch_size=batch_size,
-            autocast=autocast,
-            threads=threads,
-            allow_training_seeds=allow_training_seeds,
-            override=override or (),
-            device=device,
-        )
-    )
-    if tells:
+    comparison, reports = judging.judge(request)
+    if reports:
         print_table(comparison)
         for it in comparison.left_out:
             echo(f"left out: {it.label} with {it.nfe} evaluations: {it.reason}")
-        echo(f"wrote {out / PAGE}, and beside it results.json, .csv and .md, plots and grids")
+        echo(f"wrote {request.out / PAGE}, with results.json, .csv and .md, plots and grids")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,6 @@ import typer
 
 from gas_ext.cli import judging
 from gas_ext.cli.errors import echo, friendly
-from gas_ext.cli.options import Device, Labels, Prompts
 
 if TYPE_CHECKING:
     from gas_ext.evaluation import Cell, Comparison
@@ -21,9 +21,10 @@ EPILOG = (
 )
 
 
-@friendly
-def evaluate(
-    config: judging.ConfigName,
+@dataclass(frozen=True)
+class Request(judging.Request):
+    """The options of `evaluate`."""
+
     solver: Annotated[
         str,
         typer.Option(
@@ -32,30 +33,18 @@ def evaluate(
             metavar="[LABEL=]NAME",
             help="A learned solver's file, 'demo' for the one that ships, or a name such as unipc-3.",
         ),
-    ],
+    ]
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="The folder; what is in it already is not made again.")
-    ] = Path("evaluation"),
-    nfe: judging.Nfe = None,
-    samples: judging.Samples = None,
-    seeds: judging.SeedList = None,
-    teacher: judging.Teacher = None,
-    labels: Labels = None,
-    prompts: Prompts = None,
-    features: judging.Features = None,
-    feature_weights: judging.FeatureWeights = None,
-    reference: judging.ReferenceFile = None,
-    perceptual: judging.Perceptual = False,
-    batch_size: judging.BatchSize = 50,
-    autocast: judging.Autocast = None,
-    threads: judging.Threads = None,
-    allow_training_seeds: judging.AllowTrainingSeeds = False,
-    override: judging.Override = None,
-    device: Device = "auto",
+        Path, typer.Option("--out", "-o", help="Output directory. Existing results are reused.")
+    ] = Path("evaluation")
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print what results.json holds in place of the text.")
-    ] = False,
-) -> None:
+        bool, typer.Option("--json", help="Print what results.json holds instead of the text.")
+    ] = False
+
+
+@friendly
+@judging.options_of(Request)
+def evaluate(request: Request) -> None:
     """Judge one solver: distances to the teacher's samples and to real data, evaluations, time.
 
     The folder gets the same report as that of gas-ext compare, and both may use one folder.
@@ -64,37 +53,15 @@ def evaluate(
 
     from gas_ext.evaluation.report.write import PAGE
 
-    comparison, tells = judging.judge(
-        judging.Request(
-            config=config,
-            solvers=[solver],
-            out=out,
-            nfe=nfe,
-            samples=samples,
-            seeds=seeds,
-            teacher=teacher,
-            labels=labels,
-            prompts=prompts,
-            features=features or (),
-            feature_weights=feature_weights,
-            reference=reference,
-            perceptual=perceptual,
-            batch_size=batch_size,
-            autocast=autocast,
-            threads=threads,
-            allow_training_seeds=allow_training_seeds,
-            override=override or (),
-            device=device,
-        )
-    )
-    if not tells:
+    comparison, reports = judging.judge(request)
+    if not reports:
         return
-    if as_json:
+    if request.as_json:
         echo(json.dumps(comparison.to_dict(), indent=2))
         return
     for cell in comparison.judged:
         echo("\n".join(_lines(cell, comparison)))
-    echo(f"wrote {out / PAGE}, and beside it results.json, .csv and .md, plots and grids")
+    echo(f"wrote {request.out / PAGE}, with results.json, .csv and .md, plots and grids")
 
 
 def _lines(cell: Cell, comparison: Comparison) -> list[str]:

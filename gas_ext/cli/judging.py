@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
 from gas_ext.cli.errors import INTERRUPTED, echo
 from gas_ext.cli.options import (
+    Device,
+    Labels,
+    Prompts,
     load_teacher_of,
     local_device,
     read_autocast,
@@ -26,79 +31,95 @@ if TYPE_CHECKING:
     from gas_ext.evaluation.features import FeatureExtractor
     from gas_ext.evaluation.metrics import Reference
 
-ConfigName = Annotated[
-    str, typer.Option("--config", "-c", help="A data set (cifar10, ffhq, ..., demo) or a YAML file.")
-]
-Override = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="In place of the config's, e.g. student.t_eps=0.01."),
-]
-Samples = Annotated[
-    int | None,
-    typer.Option(min=2, help="How many of the config's evaluation seeds, from the first; 5000 if not given."),
-]
-SeedList = Annotated[str | None, typer.Option(help="Other seeds, such as 50000-50999, in their place.")]
-Nfe = Annotated[
-    str | None, typer.Option(help="Network evaluations, such as 4,6 or 4-8; the config's if not given.")
-]
-Teacher = Annotated[
-    str | None, typer.Option(help="Folder of an imported teacher, or 'demo'; teachers/NAME if not given.")
-]
-Features = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Network whose features distributions are compared in: demo, efficientnet-lite0, "
-        "inception-clean, inception-legacy, inception-edm or none; repeatable. If not given: demo for the "
-        "embedded teacher, else none."
-    ),
-]
-FeatureWeights = Annotated[Path | None, typer.Option(help="File of the Inception network's weights.")]
-ReferenceFile = Annotated[
-    Path | None,
-    typer.Option(help="Statistics of real data, .npz or .safetensors; the embedded teacher has its own."),
-]
-Perceptual = Annotated[
-    bool, typer.Option("--perceptual", help="Also a perceptual distance, in a network of --features.")
-]
-BatchSize = Annotated[int, typer.Option(min=1, help="Samples per network call; times depend on it.")]
-Autocast = Annotated[
-    str | None, typer.Option(help="Precision of the network: float16 or bfloat16; its own if not given.")
-]
-Threads = Annotated[
-    int | None, typer.Option(min=1, help="CPU threads per process; torch's choice if not given.")
-]
-AllowTrainingSeeds = Annotated[
-    bool, typer.Option("--allow-training-seeds", help="Judge also on seeds that solvers were learned from.")
-]
-
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for on the command line, read but not yet looked up."""
+    """What is requested on the command line: each field is an option of both commands.
 
-    config: str
-    solvers: Sequence[str]
+    A command's own subclass declares `solver` and `out` again, with their help.
+    """
+
+    config: Annotated[
+        str, typer.Option("--config", "-c", help="A data set (cifar10, ffhq, ..., demo) or a YAML file.")
+    ]
+    solver: Any
     out: Path
-    nfe: str | None
-    samples: int | None
-    seeds: str | None
-    teacher: str | None
-    labels: str | None
-    prompts: Path | None
-    features: Sequence[str]
-    feature_weights: Path | None
-    reference: Path | None
-    perceptual: bool
-    batch_size: int
-    autocast: str | None
-    threads: int | None
-    allow_training_seeds: bool
-    override: Sequence[str]
-    device: str
+    nfe: Annotated[
+        str | None, typer.Option(help="Network evaluations, such as 4,6 or 4-8; the config's if not given.")
+    ] = None
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="How many of the config's evaluation seeds, from the first; 5000 if not given."
+        ),
+    ] = None
+    seeds: Annotated[str | None, typer.Option(help="Other seeds, such as 50000-50999, in their place.")] = (
+        None
+    )
+    teacher: Annotated[
+        str | None, typer.Option(help="Folder of an imported teacher, or 'demo'; teachers/NAME if not given.")
+    ] = None
+    labels: Labels = None
+    prompts: Prompts = None
+    features: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Network whose features distributions are compared in: demo, efficientnet-lite0, "
+            "inception-clean, inception-legacy, inception-edm or none; repeatable. If not given: demo for "
+            "the embedded teacher, else none."
+        ),
+    ] = None
+    feature_weights: Annotated[Path | None, typer.Option(help="File of the Inception network's weights.")] = (
+        None
+    )
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Statistics of real data, .npz or .safetensors; the embedded teacher has its own."),
+    ] = None
+    perceptual: Annotated[
+        bool, typer.Option("--perceptual", help="Also a perceptual distance, in a network of --features.")
+    ] = False
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples per network call; times depend on it.")] = 50
+    autocast: Annotated[
+        str | None,
+        typer.Option(help="Precision of the network: float16 or bfloat16; its own if not given."),
+    ] = None
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads per process; torch's choice if not given.")
+    ] = None
+    allow_training_seeds: Annotated[
+        bool,
+        typer.Option("--allow-training-seeds", help="Judge also on seeds that solvers were learned from."),
+    ] = False
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="In place of the config's, e.g. student.t_eps=0.01."),
+    ] = None
+    device: Device = "auto"
+
+
+R = TypeVar("R", bound=Request)
+
+
+def options_of(request: type[R]) -> Callable[[Callable[[R], None]], Callable[..., None]]:
+    """Make a command of a function of a request: typer sees the fields as the command's options."""
+
+    def decorate(function: Callable[[R], None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(**options: Any) -> None:
+            function(request(**options))
+
+        hints = get_type_hints(request, include_extras=True)
+        command.__annotations__ = hints
+        fields = inspect.signature(request).parameters.values()
+        command.__signature__ = inspect.Signature([f.replace(annotation=hints[f.name]) for f in fields])  # type: ignore[attr-defined]
+        return command
+
+    return decorate
 
 
 def judge(request: Request) -> tuple[Comparison, bool]:
-    """Judge solvers and write the report; return what was found, and whether this process tells of it."""
+    """Judge solvers and write the report; return what was found, and whether this process reports it."""
     import torch
 
     from gas_ext._utils.processes import join_processes
@@ -107,7 +128,7 @@ def judge(request: Request) -> tuple[Comparison, bool]:
     from gas_ext.evaluation import compare
     from gas_ext.evaluation.report import write_report
 
-    config = load_config(request.config, request.override)
+    config = load_config(request.config, request.override or ())
     seeds = _seeds(request, config)
     nfe = _evaluations(request, config)
     autocast = read_autocast(request.autocast)
@@ -123,7 +144,7 @@ def judge(request: Request) -> tuple[Comparison, bool]:
     try:
         comparison = compare(
             denoiser,
-            request.solvers,
+            [request.solver] if isinstance(request.solver, str) else request.solver,
             nfe,
             request.out,
             teacher=lambda steps: config.teacher_solver.build(denoiser.schedule, steps),
@@ -145,7 +166,7 @@ def judge(request: Request) -> tuple[Comparison, bool]:
         if processes.is_first:
             write_report(comparison, request.out)
     except KeyboardInterrupt:
-        echo("interrupted: run the same again, and it goes on after the last finished chunk", err=True)
+        echo("interrupted: run the same command again to resume after the last finished chunk", err=True)
         raise typer.Exit(INTERRUPTED) from None
     processes.leave()
     return comparison, processes.is_first
@@ -187,7 +208,7 @@ def _features(request: Request, denoiser: Denoiser) -> list[FeatureExtractor]:
     from gas_ext.evaluation.features import load_features
     from gas_ext.teachers.demo import DemoTeacher
 
-    names = list(request.features) or (["demo"] if isinstance(denoiser, DemoTeacher) else ["none"])
+    names = request.features or (["demo"] if isinstance(denoiser, DemoTeacher) else ["none"])
     if names == ["none"]:
         if request.reference is not None:
             raise ValueError(
@@ -203,14 +224,21 @@ def _features(request: Request, denoiser: Denoiser) -> list[FeatureExtractor]:
 
 
 def _reference(request: Request, denoiser: Denoiser, features: list[FeatureExtractor]) -> Reference | None:
-    """Return real data: what was asked for, or the embedded statistics where they fit."""
-    from gas_ext.evaluation.metrics import Reference, Statistics
-    from gas_ext.teachers.demo import DemoTeacher, load_demo_statistics
+    """Return real data: the requested file, or the embedded statistics where they fit."""
+    from gas_ext.evaluation.metrics import Reference
+    from gas_ext.teachers.demo import DemoTeacher
 
     if request.reference is not None:
         return Reference.load(request.reference)
     demo = [extractor for extractor in features if extractor.name == "demo"]
-    if not demo or not isinstance(denoiser, DemoTeacher):
-        return None
-    statistics = Statistics(*load_demo_statistics()["data"])
-    return Reference("Fashion-MNIST training images", statistics, extractor=demo[0].describe())
+    return embedded_reference("data", demo[0]) if demo and isinstance(denoiser, DemoTeacher) else None
+
+
+def embedded_reference(name: str, extractor: FeatureExtractor) -> Reference:
+    """Return the statistics that ship with the embedded teacher: of its "data", or of "teacher" samples."""
+    from gas_ext.evaluation.metrics import Reference, Statistics
+    from gas_ext.teachers.demo import load_demo_statistics
+
+    titles = {"data": "Fashion-MNIST training images", "teacher": "10,000 samples of the embedded teacher"}
+    statistics = Statistics(*load_demo_statistics()[name])
+    return Reference(titles[name], statistics, extractor=extractor.describe())

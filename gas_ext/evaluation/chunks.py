@@ -1,7 +1,7 @@
 """Results of a solver on disk, one small file per chunk of seeds: features, distances, times, no samples.
 
 A file is complete or absent. It names the cell (solver, network, precision, extractor) and the seeds that it
-belongs to, so that what is there already is found again, also among more seeds.
+belongs to, so existing results are found again, also among more seeds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _STALE = 3600.0  # seconds after which nobody is writing a file any more
 
 @dataclass(frozen=True)
 class ChunkResult:
-    """What is kept of one chunk.
+    """Results of one chunk.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ class CellFolder:
         self.path = path
 
     def describe(self, content: dict[str, Any]) -> None:
-        """Say in cell.json, for people, what the folder holds."""
+        """Describe in cell.json, for readers, what the folder holds."""
         write_file(self.path / _CELL, (json.dumps(content, indent=2) + "\n").encode())
 
     def chunk_path(self, chunk: Chunk) -> Path:
@@ -93,8 +93,8 @@ class CellFolder:
         except OSError as error:
             megabytes = sum(tensor.nbytes for tensor in result.tensors.values()) / 1e6
             raise OSError(
-                f"{path} ({megabytes:.0f} MB) could not be written: {error}; once there is room, run the "
-                "same again, and it goes on."
+                f"{path} ({megabytes:.0f} MB) could not be written: {error}; free some space and run the "
+                "same command again to resume."
             ) from error
 
     def read(self, chunk: Chunk) -> ChunkResult | None:
@@ -108,10 +108,6 @@ class CellFolder:
             return None
         ours = (record["cell"], record["chunk"]) == (self.path.name, chunk.identity)
         return ChunkResult(record, tensors) if ours else None
-
-    def has(self, chunk: Chunk) -> bool:
-        """Whether a chunk is there and intact."""
-        return self.read(chunk) is not None
 
     def clear_leftovers(self) -> None:
         """Remove what killed processes were writing; what others are writing is newer."""
@@ -127,25 +123,17 @@ class CellFolder:
         shape: tuple[int, ...] = ()
         with tempfile.TemporaryFile(dir=self.path) as file:
             for chunk in chunks:
-                part = self.tensor(name, chunk).to(torch.float32).contiguous()
+                part = self.require(chunk).tensors[name].to(torch.float32).contiguous()
                 file.write(part.numpy().tobytes())
                 rows, shape = rows + len(part), tuple(part.shape[1:])
             file.flush()
             yield np.memmap(file, dtype=np.float32, mode="r", shape=(rows, *shape))
 
-    def tensor(self, name: str, chunk: Chunk) -> Tensor:
-        """Return one tensor of a chunk that is there.
-
-        Raises
-        ------
-        ValueError
-            If the chunk has gone.
-        """
-        return self.require(chunk).tensors[name]
-
     def require(self, chunk: Chunk) -> ChunkResult:
         """Return a chunk that was there before; ValueError if it has gone."""
         result = self.read(chunk)
         if result is None:
-            raise ValueError(f"{self.chunk_path(chunk)} has vanished or is damaged; run the same again.")
+            raise ValueError(
+                f"{self.chunk_path(chunk)} has vanished or is damaged; run the same command again."
+            )
         return result

@@ -42,7 +42,7 @@ class Entry:
     solver : Solver
         The solver, on the denoiser's device.
     description : str
-        What it is, for people: what was asked for.
+        Description for readers.
     teacher : str
         Identity of the teacher's solver that it is compared with; empty for the teacher itself.
     """
@@ -61,7 +61,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A solver that is not to be had with a number of evaluations, and why."""
+    """A solver that does not support a number of evaluations, and why."""
 
     label: str
     nfe: int
@@ -256,7 +256,7 @@ def _placed(solver: Solver, denoiser: Denoiser) -> Solver:
 
 
 def name_of(solver: Solver) -> str:
-    """Return what a solver without a name of the catalog is, for people."""
+    """Return the description of a solver that has no name in the registry."""
     if isinstance(solver, GeneralizedSolver):
         return "learned" if solver.training_summary else f"DPM-Solver++({solver.theory_order}M)"
     order = getattr(solver, "order", None)
@@ -286,7 +286,7 @@ def check_seeds(entries: Sequence[Entry], seeds: Sequence[int], training_seeds: 
     seeds : sequence of int
         The seeds to judge on.
     training_seeds : sequence of int
-        Seeds that learned solvers are known to be learned from besides.
+        Seeds that solvers whose files record none were learned from.
     """
     for entry in entries:
         if entry.kind != "learned":

@@ -74,7 +74,7 @@ class Numbers:
 
 
 class Judge:
-    """Turns chunks into numbers; what it found once is kept beside them.
+    """Turns chunks into numbers, which are stored with the chunks.
 
     Parameters
     ----------
@@ -184,17 +184,17 @@ class Judge:
 
     def _teacher_reference(self, extractor: FeatureExtractor, teacher: CellFolder) -> Reference:
         """Return the teacher's samples as a reference, made once for all solvers."""
-        place = teacher.path.name, extractor.name
-        if place not in self._teachers:
+        key = teacher.path.name, extractor.name
+        if key not in self._teachers:
             with teacher.mapped(features_name(extractor.name), self.chunks) as features:
                 if not all_finite(features):
                     raise ValueError(
                         "The teacher's own samples are not finite; check the network and its solver."
                     )
-                self._teachers[place] = Reference.from_features(
+                self._teachers[key] = Reference.from_features(
                     f"the teacher's {len(features)} samples of the same seeds", features, extractor.describe()
                 )
-        return self._teachers[place]
+        return self._teachers[key]
 
 
 def _timing(records: Sequence[dict[str, Any]], full_batch: int) -> tuple[float | None, dict[str, Any]]:

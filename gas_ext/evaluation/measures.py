@@ -26,7 +26,7 @@ class Measure:
     short : str
         Heading of the column under that of its group.
     explanation : str
-        What it is, for people.
+        Description for readers.
     higher_is_better : bool
         Which direction is better.
     digits : int
@@ -61,7 +61,7 @@ class Measure:
 
     @property
     def title(self) -> str:
-        """Heading where its group is not told."""
+        """Heading that names its group."""
         return self.short if self.group == "sample" else f"{self.short} to {self.group}"
 
 

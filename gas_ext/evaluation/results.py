@@ -99,7 +99,7 @@ class Comparison:
     reference : dict or None
         Name, SHA-256 and size of the real data that distances are to.
     left_out : list of LeftOut
-        Solvers that are not to be had with a number of evaluations.
+        Solvers that do not support a number of evaluations.
     groups : int
         Groups of the jackknife.
 
@@ -210,17 +210,17 @@ def mark_cells(cells: Sequence[Cell]) -> list[Cell]:
     for nfe in {cell.nfe for cell in cells}:
         for measure in in_order([key for cell in cells for key in cell.numbers.estimates]):
             found = {
-                place: estimate
-                for place, cell in enumerate(cells)
+                index: estimate
+                for index, cell in enumerate(cells)
                 if cell.kind != "teacher" and cell.nfe == nfe and (estimate := cell.estimate(measure.key))
             }
             if len(found) < 2:
                 continue
             sign = -1.0 if measure.higher_is_better else 1.0
-            best = min(found, key=lambda place: sign * found[place].value)
-            for place, estimate in found.items():
-                if place == best:
-                    marks[place][measure.key] = BEST
+            best = min(found, key=lambda index: sign * found[index].value)
+            for index, estimate in found.items():
+                if index == best:
+                    marks[index][measure.key] = BEST
                 elif estimate.replicates and (estimate - found[best]).is_noise(LEVEL):
-                    marks[place][measure.key] = NOISE
+                    marks[index][measure.key] = NOISE
     return [replace(cell, marks=found) for cell, found in zip(cells, marks, strict=True)]

@@ -66,10 +66,10 @@ def compare(
     reporter: Reporter | None = None,
     processes: Processes | None = None,
 ) -> Comparison:
-    """Judge solvers on the same seeds; goes on where an earlier call in the same folder was stopped.
+    """Judge solvers on the same seeds; resumes an earlier call in the same folder.
 
-    Every solver is sampled chunk by chunk, and what is kept of a chunk is one file in the folder. Another
-    solver, number of evaluations, more seeds or another reference make only what is not there yet. Under
+    Every solver is sampled chunk by chunk, and the results of a chunk are one file in the folder. Another
+    solver, number of evaluations, more seeds or another reference compute only what is missing. Under
     torchrun every process samples its share of the chunks; all return the same.
 
     Parameters
@@ -83,7 +83,7 @@ def compare(
     nfe : sequence of int
         Numbers of network evaluations.
     folder : path
-        Where the chunks are kept.
+        Where the chunks are stored.
     teacher : Solver or callable
         The teacher's solver, or a function that makes the one for a number of evaluations.
     seeds : sequence of int
@@ -110,11 +110,11 @@ def compare(
     groups : int
         Groups of consecutive seeds for the confidence intervals; 0 for none.
     training_seeds : sequence of int, optional
-        Seeds that learned solvers whose files do not tell are known to be learned from; None allows any.
+        Seeds that learned solvers whose files record none were learned from; None allows any.
     title : str
         Heading of the report.
     reporter : Reporter, optional
-        Told about progress.
+        Receives progress.
     processes : Processes, optional
         Those that share the work; those that torchrun started if not given.
 
@@ -126,7 +126,7 @@ def compare(
     Raises
     ------
     TypeError
-        If the denoiser or a solver is none.
+        If the denoiser is not a Denoiser, or a solver not a solver.
     ValueError
         If a solver is unknown or another network's, was learned from one of the seeds, or settings do not
         fit each other.
@@ -152,7 +152,7 @@ def compare(
             f"The denoiser is a {type(denoiser).__name__}, but must be a Denoiser; wrap a function with "
             "Denoiser.from_callable."
         )
-    place = _checked_folder(Path(folder))
+    folder = _checked_folder(Path(folder))
     seeds = SeedList.of(seeds)
     spread = spread_conditions(denoiser, seeds, labels, prompts, conditions)
     extractors = _loaded(features, denoiser)
@@ -165,7 +165,7 @@ def compare(
     if training_seeds is not None:
         check_seeds(entries, setup.seeds, training_seeds)
     processes = processes or join_processes(denoiser.device)
-    work = _Work(setup, entries, place / CELLS, processes, reporter or SilentReporter())
+    work = _Work(setup, entries, folder / CELLS, processes, reporter or SilentReporter())
     work.sample()
     cells = work.judge(judge)
     found = None
@@ -191,14 +191,14 @@ def _loaded(features: Features | Sequence[Features], denoiser: Denoiser) -> tupl
 
 def _checked_folder(folder: Path) -> Path:
     """Return the folder if it can be written, and no report of anything else would be replaced."""
-    place = check_output_folder(folder)
-    foreign = [name for name in ("index.html", "results.json") if (place / name).exists()]
-    if foreign and not (place / CELLS).is_dir():
+    target = check_output_folder(folder)
+    foreign = [name for name in ("index.html", "results.json") if (target / name).exists()]
+    if foreign and not (target / CELLS).is_dir():
         raise ValueError(
             f"{folder / foreign[0]} exists, but {folder} is not the folder of a comparison; choose "
             "another one with -o."
         )
-    return place
+    return target
 
 
 class _Work:
@@ -226,7 +226,7 @@ class _Work:
         for entry, cell in zip(self.entries, self.folders, strict=True):
             if self.processes.is_first:
                 cell.describe({"solver": entry.label, "description": entry.description, "steps": entry.steps})
-            missing = [chunk for chunk in chunks if not cell.has(chunk)]
+            missing = [chunk for chunk in chunks if cell.read(chunk) is None]
             if not missing:
                 continue
             sampler = ChunkSampler(self.setup, entry)
@@ -235,7 +235,7 @@ class _Work:
                 for chunk in missing:
                     teacher = None
                     if entry.kind != "teacher":
-                        teacher = self.teachers[entry.teacher].tensor("samples", chunk)
+                        teacher = self.teachers[entry.teacher].require(chunk).tensors["samples"]
                     cell.write(chunk, sampler.run(chunk, teacher, advance))
         self.processes.wait()
 
@@ -256,7 +256,7 @@ class _Work:
                         entry.kind,
                         entry.description,
                         judge.numbers(cell, teacher),
-                        cell.tensor("shown", first),
+                        cell.require(first).tensors["shown"],
                         f"{CELLS}/{cell.path.name}",
                         "" if teacher is None else f"{CELLS}/{teacher.path.name}",
                     )

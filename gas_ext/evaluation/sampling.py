@@ -47,33 +47,33 @@ class ChunkSampler:
         teacher : Tensor or None
             The teacher's samples of them, on the CPU; None if this is the teacher itself.
         advance : callable
-            Told the number of samples after each batch.
+            Called with the number of samples after each batch.
         """
         setup = self.setup
         parts: dict[str, list[Tensor]] = defaultdict(list)
         times: list[float] = []
         for start in range(chunk.rows.start, chunk.rows.stop, setup.batch_size):
             rows = range(start, min(start + setup.batch_size, chunk.rows.stop))
-            drawn = self._draw(rows)
+            run = self._sample(rows)
             if len(rows) == setup.full_batch:
-                times += drawn.times
-            place = slice(rows.start - chunk.rows.start, rows.stop - chunk.rows.start)
-            target = None if teacher is None else teacher[place].to(self.device)
+                times += run.times
+            part = slice(rows.start - chunk.rows.start, rows.stop - chunk.rows.start)
+            target = None if teacher is None else teacher[part].to(self.device)
             with evaluating(setup.denoiser, self.device):  # not in the precision that the network samples in
-                for name, value in self._judge(drawn.samples.float(), target).items():
+                for name, value in self._judge(run.samples.float(), target).items():
                     parts[name].append(value.cpu())
                 if start == 0:
-                    parts["shown"].append(self._pictures(drawn.samples[: setup.shown].float()))
+                    parts["shown"].append(self._pictures(run.samples[: setup.shown].float()))
             advance(len(rows))
         record = {
-            "nfe": drawn.nfe,
+            "nfe": run.nfe,
             "ms_per_image": times,
             "device": _device_name(self.device),
             "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
         }
         return ChunkResult(record, {name: torch.cat(values).contiguous() for name, values in parts.items()})
 
-    def _draw(self, rows: range) -> SampleRun:
+    def _sample(self, rows: range) -> SampleRun:
         """Sample a batch; noise and conditions are made before the clock starts."""
         setup, denoiser = self.setup, self.setup.denoiser
         noise = stacked_noise(setup.seeds[rows.start : rows.stop], denoiser.sample_shape, device=self.device)
@@ -81,7 +81,7 @@ class ChunkSampler:
         if isinstance(condition, Tensor):
             condition = condition.to(self.device)
         with evaluating(denoiser, self.device, setup.autocast):
-            drawn = draw_samples(
+            run = draw_samples(
                 self.solver,
                 denoiser,
                 noise,
@@ -91,7 +91,7 @@ class ChunkSampler:
                 warm_up=not self._warm,
             )
         self._warm = True
-        return drawn
+        return run
 
     def _judge(self, samples: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
         """Return distances and features of a batch; latents are decoded for all but L1 and L2."""
@@ -110,7 +110,7 @@ class ChunkSampler:
         return found
 
     def _pictures(self, samples: Tensor) -> Tensor:
-        """Return a few images as 8-bit numbers; what is no image gives none."""
+        """Return a few images as 8-bit numbers, or none if the samples are not images."""
         images = self.setup.denoiser.decode(samples).float()
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             return torch.zeros(0, 1, 1, 1, dtype=torch.uint8)

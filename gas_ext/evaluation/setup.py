@@ -28,14 +28,14 @@ SHOWN = 12  # images of the grids: those of the first seeds
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive seeds that are sampled and kept together.
+    """Consecutive seeds that are sampled and stored together.
 
     Parameters
     ----------
     rows : range
-        Their places among all seeds.
+        Their positions among all seeds.
     identity : str
-        Hash of the seeds, their conditions and how many images are kept: the same wherever they occur.
+        Hash of the seeds, their conditions and the number of images stored: the same wherever they occur.
     """
 
     rows: range
@@ -93,12 +93,12 @@ class Setup:
         return Chunk(rows, checksum(described, tensors)[:16])
 
     def condition(self, rows: range) -> Conditions:
-        """Return the conditions of some places, on the CPU."""
+        """Return the conditions of some positions, on the CPU."""
         return None if self.conditions is None else self.conditions[rows.start : rows.stop]
 
     @cached_property
     def described(self) -> dict[str, Any]:
-        """Return what a solver's samples and features depend on besides the solver and the seeds.
+        """Return what a solver's samples and features depend on apart from the solver and the seeds.
 
         Batch size and device are among it: the time per image depends on them.
         """
@@ -116,7 +116,7 @@ class Setup:
         return plain_values
 
     def _describe_teacher(self) -> dict[str, Any]:
-        """Return what tells a network from others; without a hash of its weights, its output."""
+        """Return what identifies a network: the hash of its weights, or else of an output."""
         denoiser = self.denoiser
         described = {"name": denoiser.name, "family": denoiser.family, "weights_hash": denoiser.weights_hash}
         return described if denoiser.weights_hash else {**described, "output_hash": self._output_hash()}
@@ -135,7 +135,7 @@ class Setup:
 
 
 def cell_identity(setup: Setup, solver: str, teacher: str) -> str:
-    """Return the name of the folder where a solver's chunks are kept.
+    """Return the name of the folder where a solver's chunks are stored.
 
     Parameters
     ----------
@@ -172,7 +172,7 @@ def check_setup(setup: Setup) -> None:
 
 
 def extractor_of(reference: Reference, extractors: Sequence[FeatureExtractor]) -> FeatureExtractor:
-    """Return the extractor that a reference was made with; of a file that does not tell, the first that fits.
+    """Return the extractor that a reference was made with; if it does not record one, the first that fits.
 
     Raises
     ------

@@ -55,7 +55,7 @@ class Baseline:
 
 
 @dataclass(frozen=True)
-class Rival:
+class NamedBaseline:
     """A training-free solver by its name.
 
     Parameters
@@ -142,9 +142,9 @@ def family_names(family: str, spacings: Sequence[str] = SPACINGS) -> list[str]:
     return [f"{solver}@{spacing}" for solver in FAMILIES[family] for spacing in spacings]
 
 
-def rivals(
+def named_baselines(
     schedule: NoiseSchedule, steps: int, t_eps: float = 1e-3, families: Sequence[str] = tuple(FAMILIES)
-) -> list[Rival]:
+) -> list[NamedBaseline]:
     """Build every solver of some families at every spacing; Heun's needs at least two evaluations.
 
     Parameters
@@ -162,11 +162,12 @@ def rivals(
     Examples
     --------
     >>> schedule = NoiseSchedule.vp_linear()
-    >>> len(rivals(schedule, 4)), len(rivals(schedule, 1)), rivals(schedule, 4)[0].description
+    >>> found = named_baselines(schedule, 4)
+    >>> len(found), len(named_baselines(schedule, 1)), found[0].description
     (64, 60, 'DDIM, uniform times')
     """
     names = [name for family in families for name in family_names(family) if family != "Heun" or steps > 1]
-    return [Rival(name, build_solver(name, schedule, steps, t_eps)) for name in names]
+    return [NamedBaseline(name, build_solver(name, schedule, steps, t_eps)) for name in names]
 
 
 def select_baseline(
@@ -186,7 +187,7 @@ def select_baseline(
 
     Parameters
     ----------
-    baselines : sequence of Baseline or Rival
+    baselines : sequence of Baseline or NamedBaseline
         The candidates, at least one.
     denoiser : callable
         As for `GASSampler`.
@@ -202,7 +203,7 @@ def select_baseline(
 
     Returns
     -------
-    (Baseline or Rival, list of float)
+    (Baseline or NamedBaseline, list of float)
         The one with the smallest mean L1 distance, and the distances of all. NaN counts as infinite.
     """
     if not baselines:

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from gas_ext.cli import app
 
-TINY = ["--steps", "2", "--iterations", "2", "--train-samples", "8", "--held-out-samples", "8"]
+TINY = ["--steps", "2", "--iterations", "2", "--train-samples", "8", "--held-out-samples", "20"]
 TIMES = ("seconds",)
 
 
@@ -28,7 +28,7 @@ def test_same_seed_same_numbers_and_the_promised_keys(tmp_path):
         assert outcome.exit_code == 0, outcome.output
         assert "learned / best classical" in outcome.stdout
         assert "chosen by L1" in outcome.stdout
-        assert "8 samples cannot resolve Frechet distances below" in outcome.stdout
+        assert "20 samples cannot resolve Frechet distances below" in outcome.stdout
         records.append(json.loads((tmp_path / name / "results.json").read_text()))
     assert without_times(records[0]) == without_times(records[1])
     assert {row["solver"] for row in records[0]["rows"]} == {"teacher", "classical", "learned"}
@@ -67,6 +67,7 @@ def test_wrong_usage_is_two():
     assert run("demo", "--steps", "0").exit_code == 2
     assert run("demo", "--stepps", "4").exit_code == 2
     assert run("demo", "--seed", "50").exit_code == 2
+    assert run("demo", "--held-out-samples", "19").exit_code == 2
 
 
 def test_training_samples_never_reach_the_held_out_seeds(tmp_path):

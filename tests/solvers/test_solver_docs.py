@@ -1,16 +1,16 @@
 """docs/solvers.md names every solver, and its Python runs."""
 
 import re
-from pathlib import Path
 
 import pytest
+from docs_runner import Page
 
 from gas_ext import GASSampler
 from gas_ext.solvers.presets import KINDS
 from gas_ext.solvers.registry import SPACING_TITLES, names
 
-TEXT = (Path(__file__).resolve().parents[2] / "docs" / "solvers.md").read_text(encoding="utf-8")
-QUOTED = re.findall(r"`([^`\n]+)`", TEXT)
+PAGE = Page("docs/solvers.md")
+QUOTED = re.findall(r"`([^`\n]+)`", PAGE.text)
 
 
 @pytest.mark.parametrize("name", names())
@@ -27,8 +27,6 @@ def test_every_spacing_and_kind_is_described(name):
 
 
 def test_the_python_runs(capsys):
-    (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    found = {"network": lambda x, t, condition: x}
-    exec(compile(block, "solvers.md", "exec"), found)
+    found = PAGE.run("network", network=lambda x, t, condition: x)
     assert isinstance(found["sampler"], GASSampler)
     assert capsys.readouterr().out.startswith("UniPC-3 (bh2), logSNR times\neuler, ddim")

@@ -11,7 +11,7 @@ from gas_ext.training.baselines import (
     Baseline,
     classical_solver,
     classical_solvers,
-    rivals,
+    named_baselines,
     select_baseline,
 )
 
@@ -73,7 +73,7 @@ def test_selection_takes_the_nearest(problem, batch_size):
 
 def test_rivals_are_chosen_like_baselines(problem):
     noise, target = problem
-    candidates = [*classical_solvers(SCHEDULE, 5), *rivals(SCHEDULE, 5)]
+    candidates = [*classical_solvers(SCHEDULE, 5), *named_baselines(SCHEDULE, 5)]
     best, distances = select_baseline(candidates, mixture_denoiser, noise, target)
     assert distances[candidates.index(best)] == min(distances)
     by_name = {c.description: d for c, d in zip(candidates, distances, strict=True)}
@@ -83,7 +83,9 @@ def test_rivals_are_chosen_like_baselines(problem):
 def test_every_family_is_one_of_the_catalog():
     short = {name.removesuffix("-bh2") for name in names()}
     assert {name for family in FAMILIES.values() for name in family} <= short | set(names())
-    assert len({rival.name for rival in rivals(SCHEDULE, 4)}) == len(rivals(SCHEDULE, 4))
+    assert len({baseline.name for baseline in named_baselines(SCHEDULE, 4)}) == len(
+        named_baselines(SCHEDULE, 4)
+    )
 
 
 def test_selection_never_takes_nan(problem):

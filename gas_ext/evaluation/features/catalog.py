@@ -50,7 +50,7 @@ def load_features(
     ValueError
         If there is no such extractor, or the file is not the expected one.
     ImportError, FileNotFoundError
-        If what it needs is not there; the message says where it is to be had.
+        If a file or package that it needs is missing; the message says where to get it.
 
     Examples
     --------
@@ -81,7 +81,7 @@ def register_features(name: str, factory: Factory) -> None:
     >>> del _FACTORIES["means"]
     """
     if name in _FACTORIES:
-        raise ValueError(f"the features {name!r} are there already; take another name")
+        raise ValueError(f"the features {name!r} exist already; take another name")
     _FACTORIES[name] = factory
 
 

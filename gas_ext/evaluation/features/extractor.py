@@ -1,4 +1,4 @@
-"""A network that turns images into feature vectors, with all that a number made with it must tell."""
+"""A network that turns images into feature vectors, with what must be recorded of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FeatureExtractor:
     Parameters
     ----------
     name : str
-        Its name, which belongs beside every number made with it.
+        Its name, recorded with every number made with it.
     size : int
         F, the length of a feature vector.
     embed : callable

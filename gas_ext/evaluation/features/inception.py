@@ -118,9 +118,9 @@ def _load_script(path: Path, device: str | torch.device) -> Any:
                 "ignore", FutureWarning
             )  # deprecated, but the published file is of this form
             network = torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]
-    except Exception as error:  # what a file of another kind ends in is not documented
+    except Exception as error:  # the errors of other files are not documented
         raise ValueError(
-            f"{path} is no TorchScript network ({type(error).__name__}); get {INCEPTION_URL}"
+            f"{path} is not a TorchScript network ({type(error).__name__}); get {INCEPTION_URL}"
         ) from error
     if not hasattr(network, "layers"):
         raise ValueError(f"{path} is another network than Inception's; get {INCEPTION_URL}")

@@ -93,3 +93,21 @@ def group_slices(count: int, groups: int) -> list[slice]:
         raise ValueError(f"{count} samples do not make {groups} groups; take between 1 and {count} groups")
     bounds = [count * group // groups for group in range(groups + 1)]
     return [slice(start, stop) for start, stop in pairwise(bounds)]
+
+
+def kept_groups(groups: int) -> Tensor:
+    """Return which groups each replicate keeps: the first all of them, the others all but one.
+
+    Examples
+    --------
+    >>> kept_groups(2).tolist(), kept_groups(0).tolist()
+    ([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0]], [[1.0]])
+    """
+    kept = torch.ones(1 + groups, max(groups, 1), dtype=torch.float64)
+    kept[1:] -= torch.eye(groups, max(groups, 1), dtype=torch.float64)
+    return kept
+
+
+def kept_counts(kept: Tensor, parts: list[slice]) -> Tensor:
+    """Return how many samples each replicate keeps."""
+    return kept @ torch.tensor([part.stop - part.start for part in parts], dtype=torch.float64)

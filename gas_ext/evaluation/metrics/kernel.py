@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,8 @@ from gas_ext.evaluation.metrics.arrays import (
     check_features,
     check_finite,
     group_slices,
+    kept_counts,
+    kept_groups,
     pieces,
     read_rows,
 )
@@ -46,99 +50,82 @@ def kernel_distance(features: Features, reference: Features, *, device: str | to
 
 
 def kernel_distances(
-    features: Features, reference: Features, groups: int = 0, device: str | torch.device = "cpu"
+    features: Features,
+    reference: Features,
+    groups: int = 0,
+    device: str | torch.device = "cpu",
+    paired: bool = False,
 ) -> Tensor:
-    """Return the kernel distance of all samples, then those without each group, ``(1 + groups,)`` float64."""
-    check_features(reference, 2)
-    check_features(features, 2, reference.shape[1])
-    own_groups = group_slices(len(features), max(groups, 1))
-    everything = [slice(0, len(reference))]
-    within = _pair_sums(features, features, own_groups, own_groups, device)
-    across = _pair_sums(features, reference, own_groups, everything, device)[:, 0]
-    sizes = torch.tensor([part.stop - part.start for part in own_groups], dtype=torch.float64)
-    diagonal = torch.stack([_diagonal_sum(features, part, device) for part in own_groups])
-    reference_mean = _mean_without_diagonal(
-        _pair_sums(reference, reference, everything, everything, device)[0, 0],
-        _diagonal_sum(reference, everything[0], device),
-        torch.tensor(float(len(reference)), dtype=torch.float64),
-    )
-    kept = torch.ones(1 + groups, len(own_groups), dtype=torch.float64)
-    for group in range(groups):
-        kept[1 + group, group] = 0
-    count = kept @ sizes
-    own_mean = _mean_without_diagonal(((kept @ within) * kept).sum(dim=1), kept @ diagonal, count)
-    return own_mean + reference_mean - 2 * (kept @ across) / (count * len(reference))
+    """Return the kernel distance of all samples, then those without each group, ``(1 + groups,)`` float64.
 
-
-def paired_kernel_distances(
-    features: Features, reference: Features, groups: int = 0, device: str | torch.device = "cpu"
-) -> Tensor:
-    """Return the kernel distance of samples and references that come in pairs, ``(1 + groups,)`` float64.
-
-    Where row i of both was made from the same noise, their kernel is larger than that of independent draws,
-    and `kernel_distances` falls below 0 even for the same distribution. Leaving out the pairs of one row in
-    the product of both, too, is unbiased again (the U-statistic of Gretton et al. 2012, lemma 6). Groups are
-    left out of both sides.
+    Where row i of both was made from the same noise (`paired`), their kernel is larger than that of
+    independent draws, and the distance would fall below 0 even for the same distribution. Leaving out the
+    pairs of one row in the product of both, too, is unbiased again (the U-statistic of Gretton et al. 2012,
+    lemma 6). Groups are then left out of both sides.
 
     Raises
     ------
     ValueError
-        If shapes differ, or there are fewer than 2 rows.
+        If shapes do not fit, or there are fewer than 2 rows.
 
     Examples
     --------
     >>> x = torch.tensor([[0.0], [1.0], [2.0]])
-    >>> paired_kernel_distances(x, x).item()
+    >>> kernel_distances(x, x, paired=True).item()
     0.0
     """
-    check_features(features, 2, reference.shape[-1])
-    if features.shape != reference.shape:
+    check_features(reference, 2)
+    check_features(features, 2, reference.shape[1])
+    if paired and features.shape != reference.shape:
         raise ValueError(f"{len(features)} samples and {len(reference)} references are not paired")
-    parts = group_slices(len(features), max(groups, 1))
-    kept = torch.ones(1 + groups, len(parts), dtype=torch.float64)
-    kept[1:] -= torch.eye(groups, len(parts), dtype=torch.float64)
-    count = kept @ torch.tensor([part.stop - part.start for part in parts], dtype=torch.float64)
+    own = _Grouped(features, group_slices(len(features), max(groups, 1)), kept_groups(groups))
+    if paired:
+        theirs = own._replace(features=reference)
+    else:
+        theirs = _Grouped(reference, [slice(0, len(reference))], torch.ones_like(own.kept[:, :1]))
 
-    def mean(a: Features, b: Features) -> Tensor:
-        total = ((kept @ _pair_sums(a, b, parts, parts, device)) * kept).sum(dim=1)
-        diagonal = torch.stack([_diagonal_sum(a, part, device, b) for part in parts])
-        return _mean_without_diagonal(total, kept @ diagonal, count)
+    def mean(a: _Grouped, b: _Grouped, same_rows: bool = True) -> Tensor:
+        """Mean kernel of all pairs; where the rows of both belong together, of those of different rows."""
+        total = ((a.kept @ _pair_sums(a, b, device)) * b.kept).sum(dim=1)
+        count = kept_counts(a.kept, a.parts)
+        if not same_rows:
+            return total / (count * kept_counts(b.kept, b.parts))
+        diagonal = torch.stack([_diagonal_sum(a.features, b.features, part, device) for part in a.parts])
+        return (total - a.kept @ diagonal) / (count * (count - 1))
 
-    return mean(features, features) + mean(reference, reference) - 2 * mean(features, reference)
+    return mean(own, own) + mean(theirs, theirs) - 2 * mean(own, theirs, paired)
 
 
-def _mean_without_diagonal(total: Tensor, diagonal: Tensor, count: Tensor) -> Tensor:
-    """Mean over the pairs of different members."""
-    return (total - diagonal) / (count * (count - 1))
+class _Grouped(NamedTuple):
+    """Feature vectors in groups, and which groups each replicate keeps."""
+
+    features: Features
+    parts: list[slice]
+    kept: Tensor
 
 
 def _kernel(products: Tensor, size: int) -> Tensor:
     return (products / size + 1) ** 3
 
 
-def _pair_sums(
-    a: Features, b: Features, groups_a: list[slice], groups_b: list[slice], device: str | torch.device
-) -> Tensor:
+def _pair_sums(a: _Grouped, b: _Grouped, device: str | torch.device) -> Tensor:
     """Sum the kernel over all pairs of each group of `a` with each of `b`; the sums are on the CPU."""
-    size = a.shape[1]
+    size = a.features.shape[1]
     edge = int(TILE**0.5)
-    sums = torch.zeros(len(groups_a), len(groups_b), dtype=torch.float64)
-    for j, group_b in enumerate(groups_b):
+    sums = torch.zeros(len(a.parts), len(b.parts), dtype=torch.float64)
+    for j, group_b in enumerate(b.parts):
         for columns in pieces(group_b.start, group_b.stop, edge):
-            right = read_rows(b, columns, device).T
-            for i, group_a in enumerate(groups_a):
+            right = read_rows(b.features, columns, device).T
+            for i, group_a in enumerate(a.parts):
                 for rows in pieces(group_a.start, group_a.stop, edge):
-                    sums[i, j] += _kernel(read_rows(a, rows, device) @ right, size).sum().cpu()
+                    sums[i, j] += _kernel(read_rows(a.features, rows, device) @ right, size).sum().cpu()
     return sums
 
 
-def _diagonal_sum(
-    features: Features, part: slice, device: str | torch.device, other: Features | None = None
-) -> Tensor:
-    """Sum of the kernel of every member with itself, or with the one of the same row."""
+def _diagonal_sum(a: Features, b: Features, part: slice, device: str | torch.device) -> Tensor:
+    """Sum the kernel of the vectors of one row."""
     total = torch.zeros((), dtype=torch.float64)
     for rows in pieces(part.start, part.stop, 4096):
-        own = read_rows(features, rows, device)
-        products = (own * (own if other is None else read_rows(other, rows, device))).sum(dim=1)
-        total += _kernel(products, features.shape[1]).sum().cpu()
+        products = (read_rows(a, rows, device) * read_rows(b, rows, device)).sum(dim=1)
+        total += _kernel(products, a.shape[1]).sum().cpu()
     return total

@@ -10,7 +10,7 @@ import torch
 
 from gas_ext.evaluation.features.extractor import FeatureExtractor
 from gas_ext.evaluation.metrics.arrays import Features, all_finite, check_features, group_slices
-from gas_ext.evaluation.metrics.kernel import kernel_distances, paired_kernel_distances
+from gas_ext.evaluation.metrics.kernel import kernel_distances
 from gas_ext.evaluation.metrics.moments import feature_statistics, frechet_distance, remove_statistics
 from gas_ext.evaluation.metrics.neighbors import neighbor_tables
 from gas_ext.evaluation.metrics.reference import Reference
@@ -21,12 +21,12 @@ METRICS = ("frechet", "kid", "precision", "recall", "density", "coverage")
 
 @dataclass(frozen=True)
 class Provenance:
-    """What every number must tell of itself.
+    """What a number was measured with.
 
     Parameters
     ----------
     extractor : dict or None
-        `FeatureExtractor.describe`: name, weights, resize, quantization; None if the caller did not tell.
+        `FeatureExtractor.describe`: name, weights, resize, quantization; None if not given.
     samples : int
         Number of samples.
     reference, reference_sha256, reference_count
@@ -106,7 +106,7 @@ def measure(
         What they are compared with.
     extractor : FeatureExtractor, optional
         The network that made the features; checked against the reference's own, where that is known, and
-        written beside the numbers. If not given, the reference's is.
+        recorded with the numbers. If not given, the reference's is.
     k : int
         Neighbor of precision, recall, density and coverage.
     groups : int
@@ -165,8 +165,7 @@ def measure(
     if all_finite(features):
         tables["frechet"] = _frechet_distances(features, reference, groups, paired)
         if reference.features is not None:
-            distances = paired_kernel_distances if paired else kernel_distances
-            tables["kid"] = distances(features, reference.features, groups, device).tolist()
+            tables["kid"] = kernel_distances(features, reference.features, groups, device, paired).tolist()
             columns = neighbor_tables(features, reference.features, k, groups, device)
             tables.update(zip(METRICS[2:], (column.tolist() for column in columns), strict=True))
     return Measured(

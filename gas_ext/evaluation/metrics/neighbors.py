@@ -14,6 +14,8 @@ from gas_ext.evaluation.metrics.arrays import (
     check_features,
     check_finite,
     group_slices,
+    kept_counts,
+    kept_groups,
     pieces,
     read_rows,
 )
@@ -117,11 +119,8 @@ def _summary(
     hits: Tensor, covered: Tensor, recalled: Tensor, parts: list[slice], k: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Fractions and means over the samples that each replicate keeps."""
-    replicates, groups = len(recalled), len(parts)
-    kept = torch.ones(replicates, groups, dtype=torch.float64)
-    for replicate in range(1, replicates):
-        kept[replicate, replicate - 1] = 0
-    count = kept @ torch.tensor([part.stop - part.start for part in parts], dtype=torch.float64)
+    kept = kept_groups(len(recalled) - 1)
+    count = kept_counts(kept, parts)
     precise = torch.stack([(hits[part] > 0).double().sum() for part in parts])
     number = torch.stack([hits[part].sum() for part in parts])
     coverage = ((kept @ covered.double()) > 0).double().mean(dim=1)

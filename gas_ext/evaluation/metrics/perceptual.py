@@ -29,6 +29,7 @@ def perceptual_distances(
 
     Examples
     --------
+    >>> import torch
     >>> x = torch.ones(1, 3, 2, 2)
     >>> perceptual_distances(x, -x, lambda images: [images]).round(decimals=5)
     tensor([4.], dtype=torch.float64)

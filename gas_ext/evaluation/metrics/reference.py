@@ -37,11 +37,11 @@ class Reference:
     name : str
         What it was made of, such as "cifar10-32x32" or "teacher, 10000 samples".
     statistics : Statistics
-        Mean and covariance; a size of 0 means that the file does not tell.
+        Mean and covariance; a size of 0 if the file does not record it.
     features : Tensor, optional
         ``(M, F)`` float32. Without them only the Frechet distance can be measured.
     extractor : mapping, optional
-        `FeatureExtractor.describe` of the network that made them; None where the file does not tell.
+        `FeatureExtractor.describe` of the network that made them; None if the file does not record it.
     sha256 : str
         Of a .npz file, its SHA-256; else, if not given, of all that is in here.
 
@@ -102,7 +102,7 @@ class Reference:
         FileNotFoundError
             If there is no such file.
         ValueError
-            If it is damaged or of another kind.
+            If it is damaged or not a reference.
 
         Examples
         --------
@@ -153,7 +153,7 @@ def _read_npz(path: Path, name: str) -> Reference:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: torch.from_numpy(file[key]) for key in _ARRAYS if key in file.files}
     except Exception as error:  # zipfile and NumPy raise many kinds
-        raise ValueError(f"{path} is no .npz file, or is damaged: {reason_of(error)}.") from error
+        raise ValueError(f"{path} is not a .npz file, or is damaged: {reason_of(error)}.") from error
     sha256 = file_hash(path)
     if "feats" in arrays:
         features = arrays["feats"].float()

@@ -30,7 +30,7 @@ class Estimate:
     value : float
         The metric of all samples.
     replicates : tuple of float
-        The metric without group 0, 1, ...; at least 2, or none if it was not asked for.
+        The metric without group 0, 1, ...; at least 2, or none.
 
     Examples
     --------

@@ -1,9 +1,10 @@
-"""Images of all solvers with the same seeds in the same places."""
+"""Images of all solvers, one row each, with the same seed in each column."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,47 +82,53 @@ def write_grids(comparison: Comparison, folder: Path) -> list[Path]:
         if path not in wanted:
             path.unlink()
     for path, nfe in wanted.items():
-        _write_grid(rows_of(comparison, nfe), nfe, path)
+        write_grid(rows_of(comparison, nfe), f"{nfe} network evaluation{'' if nfe == 1 else 's'}", path)
     return list(wanted)
 
 
-def _write_grid(cells: list[Cell], nfe: int, path: Path) -> None:
+def write_grid(cells: list[Cell], title: str, path: Path, *, differences: bool = False) -> None:
+    """Write the images of solvers, the teacher's first; with their differences to the teacher's if wanted."""
+    rows: list[tuple[Tensor, list[str]]] = []
+    for cell in cells:
+        about = [_fitting(cell.description, 40)] if cell.description != cell.label else []
+        rows.append((strip(cell), [_fitting(cell.label), *about, caption(cell)]))
+        if differences and cell is not cells[0]:
+            rows.append((strip(cell, cells[0]), ["", "difference to the teacher"]))
     count, _, height, width = cells[0].shown.shape
-    label, cell_width, top = 2.3, 0.62, 0.8
+    label, cell_width, top = 2.55, 0.62, 0.8
     cell_height = cell_width * height / width
-    page = label + count * cell_width + 0.2, top + len(cells) * cell_height + 0.15
+    page = label + count * cell_width + 0.2, top + len(rows) * cell_height + 0.15
     figure = new_figure(*page)
-    title = f"{nfe} network evaluation{'' if nfe == 1 else 's'}"
-    figure.text(0.2 / page[0], 1 - 0.18 / page[1], title, fontsize=13, fontweight="bold", va="top")
+
+    def write(text: str, down: float, **style: Any) -> None:
+        figure.text(0.2 / page[0], 1 - down / page[1], text, va="center", **style)
+
+    write(title, 0.26, fontsize=13, fontweight="bold")
     note = "Each column starts from the same noise.  L1: mean absolute difference to the teacher's sample."
-    figure.text(0.2 / page[0], 1 - 0.46 / page[1], note, fontsize=8, color=MUTED_COLOR, va="top")
-    for number, cell in enumerate(cells):
-        bottom = page[1] - top - (number + 1) * cell_height
-        axes = figure.add_axes(
-            (label / page[0], bottom / page[1], count * cell_width / page[0], cell_height / page[1])
-        )
-        axes.imshow(strip(cell).permute(1, 2, 0).numpy(), interpolation="nearest", aspect="auto")
+    if differences:
+        note += "  Differences: blue darker, red brighter."
+    write(note, 0.52, fontsize=8, color=MUTED_COLOR)
+    for number, (picture, texts) in enumerate(rows):
+        down = top + number * cell_height
+        corner = label / page[0], 1 - (down + cell_height) / page[1]
+        axes = figure.add_axes((*corner, count * cell_width / page[0], cell_height / page[1]))
+        axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest", aspect="auto")
         axes.set_axis_off()
-        middle = (bottom + cell_height / 2) / page[1]
-        caption = f"{cell.nfe} evaluations"
-        if cell.estimate("l1") is not None:
-            caption = f"L1 {value_text(MEASURES['l1'], cell.estimate('l1'))}"
-        figure.text(
-            0.2 / page[0],
-            middle + 0.09 / page[1],
-            _fitting(cell.label),
-            fontsize=9.5,
-            fontweight="bold",
-            va="center",
-        )
-        figure.text(
-            0.2 / page[0], middle - 0.1 / page[1], caption, fontsize=8, color=MUTED_COLOR, va="center"
-        )
+        down += cell_height / 2 - 0.085 * (len(texts) - 1)
+        write(texts[0], down, fontsize=9.5, fontweight="bold")
+        for line, text in enumerate(texts[1:], 1):
+            write(text, down + 0.17 * line, fontsize=7.5, color=MUTED_COLOR)
     save_figure(figure, path)
 
 
+def caption(cell: Cell) -> str:
+    """Return the distance of a solver to the teacher; of the teacher, its evaluations."""
+    l1 = cell.estimate("l1")
+    return f"{cell.nfe} evaluations" if l1 is None else f"L1 {value_text(MEASURES['l1'], l1)}"
+
+
 def _fitting(label: str, length: int = 26) -> str:
-    """Return a label that fits beside the images.
+    """Return a label that fits next to the images.
 
     Examples
     --------

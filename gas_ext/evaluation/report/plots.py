@@ -6,13 +6,13 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gas_ext._utils.figures import (
     GRID_COLOR,
     MUTED_COLOR,
-    TEACHER_COLOR,
     clear_frame,
     new_figure,
     save_figure,
@@ -35,7 +35,7 @@ _INK, _LINES = "#010203", "#040506"  # replaced in SVG, by colors of the page
 
 
 def styles(comparison: Comparison) -> dict[str, dict[str, Any]]:
-    """Return color, marker and line of each solver; learned ones are drawn through, others dashed.
+    """Return color, marker and line of each solver; solid for learned solvers, dashed for others.
 
     Examples
     --------
@@ -70,7 +70,7 @@ def draw_panel(
     lines: str = GRID_COLOR,
 ) -> None:
     """Draw one measure of all solvers with its confidence intervals."""
-    places: list[float] = []
+    abscissas: list[float] = []
     values: list[float] = []
     for label, style in styles(comparison).items():
         points = _points([cell for cell in comparison.judged if cell.label == label], measure, abscissa)
@@ -80,10 +80,10 @@ def draw_panel(
         axes.errorbar(
             x, y, error, label=label, capsize=2, linewidth=1.6, markersize=5.5, elinewidth=1, **style
         )
-        if abscissa == "time":  # which evaluations a point is of is not to be read from its place
-            for nfe, *place in zip(nfes, x, y, strict=True):
-                _label(axes, str(nfe), tuple(place), style["color"])
-        places += x
+        if abscissa == "time":  # the position does not show the number of evaluations
+            for nfe, *point in zip(nfes, x, y, strict=True):
+                _label(axes, str(nfe), tuple(point), style["color"])
+        abscissas += x
         values += y
     for level in {e.value for cell in comparison.teachers if (e := cell.estimate(measure.key))}:
         axes.axhline(level, color=ink, linewidth=1.4, linestyle=":", label="teacher")
@@ -91,9 +91,9 @@ def draw_panel(
     if measure.logarithmic and values and min(values) > 0:
         axes.set_yscale("log")
         _plain_ticks(axes.yaxis, values)
-    if abscissa == "time" and places and min(places) > 0:
+    if abscissa == "time" and abscissas and min(abscissas) > 0:
         axes.set_xscale("log")
-        _plain_ticks(axes.xaxis, places)
+        _plain_ticks(axes.xaxis, abscissas)
     elif abscissa == "nfe":
         axes.set_xticks(comparison.nfes)
         axes.margins(x=0.12)
@@ -110,7 +110,7 @@ def draw_panel(
 
 
 def _points(cells: Sequence[Cell], measure: Measure, abscissa: str) -> list[tuple[int, float, float, float]]:
-    """Return evaluations, place, value and half the interval of each cell, in the order of evaluations."""
+    """Return evaluations, abscissa, value and half the interval of each cell, in the order of evaluations."""
     points = []
     for cell in cells:
         estimate = cell.estimate(measure.key)
@@ -120,9 +120,9 @@ def _points(cells: Sequence[Cell], measure: Measure, abscissa: str) -> list[tupl
     return sorted(points)
 
 
-def _label(axes: Axes, text: str, place: tuple[float, float], color: str) -> None:
+def _label(axes: Axes, text: str, point: tuple[float, float], color: str) -> None:
     """Write above and to the right of a point, in its color."""
-    axes.annotate(text, place, (3, 3), textcoords="offset points", fontsize=7, color=color)
+    axes.annotate(text, point, (3, 3), textcoords="offset points", fontsize=7, color=color)
 
 
 def _plain_ticks(axis: Any, values: Sequence[float]) -> None:
@@ -134,7 +134,7 @@ def _plain_ticks(axis: Any, values: Sequence[float]) -> None:
     else:
         axis.set_major_locator(MaxNLocator(5))
     axis.set_minor_formatter(NullFormatter())
-    axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
 
 
 def write_plots(comparison: Comparison, folder: Path) -> list[Path]:
@@ -211,8 +211,5 @@ def _for_page(svg: str, name: str, title: str) -> str:
     svg = re.sub(r'(\bid="|xlink:href="#|\burl\(#)', rf"\g<1>{name}-", svg)
     svg = svg.replace(_INK, "currentColor").replace(_LINES, "var(--line)")
     svg = re.sub(r'^<svg([^>]*?) height="[^"]*"', r"<svg\1", svg)
-    svg = re.sub(r'^<svg([^>]*?) width="[^"]*"', rf'<svg\1 role="img" aria-label="{title}"', svg)
+    svg = re.sub(r'^<svg([^>]*?) width="[^"]*"', rf'<svg\1 role="img" aria-label="{escape(title)}"', svg)
     return svg
-
-
-__all__ = ["ABSCISSAS", "TEACHER_COLOR", "draw_panel", "panel_svg", "plotted", "styles", "write_plots"]

@@ -29,7 +29,7 @@ def short_heading(measure: Measure, comparison: Comparison) -> str:
 
 
 def heading(measure: Measure, comparison: Comparison) -> str:
-    """Return the heading of a column or plot that stands alone, with its unit, or its features if several."""
+    """Return a heading outside of its group, with its unit, or its features if there are several."""
     short = short_heading(measure, comparison)
     if measure.group == "sample":
         return f"{short} ({measure.unit})" if measure.unit else short

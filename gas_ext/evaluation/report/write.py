@@ -17,7 +17,7 @@ PAGE = "index.html"
 
 
 def write_report(comparison: Comparison, folder: str | os.PathLike[str]) -> Path:
-    """Write a comparison for people and programs.
+    """Write the report of a comparison.
 
     Parameters
     ----------
@@ -29,10 +29,10 @@ def write_report(comparison: Comparison, folder: str | os.PathLike[str]) -> Path
     Returns
     -------
     Path
-        The page, index.html. Beside it: results.json, results.csv, results.md, quality-nfe.png,
+        The page, index.html. With it: results.json, results.csv, results.md, quality-nfe.png,
         quality-time.png and grids/nfe-N.png.
     """
-    place = check_output_folder(Path(folder))
+    target = check_output_folder(Path(folder))
     record = json.dumps(comparison.to_dict(), indent=2, allow_nan=False) + "\n"
     for name, text in (
         ("results.json", record),
@@ -40,7 +40,7 @@ def write_report(comparison: Comparison, folder: str | os.PathLike[str]) -> Path
         ("results.md", to_markdown(comparison)),
         (PAGE, to_html(comparison)),
     ):
-        write_file(place / name, text.encode())
-    write_plots(comparison, place)
-    write_grids(comparison, place / "grids")
-    return place / PAGE
+        write_file(target / name, text.encode())
+    write_plots(comparison, target)
+    write_grids(comparison, target / "grids")
+    return target / PAGE

@@ -154,7 +154,7 @@ def test_the_usual_place_is_looked_at(inception_file, tmp_path, monkeypatch):
 def test_files_of_another_kind(tmp_path):
     path = tmp_path / "weights.pt"
     torch.save({"a": torch.zeros(2)}, path)
-    with pytest.raises(ValueError, match="no TorchScript network"):
+    with pytest.raises(ValueError, match="not a TorchScript network"):
         load_inception("inception-edm", weights=path, sha256=file_hash(path))
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
     with pytest.raises(ValueError, match="another network"):

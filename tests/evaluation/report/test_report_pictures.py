@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -9,7 +10,7 @@ from report_tools import make_comparison
 
 from gas_ext._utils.figures import new_figure
 from gas_ext.evaluation.measures import MEASURES
-from gas_ext.evaluation.report.grids import rows_of, strip, strip_png, write_grids
+from gas_ext.evaluation.report.grids import rows_of, strip, strip_png, write_grid, write_grids
 from gas_ext.evaluation.report.plots import draw_panel, panel_svg, plotted, styles, write_plots
 
 
@@ -49,6 +50,22 @@ def test_grid_of_every_number_of_evaluations(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["nfe-4.png", "nfe-6.png"]
 
 
+@pytest.mark.parametrize("differences", [False, True])
+def test_grid_shows_every_image_and_difference(tmp_path, differences):
+    levels = torch.arange(36).view(3, 12, 1, 1, 1).mul(7).to(torch.uint8)
+    cells = make_comparison().cells[:3]
+    cells = [
+        replace(cell, shown=shown.expand(12, 1, 8, 8)) for cell, shown in zip(cells, levels, strict=True)
+    ]
+    write_grid(cells, "title", tmp_path / "grid.png", differences=differences)
+    with Image.open(tmp_path / "grid.png") as picture:
+        found = {tuple(color) for _, color in picture.convert("RGB").getcolors(2**24)}
+    assert {(level,) * 3 for level in levels.flatten().tolist()} <= found
+    # Differences of 84 and 168 levels to the teacher's are both above a quarter of the range: vermilion.
+    assert ((213, 94, 0) in found) == differences
+    assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
+
+
 def test_plots(tmp_path):
     comparison = make_comparison()
     assert [measure.key for measure in plotted(comparison)] == ["l1", "psnr", "frechet_to_data"]
@@ -63,8 +80,6 @@ def test_plots(tmp_path):
 
 
 def test_plots_of_before_are_removed_where_there_is_nothing_to_plot(tmp_path):
-    from dataclasses import replace
-
     comparison = make_comparison()
     write_plots(comparison, tmp_path)
     assert write_plots(replace(comparison, cells=comparison.teachers), tmp_path) == []
@@ -73,8 +88,6 @@ def test_plots_of_before_are_removed_where_there_is_nothing_to_plot(tmp_path):
 
 def test_points_are_joined_in_the_order_of_evaluations_and_tell_them():
     """Also where more evaluations took less time."""
-    from dataclasses import replace
-
     comparison = make_comparison()
     cells = [
         replace(cell, numbers=replace(cell.numbers, ms_per_image=100.0 - cell.nfe))
@@ -88,8 +101,6 @@ def test_points_are_joined_in_the_order_of_evaluations_and_tell_them():
 
 
 def test_many_solvers_have_styles_of_their_own():
-    from dataclasses import replace
-
     comparison = make_comparison()
     cells = [replace(comparison.cells[1], label=f"s{number}") for number in range(20)]
     found = styles(replace(comparison, cells=cells))
