@@ -140,7 +140,7 @@ def _import_student(path: Path, out: Path, config: Config | None, options: Impor
 
 def _import_samples(path: Path, out: Path, config: Config | None, options: ImportOptions) -> None:
     from gas_ext._utils.progress import make_reporter
-    from gas_ext.samples.reference import import_samples
+    from gas_ext.samples.published import import_samples
     from gas_ext.training.teacher_samples import compares_images
 
     images = config is not None and compares_images(config)
