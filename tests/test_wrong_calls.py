@@ -22,7 +22,7 @@ from gas_ext import (
 from gas_ext._utils import noise as noises
 from gas_ext.evaluation import metrics
 from gas_ext.solvers import registry, timesteps
-from gas_ext.teachers import from_diffusers  # noqa: F401 - for CALLS
+from gas_ext.teachers import from_diffusers
 
 PACKAGE = str(Path(gas_ext.__file__).parent)
 nan, inf = float("nan"), float("inf")
@@ -566,6 +566,7 @@ def place(tmp_path_factory) -> dict[str, object]:
     opened = samples.generate_samples(denoiser(), solver(), range(3), folder / "samples")
     reference = metrics.Reference.from_features("eight", torch.arange(16.0).reshape(8, 2))
     names = {"np": numpy, "registry": registry, "solvers": solvers, "metrics": metrics}
+    names["from_diffusers"] = from_diffusers
     for module in (noises, ops, samples, solvers, timesteps, training):
         names |= {name: value for name, value in vars(module).items() if callable(value)}
     return {**names, **globals(), "folder": folder, "opened": opened, "reference": reference}
