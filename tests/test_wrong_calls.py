@@ -22,7 +22,7 @@ from gas_ext import (
 from gas_ext._utils import noise as noises
 from gas_ext.evaluation import metrics
 from gas_ext.solvers import registry, timesteps
-from gas_ext.teachers import from_diffusers  # noqa: F401 (named in the calls below)
+from gas_ext.teachers import from_diffusers
 
 PACKAGE = str(Path(gas_ext.__file__).parent)
 nan, inf = float("nan"), float("inf")
