@@ -14,6 +14,7 @@ from gas_ext._utils.files import write_file
 from gas_ext._utils.records import COUNT, FLAG, OPTIONAL_NUMBER, OPTIONAL_TEXT, RECORD, TEXT, Field, Fields
 from gas_ext._utils.sealed_files import read_sealed, write_sealed
 from gas_ext.safe_pickle import read_torch_archive
+from gas_ext.solvers.timesteps import MAX_STEPS
 
 FORMAT_VERSION = 1
 SUFFIX = ".safetensors"
@@ -21,12 +22,11 @@ _KEY = "gas_ext_solver"
 
 Record: TypeAlias = dict[str, Any]
 
-_MOST_STEPS = 1_000_000
 
 _FIELDS: Fields = {
     "schedule": RECORD,
-    "steps": Field((int,), 0, _MOST_STEPS),
-    "order": Field((int,), 0, _MOST_STEPS),
+    "steps": Field((int,), 0, MAX_STEPS),
+    "order": Field((int,), 0, MAX_STEPS),
     "t_eps": Field((float,)),
     "theory_guidance": FLAG,
     "theory_order": COUNT,
