@@ -205,10 +205,10 @@ class _VariancePreserving(NoiseSchedule):
     """alpha^2 + sigma^2 = 1: everything follows from log alpha."""
 
     def sigma(self, t: Times) -> Tensor:
-        return torch.sqrt(-torch.expm1(2.0 * self.log_alpha(t)))
+        return torch.sqrt(-torch.expm1(2.0 * self.log_alpha(_defined(t))))
 
     def lambda_(self, t: Times) -> Tensor:
-        log_alpha = self.log_alpha(t)
+        log_alpha = self.log_alpha(_defined(t))
         return log_alpha - 0.5 * torch.log(-torch.expm1(2.0 * log_alpha))
 
 
@@ -224,7 +224,7 @@ class _VPLinear(_VariancePreserving):
             )
 
     def log_alpha(self, t: Times) -> Tensor:
-        t = _defined(t)
+        t = as_float64(t)
         return -0.25 * t**2 * (self.beta_1 - self.beta_0) - 0.5 * t * self.beta_0
 
     def inverse_lambda(self, lam: Times) -> Tensor:
@@ -272,7 +272,7 @@ class _VPKnots(_VariancePreserving):
         return copies
 
     def log_alpha(self, t: Times) -> Tensor:
-        t = _defined(t)
+        t = as_float64(t)
         return _interpolate(*self.knots(t.device), t)
 
     def inverse_lambda(self, lam: Times) -> Tensor:
