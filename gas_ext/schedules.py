@@ -145,7 +145,10 @@ class NoiseSchedule(ABC):
 
     @abstractmethod
     def sigma(self, t: Times) -> Tensor:
-        """Return sigma(t), float64, shape of t; NaN where the schedule is not defined."""
+        """Return sigma(t), float64, shape of t; NaN where the formula has no value.
+
+        The formula of VP linear is not cut off at t = 0, as in published solvers: at -0.5 it has a value.
+        """
 
     @abstractmethod
     def lambda_(self, t: Times) -> Tensor:
@@ -205,10 +208,10 @@ class _VariancePreserving(NoiseSchedule):
     """alpha^2 + sigma^2 = 1: everything follows from log alpha."""
 
     def sigma(self, t: Times) -> Tensor:
-        return torch.sqrt(-torch.expm1(2.0 * self.log_alpha(_defined(t))))
+        return torch.sqrt(-torch.expm1(2.0 * self.log_alpha(t)))
 
     def lambda_(self, t: Times) -> Tensor:
-        log_alpha = self.log_alpha(_defined(t))
+        log_alpha = self.log_alpha(t)
         return log_alpha - 0.5 * torch.log(-torch.expm1(2.0 * log_alpha))
 
 
@@ -378,13 +381,13 @@ class _Flow(NoiseSchedule):
     zero_terminal_snr = True
 
     def log_alpha(self, t: Times) -> Tensor:
-        return torch.log1p(-_defined(t, 1.0))
+        return torch.log1p(-_defined(t))
 
     def alpha(self, t: Times) -> Tensor:
-        return 1.0 - _defined(t, 1.0)
+        return 1.0 - _defined(t)
 
     def sigma(self, t: Times) -> Tensor:
-        return _defined(t, 1.0)
+        return _defined(t)
 
     def lambda_(self, t: Times) -> Tensor:
         t = as_float64(t)
@@ -406,10 +409,10 @@ def _power(base: float, exponent: float) -> float:
         return math.inf
 
 
-def _defined(t: Times, end: float = math.inf) -> Tensor:
-    """Return times as float64, and NaN where they are not within [0, end]: formulas may go on beyond."""
+def _defined(t: Times) -> Tensor:
+    """Return times as float64, and NaN where they are not within [0, 1]."""
     t = as_float64(t)
-    return torch.where((t >= 0.0) & (t <= end), t, math.nan)
+    return torch.where((t >= 0.0) & (t <= 1.0), t, math.nan)
 
 
 def _table(values: Tensor | Sequence[float]) -> Tensor:
