@@ -24,14 +24,15 @@ from gas_ext.denoisers import (
     per_sample,
 )
 from gas_ext.ops import UpdateResult, fused_update
+from gas_ext.solvers.baked import BakedCoefficients, can_bake, is_captured
 from gas_ext.solvers.coefficients import (
     Solver,
     SolverCoefficients,
+    StepWeights,
     check_guidance_scale,
     check_prediction_type,
 )
 from gas_ext.solvers.generalized import GeneralizedSolver
-from gas_ext.solvers.multistep import MultistepSolver
 
 
 class Trajectory(NamedTuple):
@@ -137,7 +138,8 @@ class GASSampler(nn.Module):
         self.guidance_scale = _agreed("guidance_scale", guidance_scale, solver.guidance_scale, "solver")
         self.recompute = flag("recompute", recompute)
         self.evaluations = 0  # of the network so far, replayed ones too; a doubled, guided batch is one
-        self._baked: _Baked | None = None
+        self._baked: BakedCoefficients | None = None
+        self._captured: list[SolverCoefficients] = []
         self._graphs = SolveGraphs() if flag("cuda_graph", cuda_graph) else None
         check_prediction_type(solver.schedule, self.prediction_type)
 
@@ -177,16 +179,27 @@ class GASSampler(nn.Module):
         return self.solver.coefficients(self.prediction_type, self.guidance_scale)
 
     def bake(self) -> SolverCoefficients:
-        """Compute the coefficients of a finished solver once, to be used by every solve from here on.
+        """Compute the coefficients of a finished solver anew, and return a copy of them.
 
-        A solve does so by itself, and again after the solver, `prediction_type`, `guidance_scale` or a
-        parameter changed, and computes them each time while gradients of parameters are recorded. A
-        parameter has changed if it was replaced, moved, or written to by torch, as optimizers and
-        `load_state_dict` do. Call `bake` after changes that torch does not see: writes through ``.data`` or
-        NumPy, or other attributes of the solver.
+        The first solve does so by itself (`gas_ext.solvers.baked`), and a later one again after the solver, a
+        parameter, `prediction_type` or `guidance_scale` changed. Call this after changes that it does not see:
+        of other attributes of the solver or its schedule, and, on a GPU, writes through ``.data`` or by
+        collectives. Coefficients of parameters that learn, on a GPU or where gradients are recorded, and of
+        other classes than this package's, are computed in every solve.
         """
-        table = self._bake().coefficients
-        return table._replace(timesteps=table.timesteps.clone())
+        if not can_bake(self.solver):
+            return self.coefficients()
+        rows, timesteps, evaluation_timesteps, weights = self._bake()
+        return SolverCoefficients(
+            tuple(row.clone() for row in rows),
+            timesteps.clone(),
+            evaluation_timesteps.clone(),
+            StepWeights(weights.state.clone(), weights.data.clone()),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave baked coefficients out of copies, which compute their own."""
+        return {**self.__dict__, "_baked": None, "_captured": []}
 
     def forward(
         self,
@@ -269,23 +282,22 @@ class GASSampler(nn.Module):
         return PartialSolve(self, noise, self._condition(condition, unconditional_condition, noise.shape[0]))
 
     def _coefficients(self, *, recording: bool = False) -> SolverCoefficients:
-        """Return the coefficients of a solve: baked ones where that is safe; see `bake`."""
+        """Return the coefficients of a solve: baked ones where that is safe."""
         solver, baked = self.solver, self._baked
-        if torch.compiler.is_compiling():
+        # A graph computes those of a learned solver itself, so that its replays follow the parameters.
+        if not can_bake(solver) or (recording and isinstance(solver, GeneralizedSolver)):
             return self.coefficients()
-        if type(solver) is GeneralizedSolver:  # a derived class may depend on anything
-            # A graph computes them itself, so that its replays follow the parameters.
-            follows = recording or _needs_gradients(solver) or not _has_versions(solver)
+        if baked is not None and baked.hold(solver, self.prediction_type, self.guidance_scale):
+            table = baked.coefficients
         else:
-            follows = not isinstance(solver, MultistepSolver)
-        if follows:
-            return self.coefficients()
-        return (baked if baked is not None and baked.holds(self) else self._bake()).coefficients
+            table = self._bake()
+        if is_captured(table.timesteps.device):
+            self._captured.append(table)  # a graph reads it for as long as it lives
+        return table
 
-    def _bake(self) -> _Baked:
-        with torch.inference_mode(False), torch.no_grad():  # to be of use in any mode
-            baked = self._baked = _Baked(self, self.coefficients())
-        return baked
+    def _bake(self) -> SolverCoefficients:
+        self._baked = BakedCoefficients(self.solver, self.prediction_type, self.guidance_scale)
+        return self._baked.coefficients
 
     def _replay(self, noise: Tensor, condition: Condition, return_trajectory: bool) -> Tensor | None:
         """Solve by a CUDA graph; None where that was not asked for or cannot be done."""
@@ -476,52 +488,6 @@ class PartialSolve:
 def _kept(table: SolverCoefficients) -> tuple[int, int]:
     """Return how many states, and how many data predictions with the newest, a step uses at most."""
     return table.weights.state.shape[1], table.weights.data.shape[1]
-
-
-class _Baked:
-    """Coefficients as constants, and what they were computed from."""
-
-    def __init__(self, sampler: GASSampler, coefficients: SolverCoefficients) -> None:
-        self.coefficients = coefficients
-        self._asked = sampler.solver, sampler.prediction_type, sampler.guidance_scale
-        # They share memory and version with the parameters, and keep the address from being used again.
-        self._tensors = [tensor.detach() for tensor in _tensors(sampler.solver)]
-        self._version = _version(sampler.solver)
-
-    def holds(self, sampler: GASSampler) -> bool:
-        """Whether nothing has changed that torch knows of."""
-        asked = sampler.solver, sampler.prediction_type, sampler.guidance_scale
-        return asked == self._asked and _version(sampler.solver) == self._version
-
-
-def _tensors(solver: Solver) -> list[Tensor]:
-    """Return what `parameters` and `buffers` do, in a tenth of their time."""
-    assert isinstance(solver, nn.Module)
-    registered = [*solver._parameters.values(), *solver._buffers.values()]
-    return [tensor for tensor in registered if tensor is not None]
-
-
-def _version(solver: Solver) -> list[tuple[Any, ...]]:
-    """Return what changes when a parameter is replaced, moved or written to, and with the CUDA stream.
-
-    Another stream would not wait for coefficients that are still being computed. Recording a CUDA graph
-    begins with waiting for everything, and the solves that precede it have baked.
-    """
-    tensors = _tensors(solver)
-    version: list[tuple[Any, ...]] = [(t.data_ptr(), t._version, t.device) for t in tensors]
-    on_gpu = tensors[0].is_cuda and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    if on_gpu and not torch.cuda.is_current_stream_capturing():
-        version.append((torch.cuda.current_stream(tensors[0].device),))
-    return version
-
-
-def _has_versions(solver: GeneralizedSolver) -> bool:
-    """Whether torch counts the writes to the parameters; not to those of torch.func or of inference mode."""
-    return all([type(t) is nn.Parameter and not t.is_inference() for t in _tensors(solver)])
-
-
-def _needs_gradients(solver: GeneralizedSolver) -> bool:
-    return torch.is_grad_enabled() and any([tensor.requires_grad for tensor in _tensors(solver)])
 
 
 def _agreed(name: str, given: Any, made_for: Any, owner: str) -> Any:

@@ -1,0 +1,105 @@
+"""Coefficients as constants: those of a finished solver are computed once and used by every solve.
+
+Computing them takes longer than all updates of a small image.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gas_ext._utils.torch_private import is_intercepted
+from gas_ext.solvers.coefficients import Solver, SolverCoefficients
+from gas_ext.solvers.generalized import GeneralizedSolver
+from gas_ext.solvers.multistep import MultistepSolver
+
+
+def can_bake(solver: Solver) -> bool:
+    """Whether the coefficients of a solver follow from what `BakedCoefficients` compares, here and now.
+
+    Not those of other classes, which may depend on anything; not where gradients of the parameters are
+    recorded or `torch.func` has replaced them; and on a GPU, where looking at values would wait for the device,
+    not those of parameters that still learn, nor while a graph is captured, whose replays follow them.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if type(solver) is not GeneralizedSolver:
+        return isinstance(solver, MultistepSolver)
+    parameters = _parameters(solver)
+    if any([type(parameter) is not nn.Parameter for parameter in parameters]):
+        return False
+    learning = any([parameter.requires_grad for parameter in parameters])
+    if parameters[0].is_cpu:
+        return not (learning and torch.is_grad_enabled())
+    return not learning and not is_captured(parameters[0].device)
+
+
+class BakedCoefficients:
+    """Coefficients of a solver, and what they were computed from.
+
+    Parameters are compared by value on the CPU; elsewhere by address and by torch's count of the writes to them.
+    """
+
+    def __init__(self, solver: Solver, prediction_type: str | None, guidance_scale: float | None) -> None:
+        with torch.inference_mode(False), torch.no_grad():  # to be of use in any mode
+            self.coefficients: SolverCoefficients = solver.coefficients(prediction_type, guidance_scale)
+            self._parameters = [_remembered(parameter) for parameter in _parameters(solver)]
+        self._asked = solver, prediction_type, guidance_scale
+        self._place = _place(solver)
+        self._stream = _stream(self._place[0])
+
+    def hold(self, solver: Solver, prediction_type: str | None, guidance_scale: float | None) -> bool:
+        """Whether these are the coefficients that the solver would compute now."""
+        place = _place(solver)
+        if self._asked != (solver, prediction_type, guidance_scale) or self._place != place:
+            return False
+        # Another stream would not wait for coefficients that are still being computed. Capturing a graph
+        # begins with waiting for everything that was written.
+        if not is_captured(place[0]) and self._stream != _stream(place[0]):
+            return False
+        pairs = zip(self._parameters, _parameters(solver), strict=True)
+        return all([_is_same(old, version, new) for (old, version), new in pairs])
+
+
+def is_captured(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured on the current stream."""
+    return _is_gpu(device) and torch.cuda.is_current_stream_capturing()
+
+
+def _is_gpu(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+
+
+def _parameters(solver: Solver) -> list[Tensor]:
+    """Return what coefficients depend on: nothing that changes in a training-free solver."""
+    if not isinstance(solver, GeneralizedSolver):
+        return []
+    # What parameters() returns, in a tenth of its time.
+    return [parameter for parameter in solver._parameters.values() if parameter is not None]
+
+
+def _place(solver: Solver) -> tuple[torch.device, bool]:
+    """Return the solver's device, and whether tensors there may have no values, as in a FakeTensorMode."""
+    device = solver._place.device if isinstance(solver, MultistepSolver) else _parameters(solver)[0].device
+    return device, is_intercepted()
+
+
+def _stream(device: torch.device) -> int | None:
+    return torch.cuda.current_stream(device).cuda_stream if _is_gpu(device) else None
+
+
+def _remembered(parameter: Tensor) -> tuple[Tensor, int]:
+    if parameter.is_cpu:
+        return parameter.detach().clone(), 0
+    # This shares memory with the parameter, so that its address is not used again.
+    return parameter.detach(), _version(parameter)
+
+
+def _is_same(old: Tensor, version: int, new: Tensor) -> bool:
+    if new.is_cpu:
+        return old.is_cpu and torch.equal(old, new)
+    return old.data_ptr() == new.data_ptr() and version == _version(new)
+
+
+def _version(parameter: Tensor) -> int:
+    return -1 if parameter.is_inference() else parameter._version  # those of inference mode count nothing
