@@ -181,9 +181,9 @@ class GASSampler(nn.Module):
     def bake(self) -> SolverCoefficients:
         """Compute the coefficients of a finished solver anew, and return a copy of them.
 
-        The first solve does so by itself (`gas_ext.solvers.baked`), and a later one again after the solver, a
-        parameter, `prediction_type` or `guidance_scale` changed. Call this after changes that it does not see:
-        of other attributes of the solver or its schedule, and, on a GPU, writes through ``.data`` or by
+        The first solve does so by itself (`gas_ext.solvers.baked`), and a later one again after the solver,
+        a parameter, `prediction_type` or `guidance_scale` changed. Call this after changes that it does not
+        see: of other attributes of the solver or its schedule, and, on a GPU, writes through ``.data`` or by
         collectives. Coefficients of parameters that learn, on a GPU or where gradients are recorded, and of
         other classes than this package's, are computed in every solve.
         """

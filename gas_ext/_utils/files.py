@@ -74,7 +74,7 @@ def check_output_folder(folder: str | Path) -> Path:
 
 @contextmanager
 def partial_file(path: Path) -> Iterator[Path]:
-    """Give the name with `path` under which a file is written, and put it in place when it is complete."""
+    """Yield a temporary name in the folder of `path`; move the file into place when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:

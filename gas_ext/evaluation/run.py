@@ -100,7 +100,7 @@ def compare(
     perceptual : bool
         Also measure the distance in feature maps: those of the first of the networks that has some.
     t_eps : float, optional
-        Where solvers named in the catalog end; the denoiser's if not given.
+        Last time of solvers that are built by name; the denoiser's if not given.
     guidance_scale : float, optional
         As for `GASSampler`; the same for all.
     autocast : torch.dtype, optional

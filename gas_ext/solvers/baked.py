@@ -18,8 +18,8 @@ def can_bake(solver: Solver) -> bool:
     """Whether the coefficients of a solver follow from what `BakedCoefficients` compares, here and now.
 
     Not those of other classes, which may depend on anything; not where gradients of the parameters are
-    recorded or `torch.func` has replaced them; and on a GPU, where looking at values would wait for the device,
-    not those of parameters that still learn, nor while a graph is captured, whose replays follow them.
+    recorded or `torch.func` has replaced them. Looking at values on a GPU would wait for it, so there not
+    those of parameters that still learn, nor while a graph is captured, whose replays follow them.
     """
     if torch.compiler.is_compiling():
         return False
@@ -37,7 +37,7 @@ def can_bake(solver: Solver) -> bool:
 class BakedCoefficients:
     """Coefficients of a solver, and what they were computed from.
 
-    Parameters are compared by value on the CPU; elsewhere by address and by torch's count of the writes to them.
+    Parameters are compared by value on the CPU; elsewhere by address and by torch's count of writes to them.
     """
 
     def __init__(self, solver: Solver, prediction_type: str | None, guidance_scale: float | None) -> None:

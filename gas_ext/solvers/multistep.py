@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gas_ext._utils.checks import default_device, float64_table, whole_number
+from gas_ext._utils.torch_private import is_intercepted
 from gas_ext.schedules import NoiseSchedule, check_schedule
 from gas_ext.solvers.coefficients import (
     SolverCoefficients,
@@ -96,7 +97,8 @@ class MultistepSolver(nn.Module, ABC):
         if weights is None:
             with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
                 weights = self._compute_weights()
-            if not torch.compiler.is_compiling():  # what a compiled graph makes may not outlive it
+            # What a compiled graph or a FakeTensorMode makes may not outlive it.
+            if not (torch.compiler.is_compiling() or is_intercepted()):
                 self._weights = weights
         return StepWeights(*(table.to(self._place.device) for table in weights))
 

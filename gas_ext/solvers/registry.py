@@ -152,11 +152,11 @@ def _is_learned(name: str) -> bool:
 def _check_heun(name: str, evaluations: int, last: str) -> None:
     if last == "zero" and (evaluations % 2 == 0 or evaluations < 3):
         raise ValueError(
-            f"{name} makes 2 N - 1 network evaluations, at least 3, but {evaluations} are asked for; take "
+            f"{name} makes 2 N - 1 network evaluations, at least 3, but {evaluations} were requested; take "
             "an odd number, or heun, which takes any from 2."
         )
     if evaluations < 2:
-        raise ValueError(f"{name} needs at least 2 network evaluations, but {evaluations} are asked for.")
+        raise ValueError(f"{name} needs at least 2 network evaluations, but {evaluations} were requested.")
 
 
 def _learned_solver(path: str, schedule: NoiseSchedule, steps: int | None) -> GeneralizedSolver:

@@ -1,4 +1,4 @@
-"""The coefficients of a finished solver are computed once, and again when torch knows of a change."""
+"""The coefficients of a finished solver are computed once, and again when something changed."""
 
 import copy
 import pickle
@@ -6,10 +6,10 @@ import pickle
 import pytest
 import torch
 from sampler_networks import VP, mixture, noise_of, randomize
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from gas_ext import GASSampler, GeneralizedSolver
-from gas_ext import sampler as sampler_module
-from gas_ext.solvers import HeunSolver, UniPCSolver
+from gas_ext.solvers import HeunSolver, UniPCSolver, baked
 
 SOLVERS = {
     "learned": lambda: randomize(GeneralizedSolver(VP, 4), 0, 0.02),
@@ -54,6 +54,20 @@ def add(solver):
         solver.data_corrections.add_(0.1)
 
 
+def write_data(solver):
+    solver.time_offsets.data[1] = 0.01
+
+
+def write_by_numpy(solver):
+    solver.timestep_logits.detach().numpy()[0] += 0.3
+
+
+def fused_step(solver):
+    """Fused optimizers write without torch's count of it."""
+    solver.data_corrections.grad = torch.ones_like(solver.data_corrections)
+    torch.optim.Adam([solver.data_corrections], lr=0.1, fused=True).step()
+
+
 def replace_data(solver):
     solver.state_corrections.data = solver.state_corrections.data + 0.1
 
@@ -72,6 +86,9 @@ def in_single_precision(solver):
 
 CHANGES = [
     add,
+    write_data,
+    write_by_numpy,
+    fused_step,
     replace_data,
     load_another,
     new_parameter,
@@ -80,7 +97,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_changes_that_torch_knows_of_are_followed(change):
+def test_changes_of_parameters_are_followed(change):
     sampler, noise = GASSampler(SOLVERS["learned"](), network), noise_of(3, 2)
     with torch.no_grad():
         before = sampler(noise)
@@ -161,17 +178,31 @@ def test_a_moved_solver_is_computed_again():
 
 def test_another_stream_computes_its_own(monkeypatch):
     sampler, noise = GASSampler(UniPCSolver(VP, 4), network), noise_of(3, 2)
-    calls = counted(sampler.solver, monkeypatch)
-    streams = iter([("first",), ("first",), ("second",), ("second",), ("first",)])
-    compute, now = sampler_module._version, []
-    monkeypatch.setattr(sampler_module, "_version", lambda solver: [*compute(solver), *now])
+    calls, now = counted(sampler.solver, monkeypatch), []
+    monkeypatch.setattr(baked, "_stream", lambda device: now[-1])
     counts = []
     with torch.no_grad():
-        for stream in streams:
-            now[:] = [stream]
+        for stream in (1, 1, 2, 2, 1):
+            now.append(stream)
             sampler(noise)
             counts.append(len(calls))
-    assert counts == [1, 1, 2, 2, 3]
+        monkeypatch.setattr(baked, "is_captured", lambda device: True)
+        now.append(3)
+        sampler(noise)  # nothing is computed, or copied to the device, while a graph is captured
+        counts.append(len(calls))
+    assert counts == [1, 1, 2, 2, 3, 3]
+
+
+def test_captured_graphs_keep_what_they_read(monkeypatch):
+    sampler, noise = GASSampler(UniPCSolver(VP, 4), network), noise_of(3, 2)
+    monkeypatch.setattr("gas_ext.sampler.is_captured", lambda device: True)
+    with torch.no_grad():
+        sampler(noise)
+        first = sampler._baked.coefficients
+        sampler.bake()
+        sampler(noise)
+    assert sampler._captured[0] is first
+    assert copy.deepcopy(sampler)._captured == []
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -208,28 +239,41 @@ def test_a_solver_of_another_kind_is_asked_each_time(monkeypatch):
     with torch.no_grad():
         sampler = GASSampler(own, network)
         assert torch.equal(sampler(noise_of(3, 2)), sampler(noise_of(3, 2)))
-    assert len(calls) == 2
+        assert not sampler.bake().timesteps.requires_grad
+    assert len(calls) == 3
 
 
-@pytest.mark.parametrize("change", ["data", "numpy", "attribute"])
-def test_bake_follows_what_torch_does_not_see(change):
+def test_bake_follows_other_changes():
     sampler, noise = GASSampler(SOLVERS["learned"](), network), noise_of(3, 2)
     with torch.no_grad():
         before = sampler(noise)
-        if change == "data":
-            sampler.solver.time_offsets.data[1] = 0.01
-        elif change == "numpy":
-            sampler.solver.timestep_logits.detach().numpy()[0] += 0.3
-        else:
-            sampler.solver.t_eps = 0.05
+        sampler.solver.t_eps = 0.05
         table = sampler.bake()
+        for tensor in (*table.rows, table.timesteps, table.evaluation_timesteps, *table.weights):
+            tensor.zero_()  # a copy
         found, expected = sampler(noise), GASSampler(copy.deepcopy(sampler.solver), network)(noise)
     assert torch.equal(found, expected)
     assert not torch.equal(found, before)
-    assert not table.timesteps.requires_grad
 
 
-def test_parameters_of_inference_mode_are_read_each_time(monkeypatch):
+@pytest.mark.parametrize("name", SOLVERS)
+def test_solvers_made_in_inference_mode(name):
+    expected = GASSampler(SOLVERS[name](), network)(noise_of(3, 2)).detach()
+    with torch.inference_mode():
+        sampler = GASSampler(SOLVERS[name](), network)
+        assert torch.equal(sampler(noise_of(3, 2)), expected)
+        assert torch.equal(copy.deepcopy(sampler)(noise_of(3, 2)), expected)
+
+
+def test_fake_tensors_are_not_kept():
+    sampler = GASSampler(UniPCSolver(VP, 4), lambda x, t, condition: x)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        assert isinstance(sampler(torch.empty(3, 2)), FakeTensor)
+    with torch.no_grad():
+        assert not isinstance(sampler(noise_of(3, 2)), FakeTensor)
+
+
+def test_writes_in_inference_mode_are_followed():
     with torch.inference_mode():
         solver = SOLVERS["learned"]()
         sampler, noise = GASSampler(solver, network), noise_of(3, 2)
