@@ -325,6 +325,7 @@ class GASSampler(nn.Module):
         self, noise: Tensor, condition: Condition, table: SolverCoefficients, *, keep_all: bool = False
     ) -> PartialSolve:
         """Make all steps; the condition is what the network is given."""
+        check_device(noise, table.timesteps.device)
         solve = PartialSolve(self, noise, condition, kept=_kept(table), keep_all=keep_all)
         for time in table.evaluation_timesteps.clone().unbind():  # a network may write into its time
             solve._advance(table, time)
@@ -395,7 +396,7 @@ class PartialSolve:
         scale = sampler.solver.schedule.init_noise_sigma
         self.states: list[Tensor] = [noise if scale == 1.0 else noise * scale]
         self.data: list[Tensor] = []
-        self._sampler = sampler
+        self._sampler, self._guided = sampler, sampler.guided
         self._condition = condition
         self._kept = kept  # of states and data predictions, where all tables use as many
         self._keep_all = keep_all  # else those that later steps use, so that memory does not grow
@@ -425,7 +426,7 @@ class PartialSolve:
             If all steps of the table have been made, or what `GASSampler` raises about device and network.
         """
         if self._output is None:
-            output = self._call_network(table, self._time(table))
+            output = self._call_network(self._time(table))
             self._output = output.clone()  # a network may reuse the memory of its output
             self.data.append(self._update(table, self._output, self.data, None).data)  # the state is not kept
         return self.data[-1]
@@ -441,29 +442,31 @@ class PartialSolve:
             )
         if self._steps == len(table.rows):
             raise ValueError(f"All {self._steps} steps of this solve have been made; begin another one.")
+        check_device(self.states[-1], table.timesteps.device)
         return table.evaluation_timesteps[self._steps].clone()  # a network may write into its time
 
     def _advance(self, table: SolverCoefficients, time: Tensor) -> None:
         next_input_dtype = None if self._steps + 1 == len(table.rows) else self._lower
+        states, data = self.states, self.data
         if self._output is None:
-            output = self._call_network(table, time)
-            update = self._update(table, output, self.data, next_input_dtype)
-            self.data.append(update.data)
+            update = self._update(table, self._call_network(time), data, next_input_dtype)
+            data.append(update.data)
         else:
-            update = self._update(table, self._output, self.data[:-1], next_input_dtype)
-        self.states.append(update.state)
+            update = self._update(table, self._output, data[:-1], next_input_dtype)
+        states.append(update.state)
         self._input, self._output = update.next_input, None
         self._steps += 1
         if not self._keep_all:
             states_kept, data_kept = self._kept or _kept(table)
-            self.states = self.states[-states_kept:]
-            self.data = self.data[max(len(self.data) - data_kept + 1, 0) :]
+            if len(states) > states_kept:
+                del states[0]
+            if len(data) >= data_kept:
+                del data[0]
 
-    def _call_network(self, table: SolverCoefficients, time: Tensor) -> Tensor:
-        x = self.states[-1]
-        check_device(x, table.timesteps.device)
+    def _call_network(self, time: Tensor) -> Tensor:
         seen = self._input
         if seen is None:
+            x = self.states[-1]
             seen = x if self._lower is None else x.to(self._lower)
         return self._sampler._evaluate(seen, time, self._condition)
 
@@ -476,13 +479,9 @@ class PartialSolve:
     ) -> UpdateResult:
         """Update with the states and the data predictions before D_n that the solver uses, newest first."""
         states_kept, data_kept = self._kept or _kept(table)
-        return fused_update(
-            self.states[: -states_kept - 1 : -1] + data[:-data_kept:-1],
-            output,
-            table.rows[self._steps],
-            guided=self._sampler.guided,
-            next_input_dtype=next_input_dtype,
-        )
+        history = self.states[: -states_kept - 1 : -1] + data[:-data_kept:-1]
+        row = table.rows[self._steps]
+        return fused_update(history, output, row, guided=self._guided, next_input_dtype=next_input_dtype)
 
 
 def _kept(table: SolverCoefficients) -> tuple[int, int]:

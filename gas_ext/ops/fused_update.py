@@ -114,7 +114,8 @@ def _update(
     x, compiling = history[0], torch.compiler.is_compiling()
     if compiling:
         _check_arguments(history, output, coefficients, guided)
-    if is_transformed() or not library.has_kernels(x.device):
+    has_kernels = library.CPU_STATUS.loaded if x.is_cpu else library.has_kernels(x.device)
+    if not has_kernels or is_transformed():
         return _by_reference(history, output, coefficients, guided, next_input_dtype)
     if output.dtype != x.dtype:
         output = _match_output_dtype(output, x.dtype)
@@ -122,7 +123,8 @@ def _update(
     if not (next_input_dtype is None or next_input_dtype in (x.dtype, output.dtype)):
         _check_float(next_input_dtype)
         direct = x.dtype  # the kernels write y in the dtype of the state or of the output
-    coefficients = coefficients.contiguous()
+    if not coefficients.is_contiguous():
+        coefficients = coefficients.contiguous()
     if compiling:  # Dynamo takes no tensor twice, and an output may be a state
         history, output = [t.view_as(t) for t in history], output.view_as(output)
     if compiling or _is_recorded(history, output, coefficients):

@@ -28,10 +28,11 @@ def can_bake(solver: Solver) -> bool:
     parameters = _parameters(solver)
     if any([type(parameter) is not nn.Parameter for parameter in parameters]):
         return False
-    learning = any([parameter.requires_grad for parameter in parameters])
-    if parameters[0].is_cpu:
-        return not (learning and torch.is_grad_enabled())
-    return not learning and not is_captured(parameters[0].device)
+    if parameters[0].is_cpu and not torch.is_grad_enabled():
+        return True
+    if any([parameter.requires_grad for parameter in parameters]):
+        return False
+    return not is_captured(parameters[0].device)
 
 
 class BakedCoefficients:
@@ -44,6 +45,7 @@ class BakedCoefficients:
         with torch.inference_mode(False), torch.no_grad():  # to be of use in any mode
             self.coefficients: SolverCoefficients = solver.coefficients(prediction_type, guidance_scale)
             self._parameters = [_remembered(parameter) for parameter in _parameters(solver)]
+        self._addresses = _addresses(_parameters(solver))
         self._asked = solver, prediction_type, guidance_scale
         self._place = _place(solver)
         self._stream = _stream(self._place[0])
@@ -55,10 +57,12 @@ class BakedCoefficients:
             return False
         # Another stream would not wait for coefficients that are still being computed. Capturing a graph
         # begins with waiting for everything that was written.
-        if not is_captured(place[0]) and self._stream != _stream(place[0]):
+        if self._stream != _stream(place[0]) and not is_captured(place[0]):
             return False
-        pairs = zip(self._parameters, _parameters(solver), strict=True)
-        return all([_is_same(old, version, new) for (old, version), new in pairs])
+        parameters = _parameters(solver)
+        if place[0].type == "cpu":
+            return all([torch.equal(old, new) for old, new in zip(self._parameters, parameters, strict=True)])
+        return self._addresses == _addresses(parameters)
 
 
 def is_captured(device: torch.device) -> bool:
@@ -88,18 +92,11 @@ def _stream(device: torch.device) -> int | None:
     return torch.cuda.current_stream(device).cuda_stream if _is_gpu(device) else None
 
 
-def _remembered(parameter: Tensor) -> tuple[Tensor, int]:
-    if parameter.is_cpu:
-        return parameter.detach().clone(), 0
-    # This shares memory with the parameter, so that its address is not used again.
-    return parameter.detach(), _version(parameter)
+def _remembered(parameter: Tensor) -> Tensor:
+    # Elsewhere than on the CPU the memory is shared, so that the address is not used again.
+    return parameter.detach().clone() if parameter.is_cpu else parameter.detach()
 
 
-def _is_same(old: Tensor, version: int, new: Tensor) -> bool:
-    if new.is_cpu:
-        return old.is_cpu and torch.equal(old, new)
-    return old.data_ptr() == new.data_ptr() and version == _version(new)
-
-
-def _version(parameter: Tensor) -> int:
-    return -1 if parameter.is_inference() else parameter._version  # those of inference mode count nothing
+def _addresses(parameters: list[Tensor]) -> list[tuple[int, int]]:
+    """Return where parameters are, and how often torch has written there; inference mode does not count."""
+    return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters if not p.is_cpu]
