@@ -212,6 +212,8 @@ class Denoiser(nn.Module, ABC):
         self.evaluations += 1
         try:
             return self.predict(x, t, condition)
+        except torch.OutOfMemoryError:  # a RuntimeError too, but not one of the shape
+            raise
         except RuntimeError as error:
             if x.shape[1:] == self.sample_shape:
                 raise

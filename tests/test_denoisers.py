@@ -131,6 +131,15 @@ def test_states_of_other_channels_are_named():
         teacher(torch.zeros(2, 1, 15, 15), torch.tensor(0.5))
 
 
+def test_out_of_memory_is_not_taken_for_a_wrong_size():
+    def full(x: Tensor, t: Tensor, condition: object) -> Tensor:
+        raise torch.OutOfMemoryError("full")
+
+    denoiser = Denoiser.from_callable(full, schedule=SCHEDULE, prediction_type="sample", sample_shape=(2, 4))
+    with pytest.raises(torch.OutOfMemoryError, match=r"^full$"):
+        denoiser(torch.zeros(1, 2, 8), torch.tensor(0.5))
+
+
 @pytest.mark.parametrize(
     ("learned_for", "warned"),
     [

@@ -34,10 +34,23 @@ class Launch:
 
     @classmethod
     def read(cls) -> Launch:
-        """Read the environment: RANK, WORLD_SIZE and LOCAL_RANK."""
-        local = os.environ.get("LOCAL_RANK")
-        rank, count = (int(os.environ.get(name, value)) for name, value in (("RANK", 0), ("WORLD_SIZE", 1)))
-        return cls(rank, count, None if local is None else int(local))
+        """Read the environment: RANK, WORLD_SIZE and LOCAL_RANK; an empty one counts as absent.
+
+        Raises
+        ------
+        ValueError
+            If one is not an integer.
+        """
+        rank, count, local = map(_environment_integer, ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        return cls(rank or 0, 1 if count is None else count, local)
+
+
+def _environment_integer(name: str) -> int | None:
+    text = os.environ.get(name, "")
+    try:
+        return int(text) if text else None
+    except ValueError:
+        raise ValueError(f"{name} is {text!r}, but must be an integer; unset it, or use torchrun.") from None
 
 
 class Processes:

@@ -53,7 +53,7 @@ def echo(text: str, err: bool = False) -> None:
 
 
 def _show_warning(message: Warning | str, *place: object, **more: object) -> None:
-    typer.echo(f"warning: {_one_line(message)}", err=True)
+    echo(f"warning: {_one_line(message)}", err=True)
 
 
 def _one_line(error: Warning | Exception | str) -> str:

@@ -135,7 +135,7 @@ def _import_student(path: Path, out: Path, config: Config | None, options: Impor
         guidance_scale=options.guidance_scale,
         teacher=options.teacher,
     )
-    typer.echo(f"wrote {out}: a solver of {solver.steps} network evaluations for {config.name}")
+    echo(f"wrote {out}: a solver of {solver.steps} network evaluations for {config.name}")
 
 
 def _import_samples(path: Path, out: Path, config: Config | None, options: ImportOptions) -> None:
@@ -145,4 +145,4 @@ def _import_samples(path: Path, out: Path, config: Config | None, options: Impor
 
     images = config is not None and compares_images(config)
     samples = import_samples(path, out, config, images=images, reporter=make_reporter())
-    typer.echo(f"wrote {out}: {len(samples)} samples")
+    echo(f"wrote {out}: {len(samples)} samples")

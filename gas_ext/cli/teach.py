@@ -118,6 +118,8 @@ def teach(
         raise typer.BadParameter(
             "--solver, --steps and --guidance-scale are for teachers without --config; leave them out."
         )
+    if config is None and student_steps is not None:
+        raise typer.BadParameter("--student-steps is for teachers of a --config; leave it out.")
     precision = read_autocast(autocast)
     settings, numbers, keep_images = _read_config(config, seeds, images)
     place = local_device(device)

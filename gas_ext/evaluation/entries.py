@@ -159,6 +159,8 @@ def build_entries(
             left_out += missing
         else:
             learned = isinstance(solver, GeneralizedSolver) and bool(solver.training_summary)
+            if isinstance(solver, GeneralizedSolver):
+                _check_teacher(solver, label, denoiser)
             entries.append((label, "learned" if learned else "classical", name_of(solver), solver))
     return _with_teachers(entries, denoiser, teacher, guidance_scale), left_out
 
@@ -205,18 +207,8 @@ def load_solver(path: str, denoiser: Denoiser) -> GeneralizedSolver:
     from gas_ext.teachers.demo import WEIGHTS
 
     solver = GeneralizedSolver.load(WEIGHTS / "solver.safetensors" if path == SHIPPED else path)
-    name, weights_hash = solver.teacher.get("name"), solver.teacher.get("weights_hash")
-    if name not in (None, denoiser.name):
-        raise ValueError(
-            f"{path} was learned for teacher {name!r}, not for {denoiser.name!r}: use it with its own "
-            "teacher, or a solver of this one."
-        )
-    if (weights_hash or "") not in ("", denoiser.weights_hash):
-        raise ValueError(
-            f"{path} was learned for other weights of {denoiser.name!r} (hash {str(weights_hash)[:12]}, not "
-            f"{denoiser.weights_hash[:12] or 'known'}): learn a solver for these."
-        )
-    if not name and not weights_hash:
+    _check_teacher(solver, path, denoiser)
+    if not solver.teacher.get("name") and not solver.teacher.get("weights_hash"):
         GASSampler(solver, denoiser)  # refuses another schedule or prediction type
         warnings.warn(
             f"{path} names no teacher; it is taken for a solver of {denoiser.name!r}, which has the same "
@@ -224,6 +216,21 @@ def load_solver(path: str, denoiser: Denoiser) -> GeneralizedSolver:
             stacklevel=2,
         )
     return solver
+
+
+def _check_teacher(solver: GeneralizedSolver, what: str, denoiser: Denoiser) -> None:
+    """Raise ValueError if a solver was learned for another network."""
+    name, weights_hash = solver.teacher.get("name"), solver.teacher.get("weights_hash")
+    if name not in (None, denoiser.name):
+        raise ValueError(
+            f"{what} was learned for teacher {name!r}, not for {denoiser.name!r}: use it with its own "
+            "teacher, or a solver of this one."
+        )
+    if (weights_hash or "") not in ("", denoiser.weights_hash):
+        raise ValueError(
+            f"{what} was learned for other weights of {denoiser.name!r} (hash {str(weights_hash)[:12]}, not "
+            f"{denoiser.weights_hash[:12] or 'known'}): learn a solver for these."
+        )
 
 
 def _with_teachers(

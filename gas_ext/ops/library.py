@@ -41,7 +41,7 @@ def build_info() -> dict[str, Any]:
         instruction sets compiled, supported by this processor and in use; None if none can be used.
     """
     module = _compiled_info()
-    if module is None:
+    if isinstance(module, str):
         return {}
     info: dict[str, Any] = dict(module.build_info())
     try:
@@ -53,16 +53,16 @@ def build_info() -> dict[str, Any]:
 
 @cache
 def _compiled_info() -> Any:
-    """Return the compiled module that knows how it was built, or None."""
+    """Return the compiled module that knows how it was built, or why there is none."""
     # Not imported by name: the finder of an editable install would give another clone's.
     spec = PathFinder.find_spec("gas_ext._build_info", [str(PACKAGE)])
     if spec is None or spec.loader is None:
-        return None
+        return f"{PACKAGE} has no _build_info for Python {platform.python_version()}"
     try:
         module = module_from_spec(spec)
         spec.loader.exec_module(module)
-    except ImportError:
-        return None
+    except ImportError as error:
+        return f"_build_info in {PACKAGE} could not be loaded: {error}"
     return module
 
 
@@ -75,8 +75,8 @@ def _fault(name: str) -> str:
         hides = ", a source folder that hides any installed gas_ext" if sources else ""
         return f"{name} is not in {PACKAGE}{hides}; {remedy}"
     module = _compiled_info()
-    if module is None:
-        return f"{PACKAGE} has no _build_info for Python {platform.python_version()}; {remedy}"
+    if isinstance(module, str):
+        return f"{module}; {remedy}"
     if sources and module.build_info().get("sources") != sources:
         return f"{name} in {PACKAGE} was built from other sources than those in {ROOT / 'csrc'}; {remedy}"
     return ""
@@ -96,7 +96,7 @@ def _load(name: str) -> LoadStatus:
 def _load_cpu() -> LoadStatus:
     status = _load("_ops_cpu.so")
     module = _compiled_info()
-    if status.loaded and module is not None:
+    if status.loaded:
         try:
             module.cpu_isa_in_use()
         except RuntimeError as error:  # GAS_EXT_CPU_ISA names none of them, or this processor is too old

@@ -11,8 +11,8 @@ from pathlib import Path
 
 def hash_sources(root: Path) -> str:
     """Hash csrc/ and CMakeLists.txt in `root`; empty where they are missing, as in an installed package."""
-    recipe = root / "CMakeLists.txt"
-    if not recipe.is_file():
+    recipe = root / "CMakeLists.txt"  # another project's, unless csrc/ is there too
+    if not recipe.is_file() or not (root / "csrc" / "python" / "build_info.cpp").is_file():
         return ""
     digest = hashlib.sha256()
     sources = (path for path in root.glob("csrc/*/*") if path.suffix in (".cpp", ".cu", ".cuh", ".h"))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +120,15 @@ class RunFolder:
     def held(self) -> Iterator[None]:
         """Keep the folder for this process; the operating system frees it if the process is killed.
 
+        Where the file system has no locks, a warning says so. A folder made here goes again if nothing else
+        came into it.
+
         Raises
         ------
         ValueError
             If another process holds it.
         """
+        is_new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         lock, holder = FileLock(self.path / LOCK, timeout=0), self.path / HOLDER
         try:
@@ -133,12 +138,21 @@ class RunFolder:
             raise ValueError(
                 f"{self.path} is in use by {name}: wait until that ends, or choose another folder with -o."
             ) from None
+        except (OSError, NotImplementedError) as error:
+            warnings.warn(
+                f"{self.path} could not be locked ({error}): do not train in it with another process.",
+                stacklevel=3,
+            )
         try:
             write_file(holder, f"process {os.getpid()} on {platform.node()}".encode())
             yield
         finally:
             holder.unlink(missing_ok=True)
             lock.release()
+            with suppress(OSError):
+                if is_new and {path.name for path in self.path.iterdir()} <= {LOCK}:
+                    (self.path / LOCK).unlink(missing_ok=True)
+                    self.path.rmdir()
 
     def find(
         self, settings: Mapping[str, Any], tell: Callable[[str], object] = lambda line: None

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import warnings
 
 import pytest
 import typer
@@ -88,9 +89,10 @@ def test_faults_of_the_program_keep_their_traceback():
 def test_names_from_files_do_not_steer_the_terminal(capfd):
     @friendly
     def command():
+        warnings.warn("blue\x1b[34m", stacklevel=1)
         raise ValueError("There is no teacher red\x1b[31m\u202e\x07.")
 
     with pytest.raises(typer.Exit):
         command()
     error = capfd.readouterr().err
-    assert error == "error: There is no teacher red\\x1b[31m\\u202e\\x07.\n"
+    assert error == "warning: blue\\x1b[34m\nerror: There is no teacher red\\x1b[31m\\u202e\\x07.\n"

@@ -308,6 +308,7 @@ def test_a_teacher_needs_no_config(tmp_path):
         ("--batch-size", "0"),
         (*OWN[:-2], "-o", "out"),
         (*OWN, "-c", "demo", "-o", "out"),
+        (*OWN, "--student-steps", "5", "-o", "out"),
     ],
 )
 def test_wrong_usage(arguments):

@@ -76,3 +76,14 @@ def test_identity_is_that_of_the_numbers(tmp_path):
     assert solver_identity(solver, denoiser, 2.0) != solver_identity(solver, denoiser, None)
     same.time_offsets.data[1] += 1e-6
     assert solver_identity(same, denoiser, None) != solver_identity(solver, denoiser, None)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [({"name": "other"}, "^mine was learned for teacher 'other'"), ({"weights_hash": "ab"}, "other weights")],
+)
+def test_solver_made_in_python_for_another_teacher_is_refused(teacher, message):
+    solver = GeneralizedSolver(SCHEDULE, 3, prediction_type="sample")
+    solver.teacher = teacher
+    with pytest.raises(ValueError, match=message):
+        build_entries({"mine": solver}, [3], make_denoiser(), build_solver("ddim", SCHEDULE, 10))

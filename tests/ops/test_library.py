@@ -15,6 +15,7 @@ import torch
 
 import gas_ext
 from gas_ext.ops import library
+from gas_ext.ops.sources import hash_sources
 
 PACKAGE = Path(gas_ext.__file__).parent
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,3 +172,19 @@ def test_cpu_operators_work_without_the_cuda_library(tmp_path: Path) -> None:
     assert gradient == [[4.0] * 3] * 2
     assert cpu == "loaded"
     assert cuda.startswith("not loaded: ")
+
+
+def test_a_damaged_build_info_is_named_with_its_error(tmp_path: Path) -> None:
+    package = copy_without(tmp_path, "_ops_cuda.so")
+    next(package.glob("_build_info*.so")).write_bytes(b"not a library")
+    done = run_beside(package, UPDATE)
+    assert done.returncode == 0, done.stderr
+    _, cpu, _ = json.loads(done.stdout)
+    assert cpu.startswith(f"not loaded: _build_info in {package} could not be loaded: ")
+    assert "invalid ELF header" in cpu or "too short" in cpu
+
+
+def test_the_recipe_of_another_project_says_nothing_of_a_build(tmp_path: Path) -> None:
+    (tmp_path / "CMakeLists.txt").write_text("project(other)")
+    assert hash_sources(tmp_path) == ""
+    assert hash_sources(ROOT) != ""

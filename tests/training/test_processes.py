@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from gas_ext._utils.processes import Launch
+
 MEMBER = """
 import sys
 from pathlib import Path
@@ -41,3 +43,12 @@ def test_no_thread_of_gloo_is_left():
     ]
     assert [member.communicate(timeout=120)[0].split() for member in members] == [["True", "[]"]] * 2
     assert [member.returncode for member in members] == [0, 0]
+
+
+def test_empty_variables_count_as_absent_and_others_must_be_integers(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "")
+    assert Launch.read() == Launch(0, 1, None)
+    monkeypatch.setenv("RANK", "first")
+    with pytest.raises(ValueError, match=r"^RANK is 'first', but must be an integer; .*\.$"):
+        Launch.read()

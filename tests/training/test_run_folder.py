@@ -2,6 +2,7 @@ import os
 import platform
 import signal
 
+import filelock
 import pytest
 import torch
 from toy_run import in_child, toy_config
@@ -154,3 +155,24 @@ def test_a_folder_is_held_by_one_process_until_that_ends(tmp_path):
         with folder.held():
             pass
     assert [path.name for path in folder.path.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("error", [OSError(37, "No locks available"), NotImplementedError("no flock")])
+def test_a_file_system_without_locks_is_warned_of_once(tmp_path, monkeypatch, error):
+    def refuse(lock):
+        raise error
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with pytest.warns(UserWarning, match=r"could not be locked \(.*\)") as caught, RunFolder(tmp_path).held():
+        (tmp_path / "log.jsonl").write_text("")
+    assert len(caught) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+def test_a_refused_run_leaves_no_new_folder(tmp_path):
+    (tmp_path / "there").mkdir()
+    for name, left in (("new", False), ("there", True)):
+        folder = RunFolder(tmp_path / name)
+        with pytest.raises(ValueError, match="refused"), folder.held():
+            raise ValueError("refused")
+        assert folder.path.exists() == left
