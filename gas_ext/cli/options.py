@@ -90,8 +90,7 @@ def load_teacher_of(config: Config, teacher: str | None, device: str) -> Denoise
     ValueError
         If it has not been imported, or makes samples of another shape or with other conditions.
     """
-    from gas_ext.teachers.folder import CARD, load_teacher, teacher_folder
-    from gas_ext.teachers.sources import import_command
+    from gas_ext.teachers.folder import CARD, import_command, load_teacher, teacher_folder
 
     source, teacher = config.teacher, teacher or teacher_folder(config)
     if teacher != "demo" and not (Path(teacher) / CARD).is_file():

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from gas_ext._utils.files import check_output_folder, file_hash, name_file, umask
 from gas_ext._utils.records import COUNT, RECORD, TEXT, Field, Fields, check_record, reason_of, shown
-from gas_ext.configs import Config
+from gas_ext.configs import Config, config_names
 from gas_ext.denoisers import Denoiser
 from gas_ext.teachers.defaults import plain_defaults
 
@@ -223,3 +223,22 @@ def weights_hash_of(files: Mapping[str, Mapping[str, Any]]) -> str:
 def teacher_folder(config: Config) -> str:
     """Return where the teacher of a config is unless told otherwise: "demo", or teachers/NAME."""
     return "demo" if config.teacher.kind == "embedded" else str(TEACHERS / config.name)
+
+
+def import_command(config: Config, folder: str | os.PathLike[str], source: str | None = None) -> str:
+    """Return the command that imports the teacher of a config, from a given source or from its own.
+
+    Examples
+    --------
+    >>> from gas_ext.configs import load_config
+    >>> import_command(load_config("cifar10"), "teachers/cifar10")
+    'gas-ext import cifar10 -o teachers/cifar10'
+    """
+    shipped = config.name in config_names()
+    option = f" --config {config_option(config)}" if source or not shipped else ""
+    return f"gas-ext import {source or config.name}{option} -o {folder}"
+
+
+def config_option(config: Config) -> str:
+    """Return what --config takes for a config: its name, or the file that it was read from, in general."""
+    return config.name if config.name in config_names() else "CONFIG.yaml"

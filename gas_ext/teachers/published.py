@@ -10,7 +10,7 @@ from gas_ext.configs import Config
 from gas_ext.safe_pickle import PickledObject, read_pickle, read_torch_archive
 from gas_ext.schedules import NoiseSchedule
 from gas_ext.solvers.generalized import GeneralizedSolver
-from gas_ext.teachers.folder import CARD, load_teacher, read_card, teacher_folder
+from gas_ext.teachers.folder import CARD, import_command, load_teacher, read_card, teacher_folder
 
 STUDENT = "student"
 DATA_SET = "data set"
@@ -111,7 +111,6 @@ def import_student(
 def _schedule_of(config: Config, teacher: str | None) -> tuple[NoiseSchedule, str]:
     """Return schedule and prediction type of a data set's teacher: as imported, or as published."""
     from gas_ext.teachers.edm.teacher import default_schedule
-    from gas_ext.teachers.sources import import_command
 
     folder = teacher or teacher_folder(config)
     if folder == "demo":

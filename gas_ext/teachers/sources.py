@@ -12,7 +12,7 @@ from gas_ext._utils.files import file_hash
 from gas_ext.configs import Config, config_names, load_config
 from gas_ext.denoisers import Denoiser
 from gas_ext.teachers import hub
-from gas_ext.teachers.folder import CARD, check_new_folder, save_teacher
+from gas_ext.teachers.folder import CARD, check_new_folder, import_command, save_teacher
 from gas_ext.teachers.published import DATA_SET, R3GAN, STUDENT, check_suffix, recognize
 
 SNAPSHOT_SUFFIX = ".pkl"
@@ -224,24 +224,6 @@ def missing_weights(config: Config) -> str:
         f"The weights of {config.name} are not here: download {teacher.file}{size}{address} and put it at "
         f"{weights_folder() / config.name / teacher.file}, or {by_path}."
     )
-
-
-def import_command(config: Config, folder: str | os.PathLike[str], source: str | None = None) -> str:
-    """Return the command that imports the teacher of a config, from a given source or from its own.
-
-    Examples
-    --------
-    >>> import_command(load_config("cifar10"), "teachers/cifar10")
-    'gas-ext import cifar10 -o teachers/cifar10'
-    """
-    shipped = config.name in config_names()
-    option = f" --config {config_option(config)}" if source or not shipped else ""
-    return f"gas-ext import {source or config.name}{option} -o {folder}"
-
-
-def config_option(config: Config) -> str:
-    """Return what --config takes for a config: its name, or the file that it was read from, in general."""
-    return config.name if config.name in config_names() else "CONFIG.yaml"
 
 
 def _of_config(config: Config, variant: str | None) -> Located:

@@ -15,7 +15,7 @@ from gas_ext.configs.training import Recipe
 from gas_ext.solvers.gits import GITS_SIGMAS
 from gas_ext.solvers.presets import get_kind
 from gas_ext.solvers.registry import display_name
-from gas_ext.teachers.folder import teacher_folder
+from gas_ext.teachers.folder import CARD, config_option, import_command, teacher_folder
 from gas_ext.training.memory import training_bytes
 from gas_ext.training.settings import TrainingConfig
 
@@ -270,7 +270,6 @@ def _teacher_samples(config: Config, steps: int, count: int, folder: Path) -> Ne
     """Look whether there are enough samples, or say how to make them."""
     from gas_ext.samples import TeacherSamples
     from gas_ext.samples.manifest import MANIFEST
-    from gas_ext.teachers.sources import config_option
 
     remedy = ""
     if (folder / MANIFEST).is_file():
@@ -300,8 +299,7 @@ def _teacher_samples(config: Config, steps: int, count: int, folder: Path) -> Ne
 
 
 def _teacher_files(config: Config, folder: str) -> list[NeededFile]:
-    from gas_ext.teachers.folder import CARD
-    from gas_ext.teachers.sources import find_weights, import_command, weights_folder
+    from gas_ext.teachers.sources import find_weights, weights_folder
 
     if folder == "demo":
         return [NeededFile("teacher", "ships with the package", True)]
