@@ -241,7 +241,7 @@ class _VPLinear(_VariancePreserving):
 
 
 class _VPKnots(_VariancePreserving):
-    """Log alpha is linear between knots; the outer segments go on beyond them."""
+    """Log alpha is linear between knots; the outer segments extend beyond them."""
 
     family = "vp_knots"
 

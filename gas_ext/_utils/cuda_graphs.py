@@ -128,7 +128,7 @@ def _record(function: SolveFunction, inputs: list[Tensor], condition: Any) -> _R
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads, of a data loader for example, may go on using the GPU.
+            # Other threads, of a data loader for example, may keep using the GPU.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 sample, kept = function(noise, condition)
         except RuntimeError as error:

@@ -55,7 +55,7 @@ class SilentReporter:
 class LogReporter:
     """One line at the start and end of a task, and every 15 seconds between, on standard error.
 
-    The lines between say how long it has taken and, if it goes on like this, will take.
+    The lines between say how long it has taken and, at this rate, will take.
     """
 
     def __init__(self, write: Callable[[str], object] | None = None) -> None:

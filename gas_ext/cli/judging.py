@@ -166,7 +166,7 @@ def judge(request: Request) -> tuple[Comparison, bool]:
         if processes.is_first:
             write_report(comparison, request.out)
     except KeyboardInterrupt:
-        echo("interrupted: run the same command again to resume after the last finished chunk", err=True)
+        echo("Interrupted. Run the same command again to resume after the last finished chunk.", err=True)
         raise typer.Exit(INTERRUPTED) from None
     processes.leave()
     return comparison, processes.is_first

@@ -46,7 +46,7 @@ def teach(
         typer.Option("--config", "-c", help="A data set (cifar10, coco, demo, ...) or a YAML file."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The folder; one that is there is gone on with.")
+        Path | None, typer.Option("--out", "-o", help="Output directory. If it exists, generation resumes.")
     ] = None,
     seeds: Annotated[
         str | None, typer.Option(help="Seeds such as 0-1399,5000; the config's teacher seeds if not given.")
@@ -101,7 +101,7 @@ def teach(
 ) -> None:
     """Make the teacher samples that a solver is learned from, and keep them in a folder.
 
-    Run again after an interruption it goes on where it stopped; given more seeds, the folder grows. Under
+    Run again after an interruption, it resumes; given more seeds, the folder grows. Under
     torchrun every process makes its share.
     """
     from gas_ext.samples import generate_samples
@@ -172,11 +172,11 @@ def _read_config(
 
 @contextmanager
 def _resumable() -> Iterator[None]:
-    """Say after Ctrl-C how to go on."""
+    """Say after Ctrl-C how to resume."""
     try:
         yield
     except KeyboardInterrupt:
-        echo("interrupted: run the same again, and it goes on after the last finished shard", err=True)
+        echo("Interrupted. Run the same command again to resume after the last finished shard.", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 

@@ -57,7 +57,7 @@ def train(
         typer.Option(
             "--out",
             "-o",
-            help="The run's folder; runs/NAME-STEPS-LOSS[-SOLVER] if not given. A stopped run goes on.",
+            help="The run's folder; runs/NAME-STEPS-LOSS[-SOLVER] by default. A stopped run resumes.",
         ),
     ] = None,
     steps: Annotated[
@@ -175,7 +175,7 @@ def _learn(
             reporter=reporter_on(place),
         )
     except KeyboardInterrupt:
-        echo("interrupted: run the same again, and it goes on with what is there", err=True)
+        echo("Interrupted. Run the same command again to resume.", err=True)
         raise typer.Exit(INTERRUPTED) from None
     processes.leave()
     if processes.is_first:
@@ -188,8 +188,8 @@ def _report(result: TrainingResult, iterations: int) -> None:
     if result.signal is not None:
         name = signal.Signals(result.signal).name
         echo(
-            f"stopped by {name} after {result.iteration} of {iterations} iterations, which are saved: run "
-            "the same again, and it goes on",
+            f"Stopped by {name} after {result.iteration} of {iterations} iterations, which are saved. Run "
+            "the same command again to resume.",
             err=True,
         )
         return

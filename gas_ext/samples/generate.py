@@ -59,7 +59,7 @@ def generate_samples(
     rank: int | None = None,
     world_size: int | None = None,
 ) -> TeacherSamples:
-    """Make the samples of a list of seeds and keep them in a folder; goes on where an earlier run stopped.
+    """Make the samples of a list of seeds and keep them in a folder; resumes where an earlier run stopped.
 
     A folder that holds the first of these seeds, made with the same settings, grows: what is there stays as
     it is, and can be read meanwhile.

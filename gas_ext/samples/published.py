@@ -192,7 +192,7 @@ def convert_dataset(
     path : path
         The pickle.
     folder : path
-        Made if it does not exist; goes on where an earlier run stopped.
+        Made if it does not exist; resumes where an earlier run stopped.
     candidates : sequence of int, optional
         Seeds that may occur; 0 to 49,999, those of the paper, if not given.
     images : bool

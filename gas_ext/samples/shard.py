@@ -60,7 +60,7 @@ def write_shard(path: Path, record: dict[str, Any], tensors: Mapping[str, Tensor
         megabytes = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
         raise OSError(
             f"{path} ({megabytes:.0f} MB) could not be written: {error}; once there is room, run the same "
-            "again, and it goes on after the last shard."
+            "command again to resume after the last shard."
         ) from error
     remove_leftovers(path)
 

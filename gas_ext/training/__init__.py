@@ -2,7 +2,7 @@
 
 The target is the teacher's sample from the same noise; GAS adds a discriminator. Nothing of the network is
 trained. `train_solver` works on tensors in memory; `train` makes a run in a folder, with checkpoints, logs
-and pictures, which goes on where it was stopped.
+and pictures, which resumes where it was stopped.
 """
 
 from gas_ext._utils.progress import make_reporter

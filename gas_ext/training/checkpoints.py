@@ -101,7 +101,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def check_state(checkpoint: Checkpoint) -> None:
-    """Raise ValueError unless a checkpoint has all that a run goes on with."""
+    """Raise ValueError unless a checkpoint has all that a run resumes from."""
     state = check_record(checkpoint.state, _STATE, checkpoint.path)
     solver, average = (
         {name: value.shape for name, value in state[part].items()} for part in ("solver", "average")
@@ -144,7 +144,7 @@ def newest_checkpoint(
             faults.append(str(error))
             continue
         for fault in faults:
-            tell(f"{fault} Going on from {checkpoint.path.name} instead.")
+            tell(f"{fault} Resuming from {checkpoint.path.name} instead.")
         return checkpoint
     if faults:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it, whose it is, and whether a run in it can be gone on with."""
+"""The folder of a run: what is in it, whose it is, and whether a run in it can be resumed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _FILES = (
     f"{TENSORBOARD}/events.out.tfevents.*",
 )
 
-# Settings that change how a run computes but not, up to rounding, what; it may be gone on with others.
+# Settings that change how a run computes but not, up to rounding, what; it may be resumed with others.
 _FREE = ("training.accumulation", "training.recompute", "training.checkpoint_every", "training.shown_images")
 # Names and places; what is there is compared instead. Evaluation is no part of a run.
 _PLACES = ("title", "teacher", "student.steps", "seeds.evaluation", "run.teacher", "run.samples")
@@ -194,8 +194,8 @@ class RunFolder:
         shown = ", ".join(f"{name} {there.get(name)!r}, not {here.get(name)!r}" for name in names[:3])
         more = f", and {len(names) - 3} more" if len(names) > 3 else ""
         raise ValueError(
-            f"The run in {self.path} has {shown}{more}: go on with its own settings, choose another folder "
-            "with -o, or start over with --no-resume."
+            f"The run in {self.path} has {shown}{more}: resume it with its own settings, choose another "
+            "folder with -o, or start over with --no-resume."
         )
 
     def begin(self, config: Config, checkpoint: Checkpoint | None) -> None:
@@ -206,7 +206,7 @@ class RunFolder:
         config : Config
             The resolved config.
         checkpoint : Checkpoint or None
-            Where the run goes on; without, everything of an earlier run is removed.
+            Where the run resumes; without, everything of an earlier run is removed.
         """
         if checkpoint is None and self._is_run():
             for pattern in _FILES:

@@ -35,7 +35,7 @@ class JsonLines:
         The file. Lines of later iterations than `iteration`, and one that a killed process left unfinished,
         are removed.
     iteration : int
-        Iterations made so far by a run that is gone on with; -1 for a new one.
+        Iterations made so far by a run that is resumed; -1 for a new one.
     """
 
     def __init__(self, path: Path, iteration: int = -1) -> None:
@@ -108,7 +108,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """A run on Weights & Biases, gone on with when the run is resumed.
+    """A run on Weights & Biases, continued when the run is resumed.
 
     Parameters
     ----------

@@ -55,7 +55,7 @@ class TrainingResult:
     iteration : int
         Iterations made.
     signal : int or None
-        What ended the run before it was done, if anything; the same call goes on.
+        What ended the run before it was done, if anything; the same call resumes it.
     """
 
     folder: Path
@@ -81,7 +81,7 @@ def train(
     wandb: str | None = None,
     reporter: Reporter | None = None,
 ) -> TrainingResult:
-    """Learn a solver and keep all about it in a folder; goes on where an earlier call was stopped.
+    """Learn a solver and keep all about it in a folder; resumes where an earlier call was stopped.
 
     Started by torchrun, several processes share every batch and the teacher samples that are missing. The
     solver is the same up to rounding; only the first process writes.
@@ -202,7 +202,7 @@ def make_run(
         if checkpoint is not None:
             made = checkpoint.iteration
             trainer.load(checkpoint)
-            reporter.message(f"Going on after iteration {made}.")
+            reporter.message(f"Resuming after iteration {made}.")
         with closing(open_logs(folder.path, made, settings, wandb) if processes.is_first else Logs()) as logs:
             ended_by = trainer.run(logs)
     processes.wait()

@@ -146,8 +146,8 @@ def _from_file(config: Config, denoiser: Denoiser) -> GeneralizedSolver:
     more = set(get_kind(solver.kind).learned) - set(get_kind(kind).learned)
     if more or get_kind(kind).free == solver.theory_guidance:
         raise ValueError(
-            f"{path} is a solver of kind {solver.kind}, which cannot go on as one of kind {kind}: start from "
-            f"another one, or set student.kind={solver.kind}."
+            f"{path} is a solver of kind {solver.kind}, which cannot be trained as one of kind {kind}: start "
+            f"from another one, or set student.kind={solver.kind}."
         )
     solver.set_kind(kind)
     solver.prediction_type = denoiser.prediction_type

@@ -126,7 +126,7 @@ def _make(
     prompts: Sequence[str] | None,
     reporter: Reporter,
 ) -> None:
-    """Make what ``gas-ext teach`` would make, so that either goes on with what the other began."""
+    """Make what ``gas-ext teach`` would make, so that either resumes what the other began."""
     seeds = parse_seeds(config.seeds.teacher)
     if len(seeds) < count:
         raise ValueError(

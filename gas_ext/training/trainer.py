@@ -30,7 +30,7 @@ class Trainer:
     """Runs a learner to its end, or from where a checkpoint left it.
 
     Whatever it writes is complete or absent, and follows from the settings alone: a run that is killed at any
-    moment and gone on with ends with the same bits as one that was not.
+    moment and resumed ends with the same bits as one that was not.
 
     Parameters
     ----------

@@ -113,7 +113,7 @@ def test_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(ChunkSampler, "run", stop)
     outcome = run("compare", *FEW, "-s", "ddim", "--nfe", 2, "-o", tmp_path / "c")
     assert outcome.exit_code == 130
-    assert "run the same command again to resume" in outcome.stderr
+    assert "Run the same command again to resume" in outcome.stderr
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ def test_seeds_of_the_config_are_the_default(imported_teachers, monkeypatch):
     monkeypatch.setattr("gas_ext.training.teacher_samples.generate_samples", generate)
     outcome = run("-c", "cifar10", "-o", "out")
     assert outcome.exit_code == 130
-    assert "goes on after the last finished shard" in outcome.stderr
+    assert "to resume after the last finished shard" in outcome.stderr
     assert seen["seeds"] == list(range(50_000))
     assert (seen["images"], seen["guidance_scale"], seen["autocast"]) == (False, None, None)
 

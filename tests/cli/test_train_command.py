@@ -176,7 +176,7 @@ def test_sigterm_saves_first_and_the_run_goes_on():
     process.send_signal(signal.SIGTERM)
     _, rest = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM after " in rest.splitlines()[-1]
+    assert "Stopped by SIGTERM after " in rest.splitlines()[-1]
     made = read_log("runs/demo")[-1]["iteration"]
     assert f"after {made} of 500 iterations" in rest
     outcome = run(*TINY, "--iterations", "500", "-o", "runs/demo", "--set", "training.validate_every=7")

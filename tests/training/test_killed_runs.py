@@ -140,7 +140,7 @@ def test_a_damaged_checkpoint_is_left_for_the_one_before(folder):
     reporter = Told()
     run(folder, "gas", name="stopped", reporter=reporter)
     assert any(
-        "its SHA-256; get a fresh copy. Going on from iteration-00000006.safetensors" in line
+        "its SHA-256; get a fresh copy. Resuming from iteration-00000006.safetensors" in line
         for line in reporter.lines
     )
     assert same_solvers(folder / "whole", folder / "stopped")

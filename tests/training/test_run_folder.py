@@ -39,7 +39,7 @@ def test_a_run_is_found_by_its_settings(tmp_path):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (settings(batch_size=2), r"has training\.batch_size 4, not 2: go on with its own settings, .*"),
+        (settings(batch_size=2), r"has training\.batch_size 4, not 2: resume it with its own settings, .*"),
         (settings(steps=4), r"has run\.steps 3, not 4: "),
         (settings(seed=1, ema=0.5), r"has training\.ema 0\.9, not 0\.5, training\.seed 0, not 1: "),
         (settings(iterations=21), r"has training\.iterations\.gs 20, not 21: "),
@@ -67,7 +67,7 @@ def test_a_run_from_before_there_was_a_setting_goes_on_with_its_default(tmp_path
     assert folder.find(here).iteration == 4
     with pytest.raises(ValueError, match=r"has student\.kind 'gs', not 'ld3': "):
         folder.find({**here, "student.kind": "ld3"})
-    with pytest.raises(ValueError, match=r"has training\.scale_rates False, not True: go on with its own"):
+    with pytest.raises(ValueError, match=r"has training\.scale_rates False, not True: resume it with"):
         folder.find(settings(loss))
 
 

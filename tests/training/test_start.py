@@ -87,7 +87,7 @@ def test_a_kind_that_learns_more_goes_on_from_one_that_learns_less(data, tmp_pat
 @pytest.mark.parametrize(("there", "wanted"), [("gs", "ld3"), ("ld3", "s4s"), ("learned-times", "s4s-alt")])
 def test_a_kind_that_cannot_go_on_as_another(data, tmp_path, there, wanted):
     _, path = saved(tmp_path, kind=there)
-    with pytest.raises(ValueError, match=f"of kind {there}, which cannot go on .* student.kind={there}"):
+    with pytest.raises(ValueError, match=f"of kind {there}, which cannot be trained .* student.kind={there}"):
         start(data, kind=wanted, start=path)
 
 
