@@ -254,7 +254,8 @@ def load_config(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ValueError(" ".join(f"{name}: {sentence(fault)}" for fault in error.errors())) from error
+        faults = "; ".join(sentence(fault).removesuffix(".") for fault in error.errors())
+        raise ValueError(f"{name}: {faults}.") from error
 
 
 def config_text(config: Config) -> str:

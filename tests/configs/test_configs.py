@@ -169,3 +169,11 @@ def test_nested_aliases_are_not_expanded(tmp_path):
     with pytest.raises(ValueError, match="it has aliases") as caught:
         load_config(tmp_path / "bomb.yaml")
     assert len(str(caught.value)) < 300
+
+
+def test_several_faults_are_one_sentence(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(config_text(load_config("demo")).replace("steps: 20", "steps: none"))
+    with pytest.raises(ValueError, match=r"config\.yaml: teacher_solver\.steps") as error:
+        load_config(str(path))
+    assert ". " not in str(error.value)

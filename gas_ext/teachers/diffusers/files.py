@@ -136,7 +136,7 @@ def _check_no_code(folder: Path, index: Mapping[str, Any], components: Mapping[s
 
 def _load_network(folder: Path, dtype: torch.dtype, variant: str | None) -> nn.Module:
     name = _read_json(folder / "config.json").get("_class_name")
-    if name not in NETWORKS:
+    if not isinstance(name, str) or name not in NETWORKS:
         raise ValueError(f"{folder} holds a {name}, but expected a pipeline or one of {', '.join(NETWORKS)}.")
     return _load_module(_own_class(folder, name), folder, dtype, variant)
 
@@ -226,7 +226,7 @@ def _loading(folder: Path) -> Iterator[None]:
             yield
     except (
         *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError),
-        *(ArithmeticError, SafetensorError),
+        *(ArithmeticError, NameError, SafetensorError),  # a name that a hostile config leaves unbound
     ) as error:
         reason = reason_of(error)
         raise ValueError(f"{folder} cannot be loaded as a diffusers model: {reason}.") from error

@@ -301,6 +301,12 @@ def test_damaged_configurations_are_named(content, tmp_path):
         from_diffusers(tmp_path)
 
 
+def test_a_class_name_that_is_not_text_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"_class_name": [1]}')
+    with pytest.raises(ValueError, match=r"holds a \[1\], but expected a pipeline or one of"):
+        from_diffusers(tmp_path)
+
+
 def test_importing_the_package_does_not_import_diffusers():
     script = (
         "import sys, gas_ext, gas_ext.teachers, gas_ext.teachers.diffusers\n"
