@@ -34,7 +34,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out what nobody asked for, as one line of the count: fuzzing, and without a GPU its tests."""
+    """Deselect what was not requested, as one line of the count: fuzzing, and without a GPU its tests."""
     asked = config.getoption("-m")
     names = [] if "fuzz" in asked else ["fuzz"]
     if not (asked or torch.cuda.is_available() or os.environ.get("FAIL_WITHOUT_CUDA") == "1"):

@@ -16,12 +16,10 @@ from torch import Tensor
 
 from gas_ext._utils.checks import whole_numbers
 from gas_ext._utils.files import partial_file
-from gas_ext._utils.seeds import parse_seeds
 
 __all__ = [
     "StackedGenerator",
     "image_grid",
-    "parse_seeds",
     "save_png",
     "seed_labels",
     "stacked_noise",

@@ -162,7 +162,7 @@ class _Announced:
 def make_reporter(first: str = "") -> Reporter:
     """Return bars if standard error is a terminal of this process alone, log lines otherwise.
 
-    The line `first`, if there is one, is told when the first task begins.
+    The line `first`, if there is one, is reported when the first task begins.
     """
     from gas_ext._utils.processes import Launch  # imports torch
 

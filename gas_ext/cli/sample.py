@@ -64,7 +64,8 @@ def sample(
 ) -> None:
     """Draw samples with a saved solver and write them as one PNG grid, or as tensors."""
     from gas_ext._utils.files import check_output_folder
-    from gas_ext._utils.noise import parse_seeds, stacked_noise
+    from gas_ext._utils.noise import stacked_noise
+    from gas_ext._utils.seeds import parse_seeds
     from gas_ext.evaluation import draw_samples
     from gas_ext.samples import spread_conditions
 

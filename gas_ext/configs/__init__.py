@@ -156,7 +156,7 @@ class Student(Section):
         Last time.
     kind : str
         What of the solver is learned, a name of `gas_ext.solvers.presets.KINDS`: "gs" (everything), or one
-        of its rivals "ld3", "learned-times", "s4s", "s4s-alt".
+        of the baselines "ld3", "learned-times", "s4s", "s4s-alt".
     """
 
     steps: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]

@@ -71,7 +71,7 @@ class SampleSource(Protocol):
 class TeacherSamples:
     """A folder written by `generate_samples`, opened for reading; see `open`.
 
-    Only the rows asked for are read, and their noise is drawn again.
+    Only the requested rows are read, and their noise is drawn again.
     Copies in other processes (of a data loader) open the folder for themselves.
     """
 

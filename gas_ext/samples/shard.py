@@ -66,7 +66,7 @@ def write_shard(path: Path, record: dict[str, Any], tensors: Mapping[str, Tensor
 
 
 class Shard:
-    """A shard opened for reading; only the rows that are asked for are read.
+    """A shard opened for reading; only the requested rows are read.
 
     Parameters
     ----------

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gas_ext._utils.noise import image_grid, parse_seeds, save_png, seed_labels, stacked_noise, take, to_uint8
+from gas_ext._utils.noise import image_grid, save_png, seed_labels, stacked_noise, take, to_uint8
+from gas_ext._utils.seeds import parse_seeds
 
 
 @given(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 5)), min_size=1, max_size=6))
