@@ -72,7 +72,7 @@ def screen(
 def learn(name: str, steps: int, denoiser: Denoiser, folder: Path, changes: list[str], source: Any) -> None:
     """Train one solver with the package's own recipe, or go on with it."""
     _, kind, loss = LEARNED[name]
-    config = load_config("demo", [*changes, f"student.kind={kind}", "training.shown_images=0"])
+    config = load_config("demo", [*changes, f"student.preset={kind}", "training.shown_images=0"])
     reporter = make_reporter()
     finished(train(config, denoiser, folder, steps=steps, loss=loss, samples=source, reporter=reporter))
 

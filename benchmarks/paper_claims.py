@@ -41,7 +41,7 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
     "GAS": ("gas", []),
     "GAS, ordinary loss": ("gas", ["adversarial.loss=gan"]),
     "GAS, samples alone": ("gas", ["adversarial.noise_levels=[]"]),
-    "GS, no theory": ("gs", ["student.kind=s4s-alt"]),
+    "GS, no theory": ("gs", ["student.preset=s4s-alt"]),
     "GS, classical start": ("gs", ["training.start=classical"]),
     "GS, 16 samples": ("gs", ["training.train_samples=16"]),
     "GS, 64 samples": ("gs", ["training.train_samples=64"]),

@@ -32,7 +32,7 @@ class LossKind(str, Enum):
     gas = "gas"
 
 
-class SolverKind(str, Enum):
+class PresetOption(str, Enum):
     """What of a solver is learned; see `gas_ext.solvers.presets`."""
 
     gs = "gs"
@@ -67,9 +67,9 @@ def train(
         LossKind | None, typer.Option(help="gs: distillation (the default); gas: with the adversarial term.")
     ] = None,
     solver: Annotated[
-        SolverKind | None,
+        PresetOption | None,
         typer.Option(
-            help="Short for --set student.kind=...: what is learned, all of it (gs) or as one of the rivals."
+            help="Short for --set student.preset=...: what is learned, all of it (gs) or one of the baselines."
         ),
     ] = None,
     override: Annotated[
@@ -124,7 +124,7 @@ def train(
     short = {"iterations": iterations, "seed": seed, "recompute": recompute, "autocast": autocast}
     overrides = [f"training.{name}={value}" for name, value in short.items() if value is not None]
     if solver is not None:
-        overrides.append(f"student.kind={solver.value}")
+        overrides.append(f"student.preset={solver.value}")
     plan = make_plan(
         load_config(config, [*(override or ()), *overrides]),
         None if loss is None else loss.value,
@@ -147,8 +147,8 @@ def train(
 
 
 def _folder_name(plan: RunPlan) -> str:
-    run, kind = plan.run, plan.config.student.kind
-    return f"{plan.config.name}-{run.steps}-{run.loss}" + ("" if kind == "gs" else f"-{kind}")
+    run, preset = plan.run, plan.config.student.preset
+    return f"{plan.config.name}-{run.steps}-{run.loss}" + ("" if preset == "gs" else f"-{preset}")
 
 
 def _learn(

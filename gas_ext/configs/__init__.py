@@ -19,7 +19,7 @@ from gas_ext._utils.records import shown
 from gas_ext._utils.seeds import parse_seeds
 from gas_ext.configs.base import Positive, Section, TimeEpsilon, read_yaml, sentence
 from gas_ext.configs.training import RATES, Adversarial, Run, Training
-from gas_ext.solvers.presets import KindName
+from gas_ext.solvers.presets import PresetName
 from gas_ext.solvers.registry import SpacingName, build_solver, names
 
 if TYPE_CHECKING:
@@ -154,14 +154,22 @@ class Student(Section):
         Numbers of network evaluations that the paper reports.
     t_eps : float
         Last time.
-    kind : str
-        What of the solver is learned, a name of `gas_ext.solvers.presets.KINDS`: "gs" (everything), or one
+    preset : str
+        What of the solver is learned, a name of `gas_ext.solvers.presets.PRESETS`: "gs" (everything), or one
         of the baselines "ld3", "learned-times", "s4s", "s4s-alt".
     """
 
     steps: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
     t_eps: TimeEpsilon
-    kind: KindName = "gs"
+    preset: PresetName = "gs"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier(cls, values: Any) -> Any:
+        """Read configs written when the preset was called kind."""
+        if isinstance(values, dict) and "kind" in values and "preset" not in values:
+            return {("preset" if name == "kind" else name): value for name, value in values.items()}
+        return values
 
 
 class Seeds(Section):

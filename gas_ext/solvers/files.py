@@ -31,7 +31,7 @@ _FIELDS: Fields = {
     "theory_guidance": FLAG,
     "theory_order": COUNT,
     "compat": OPTIONAL_TEXT,
-    "kind": TEXT,
+    "kind": TEXT,  # the preset
     "prediction_type": OPTIONAL_TEXT,
     "guidance_scale": OPTIONAL_NUMBER,
     "teacher": RECORD,

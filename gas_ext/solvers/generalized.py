@@ -32,7 +32,7 @@ from gas_ext.solvers.files import (
     write_reference_checkpoint,
     write_solver_file,
 )
-from gas_ext.solvers.presets import get_kind
+from gas_ext.solvers.presets import get_preset
 from gas_ext.solvers.timesteps import (
     SPACINGS,
     check_interval,
@@ -77,9 +77,9 @@ class GeneralizedSolver(nn.Module):
         Guidance scale this solver is meant for.
     compat : str, optional
         "reference-s4s": compute what the published code computes without theory guidance.
-    kind : str
-        Which of the parameters training changes, a name of `gas_ext.solvers.presets.KINDS`; the others do not
-        require a gradient. The kinds of S4S need theory_guidance=False, those of DPM-Solver++ True.
+    preset : str
+        Which of the parameters training changes, a name of `gas_ext.solvers.presets.PRESETS`; the others do not
+        require a gradient. The presets of S4S need theory_guidance=False, those of DPM-Solver++ True.
 
     Attributes
     ----------
@@ -120,7 +120,7 @@ class GeneralizedSolver(nn.Module):
         prediction_type: str | None = None,
         guidance_scale: float | None = None,
         compat: str | None = None,
-        kind: str = "gs",
+        preset: str = "gs",
     ) -> None:
         super().__init__()
         check_schedule(schedule)
@@ -158,7 +158,7 @@ class GeneralizedSolver(nn.Module):
         self.state_corrections = nn.Parameter(table.clone())
         if not self.theory_guidance:
             self._start_from_theory()
-        self.set_kind(kind)
+        self.set_preset(preset)
         self.to(default_device())
 
     def _initial_timesteps(self, timesteps: str | Sequence[float] | Tensor) -> Tensor:
@@ -172,26 +172,26 @@ class GeneralizedSolver(nn.Module):
             )
         return times
 
-    def set_kind(self, kind: str) -> None:
-        """Say which of the parameters training changes; see `kind` above.
+    def set_preset(self, preset: str) -> None:
+        """Say which of the parameters training changes; see `preset` above.
 
         Raises
         ------
         ValueError
-            If the kind is unknown, or needs free weights where this solver's are not, or the reverse.
+            If the preset is unknown, or needs free weights where this solver's are not, or the reverse.
         """
-        free = get_kind(kind).free
+        free = get_preset(preset).free
         if free is not None and free == self.theory_guidance:
             raise ValueError(
-                f"A solver of kind {kind} needs theory_guidance={not free}, but this one has "
+                f"A solver with preset {preset} needs theory_guidance={not free}, but this one has "
                 f"{self.theory_guidance}."
             )
-        self.kind = kind
+        self.preset = preset
         self.requires_grad_()
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Say whether what this kind of solver learns requires a gradient; the rest never does."""
-        learned = get_kind(self.kind).learned
+        """Say whether what this preset of solver learns requires a gradient; the rest never does."""
+        learned = get_preset(self.preset).learned
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(requires_grad and name in learned)
         return self
@@ -262,7 +262,7 @@ class GeneralizedSolver(nn.Module):
         """Return what distinguishes this solver, for `print(solver)`."""
         weights = self.compat or ("theory guidance" if self.theory_guidance else "free weights")
         sizes = f"steps={self.steps}, order={self.order}, t_eps={self.t_eps}"
-        return f"{self.schedule!r}, {sizes}, {weights}, kind={self.kind}"
+        return f"{self.schedule!r}, {sizes}, {weights}, preset={self.preset}"
 
     def save(
         self,
@@ -294,7 +294,7 @@ class GeneralizedSolver(nn.Module):
             "theory_guidance": self.theory_guidance,
             "theory_order": self.theory_order,
             "compat": self.compat,
-            "kind": self.kind,
+            "kind": self.preset,
             "prediction_type": self.prediction_type,
             "guidance_scale": self.guidance_scale,
             "teacher": self.teacher,
@@ -365,7 +365,7 @@ class GeneralizedSolver(nn.Module):
                 prediction_type=record["prediction_type"],
                 guidance_scale=record["guidance_scale"],
                 compat=record["compat"],
-                kind=record["kind"],
+                preset=record["kind"],
             )
         except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{source} describes no valid solver: {reason_of(error)}.") from error
@@ -453,7 +453,7 @@ class GeneralizedSolver(nn.Module):
         Raises
         ------
         ValueError
-            If the solver is of a kind that the published code does not have: free weights, or corrections to
+            If the solver is of a preset that the published code does not have: free weights, or corrections to
             another order of the theory than the third.
         """
         if not self.theory_guidance and self.compat is None:

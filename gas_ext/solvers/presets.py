@@ -1,4 +1,4 @@
-"""Kinds of learned solvers: which of a `GeneralizedSolver`'s numbers are learned.
+"""Presets of learned solvers: which of a `GeneralizedSolver`'s numbers are learned.
 
 The rivals of GS differ from it only in what they hold fixed, so each is a setting of the same solver, trained
 by the same command.
@@ -14,12 +14,12 @@ from gas_ext._utils.records import shown
 TIMES, OFFSETS = "timestep_logits", "time_offsets"
 DATA, STATE = "data_corrections", "state_corrections"
 
-KindName = Literal["gs", "ld3", "learned-times", "s4s", "s4s-alt"]
+PresetName = Literal["gs", "ld3", "learned-times", "s4s", "s4s-alt"]
 
 
 @dataclass(frozen=True)
-class Kind:
-    """One kind of learned solver.
+class Preset:
+    """One preset of learned solver.
 
     Parameters
     ----------
@@ -39,29 +39,29 @@ class Kind:
     about: str
 
 
-KINDS: dict[str, Kind] = {
-    "gs": Kind(
+PRESETS: dict[str, Preset] = {
+    "gs": Preset(
         "GS",
         (TIMES, OFFSETS, DATA, STATE),
         None,
         "times, offsets and corrections to DPM-Solver++ (arXiv 2510.17699); GAS with the adversarial loss",
     ),
-    "ld3": Kind(
+    "ld3": Preset(
         "LD3",
         (TIMES, OFFSETS),
         False,
         "times, and apart from them the times that the network sees, of DPM-Solver++ (Tong et al. 2025)",
     ),
-    "learned-times": Kind(
+    "learned-times": Preset(
         "DPM-Solver++ with learned times", (TIMES,), False, "times of DPM-Solver++, and nothing else"
     ),
-    "s4s": Kind(
+    "s4s": Preset(
         "S4S",
         (DATA,),
         True,
         "weights of a linear multistep method on fixed times, free of theory (Frankel et al. 2025)",
     ),
-    "s4s-alt": Kind(
+    "s4s-alt": Preset(
         "S4S-Alt",
         (TIMES, OFFSETS, DATA),
         True,
@@ -70,8 +70,8 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def get_kind(name: str) -> Kind:
-    """Return a kind by its name.
+def get_preset(name: str) -> Preset:
+    """Return a preset by its name.
 
     Raises
     ------
@@ -80,11 +80,11 @@ def get_kind(name: str) -> Kind:
 
     Examples
     --------
-    >>> get_kind("ld3").learned
+    >>> get_preset("ld3").learned
     ('timestep_logits', 'time_offsets')
     """
-    if not isinstance(name, str) or name not in KINDS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(
-            f"There is no kind of learned solver {shown(name)}; expected one of {', '.join(KINDS)}."
+            f"There is no preset {shown(name)}; expected one of {', '.join(PRESETS)}."
         )
-    return KINDS[name]
+    return PRESETS[name]

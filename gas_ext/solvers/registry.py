@@ -244,17 +244,17 @@ def describe(name: str) -> dict[str, Any]:
 
 def _describe_learned(path: str) -> dict[str, Any]:
     from gas_ext.solvers.generalized import GeneralizedSolver
-    from gas_ext.solvers.presets import KINDS
+    from gas_ext.solvers.presets import PRESETS
 
     solver = GeneralizedSolver.load(path)
-    kind = KINDS[solver.kind]
-    title = kind.title
+    preset = PRESETS[solver.preset]
+    title = preset.title
     if solver.training_summary.get("objective") == "gas":
-        title = "GAS" if solver.kind == "gs" else f"{title} with GAS"
+        title = "GAS" if solver.preset == "gs" else f"{title} with GAS"
     return {
         "name": path,
         "solver": title,
-        "times": "learned" if "timestep_logits" in kind.learned else "fixed",
-        "source": kind.about,
+        "times": "learned" if "timestep_logits" in preset.learned else "fixed",
+        "source": preset.about,
         "learned": True,
     }

@@ -52,8 +52,9 @@ _OF_THE_OTHER_LOSS = {
     "gas": ("training.iterations.gs", "training.train_samples.gs"),
 }
 
-# Settings that there were not always, and what runs did before they could be set.
-_LATER = {"student.kind": "gs", "adversarial.noise_levels": [], "training.scale_rates": False}
+# Settings that were added later, and what earlier runs did.
+_RENAMED = {"student.kind": "student.preset"}
+_LATER = {"student.preset": "gs", "adversarial.noise_levels": [], "training.scale_rates": False}
 
 
 def described(config: Config, loss: LossKind) -> dict[str, Any]:
@@ -185,6 +186,7 @@ class RunFolder:
         return isinstance(values, dict) and isinstance(values.get("run"), dict)
 
     def _require_same(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+        there = {_RENAMED.get(name, name): value for name, value in there.items()}
         there = {**{name: value for name, value in _LATER.items() if name in here}, **there}
         names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
         names = [name for name in names if name != "samples" or name in here]

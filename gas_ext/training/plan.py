@@ -13,7 +13,7 @@ from gas_ext.configs import Config, Run
 from gas_ext.configs.base import LossKind
 from gas_ext.configs.training import Recipe
 from gas_ext.solvers.gits import GITS_SIGMAS
-from gas_ext.solvers.presets import get_kind
+from gas_ext.solvers.presets import get_preset
 from gas_ext.solvers.registry import display_name
 from gas_ext.teachers.folder import CARD, config_option, import_command, teacher_folder
 from gas_ext.training.memory import training_bytes
@@ -178,7 +178,7 @@ class RunPlan:
             "loss": self.run.loss,
             "files": [asdict(file) for file in self.files],
             "teacher_solver": _describe(self.config),
-            "student_kind": self.config.student.kind,
+            "student_preset": self.config.student.preset,
             "teacher_nfe": self.teacher_nfe,
             "student_nfe": self.student_nfe,
             "samples": self.samples,
@@ -188,7 +188,7 @@ class RunPlan:
 
     def lines(self) -> list[str]:
         """Return the plan as text."""
-        kind = self.config.student.kind
+        preset = self.config.student.preset
         lines = [self.title, f"loss: {self.run.loss.upper()}", "", "files"]
         for file in self.files:
             state = "present" if file.present else "absent "
@@ -198,7 +198,7 @@ class RunPlan:
         lines += [
             "",
             f"teacher: {_describe(self.config)}, NFE {self.teacher_nfe}",
-            f"student: {'' if kind == 'gs' else get_kind(kind).title + ', '}NFE {self.student_nfe}",
+            f"student: {'' if preset == 'gs' else get_preset(preset).title + ', '}NFE {self.student_nfe}",
             "samples: " + ", ".join(f"{count:,} for {use}" for use, count in self.samples.items()),
             "network evaluations: "
             + ", ".join(f"{count:,} {use}" for use, count in self.evaluations.items() if count),

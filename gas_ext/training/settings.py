@@ -80,13 +80,13 @@ class TrainingConfig(Recipe):
         count = sum(parameter.numel() for group in groups for parameter in group["params"])
         if count == 0:
             raise ValueError(
-                f"A solver of kind {solver.kind} with {solver.steps} step(s) has nothing to learn; take more "
-                "steps or another kind."
+                f"A solver with preset {solver.preset} with {solver.steps} step(s) has nothing to learn; take more "
+                "steps or another preset."
             )
         if self.optimizer == "adam":
             optimizer: torch.optim.Optimizer = torch.optim.Adam(groups, betas=self.betas)
         else:
-            if self.scale_rates and solver.kind == "gs":
+            if self.scale_rates and solver.preset == "gs":
                 groups = [{**group, "lr": _factor_of_many(count) * group["lr"]} for group in groups]
             # A first evaluation at less noise than there is (`warm_start.fit_start`) is worth much,
             # and lies in a narrow basin, which long steps leave for good.

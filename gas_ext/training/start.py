@@ -7,7 +7,7 @@ from gas_ext.configs import Config
 from gas_ext.configs.training import STARTS
 from gas_ext.denoisers import Denoiser
 from gas_ext.solvers.generalized import MAX_ORDER, GeneralizedSolver
-from gas_ext.solvers.presets import DATA, get_kind
+from gas_ext.solvers.presets import DATA, get_preset
 from gas_ext.training.baselines import Baseline, classical_solver, classical_solvers, select_baseline
 from gas_ext.training.batches import Batch
 from gas_ext.training.data import RunData
@@ -21,7 +21,7 @@ def make_start(
 ) -> tuple[GeneralizedSolver, str]:
     """Make the solver that training starts from, as ``config.training.start`` says.
 
-    It is of the kind ``config.student.kind``. Where that learns no weights, "fitted" is the same as
+    It is of the preset ``config.student.preset``. Where that learns no weights, "fitted" is the same as
     "classical": the weights stay those of the theory.
 
     Parameters
@@ -55,7 +55,7 @@ def make_start(
             return solver, start
         # Other steps need other corrections, which are fitted as for any other start.
         solver = with_steps(solver, steps, min(steps, MAX_ORDER)).to(denoiser.device)
-        solver.set_kind(config.student.kind)
+        solver.set_preset(config.student.preset)
         name = f"{start}, laid along {steps} steps"
         if not _can_be_fitted(solver, reporter):
             return solver, name
@@ -90,7 +90,7 @@ def make_start(
 
 def _can_be_fitted(solver: GeneralizedSolver, reporter: Reporter) -> bool:
     """Whether the weights can be fitted to fine trajectories; tell where only the schedule forbids it."""
-    if DATA not in get_kind(solver.kind).learned:
+    if DATA not in get_preset(solver.preset).learned:
         return False
     if solver.schedule.zero_terminal_snr:
         reporter.message(f"Training starts unfitted, as {solver.schedule!r} is infinite in lambda at t = 1.")
@@ -119,17 +119,17 @@ def _best_baseline(
 
 def _learnable(baseline: Baseline, config: Config, denoiser: Denoiser) -> GeneralizedSolver:
     """Return a classical solver as one that learns, its weights written out if they are to be free."""
-    kind = config.student.kind
+    preset = config.student.preset
     return GeneralizedSolver(
         denoiser.schedule,
         baseline.solver.steps,
         t_eps=config.student.t_eps,
-        theory_guidance=not get_kind(kind).free,
+        theory_guidance=not get_preset(preset).free,
         theory_order=baseline.order,
         timesteps=baseline.spacing,
         prediction_type=denoiser.prediction_type,
         guidance_scale=config.teacher_solver.guidance_scale,
-        kind=kind,
+        preset=preset,
     ).to(denoiser.device)
 
 
@@ -142,14 +142,14 @@ def _from_file(config: Config, denoiser: Denoiser) -> GeneralizedSolver:
             f"{path} ends at t_eps {solver.t_eps:g}, not {t_eps:g}: start from another solver, or set "
             f"student.t_eps={solver.t_eps:g}."
         )
-    kind = config.student.kind
-    more = set(get_kind(solver.kind).learned) - set(get_kind(kind).learned)
-    if more or get_kind(kind).free == solver.theory_guidance:
+    preset = config.student.preset
+    more = set(get_preset(solver.preset).learned) - set(get_preset(preset).learned)
+    if more or get_preset(preset).free == solver.theory_guidance:
         raise ValueError(
-            f"{path} is a solver of kind {solver.kind}, which cannot be trained as one of kind {kind}: start "
-            f"from another one, or set student.kind={solver.kind}."
+            f"{path} is a solver with preset {solver.preset}, which cannot be trained as one with preset {preset}: start "
+            f"from another one, or set student.preset={solver.preset}."
         )
-    solver.set_kind(kind)
+    solver.set_preset(preset)
     solver.prediction_type = denoiser.prediction_type
     solver.guidance_scale = config.teacher_solver.guidance_scale
     solver.teacher, solver.training_summary = {}, {}

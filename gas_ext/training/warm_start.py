@@ -21,7 +21,7 @@ from gas_ext.schedules import NoiseSchedule
 from gas_ext.solvers import MultistepSolver
 from gas_ext.solvers.coefficients import StepWeights, guided_weights
 from gas_ext.solvers.generalized import GeneralizedSolver
-from gas_ext.solvers.presets import DATA, OFFSETS, STATE, get_kind
+from gas_ext.solvers.presets import DATA, OFFSETS, STATE, get_preset
 
 __all__ = ["corrections_from_weights", "fit_corrections", "fit_start", "from_solver", "with_steps"]
 
@@ -218,7 +218,7 @@ def with_steps(solver: GeneralizedSolver, steps: int, order: int | None = None) 
             timesteps=times,
             prediction_type=solver.prediction_type,
             guidance_scale=solver.guidance_scale,
-            kind=solver.kind,
+            preset=solver.preset,
         ).to(old_times.device)
         new.time_offsets.copy_(_read(old_parts[:-1], solver.time_offsets.double(), new_parts[:-1]))
     return new
@@ -258,7 +258,7 @@ def fit_corrections(
     Parameters
     ----------
     solver : GeneralizedSolver
-        Changed in place: what its kind learns of its corrections, or of its free weights.
+        Changed in place: what its preset learns of its corrections, or of its free weights.
     denoiser, condition, unconditional_condition, prediction_type, guidance_scale
         As for `GASSampler`.
     noise : Tensor
@@ -273,7 +273,7 @@ def fit_corrections(
     Raises
     ------
     ValueError
-        If the solver's kind learns no weights, its weights are those of compat="reference-s4s", the schedule
+        If the solver's preset learns no weights, its weights are those of compat="reference-s4s", the schedule
         has alpha(1) = 0, where lambda is infinite, or the network returns something that is not finite.
     """
     sampler = GASSampler(solver, denoiser, prediction_type, guidance_scale)
@@ -294,9 +294,9 @@ def _fine_states(sampler: GASSampler, inputs: Inputs, substeps: int) -> list[tup
     """Return, batch by batch, what states a finer solver has at the times of the sampler's."""
     solver = sampler.solver
     assert isinstance(solver, GeneralizedSolver)
-    if DATA not in get_kind(solver.kind).learned or solver.compat is not None:
+    if DATA not in get_preset(solver.preset).learned or solver.compat is not None:
         raise ValueError(
-            f"A solver of kind {solver.compat or solver.kind} has no weights that can be fitted; leave it as "
+            f"A solver with preset {solver.compat or solver.preset} has no weights that can be fitted; leave it as "
             "it is."
         )
     if solver.schedule.zero_terminal_snr:
@@ -331,7 +331,7 @@ def _fit_weights(
     """Fit the weights of the sampler's solver, step by step, to these states; return its samples."""
     solver = sampler.solver
     assert isinstance(solver, GeneralizedSolver)
-    learned = get_kind(solver.kind).learned
+    learned = get_preset(solver.preset).learned
     weights = StepWeights(*(table.clone() for table in solver.weights()))
     solves = [sampler.begin(*batch) for batch in inputs]
     table = sampler.coefficients()
@@ -370,7 +370,7 @@ def _set_weights(solver: GeneralizedSolver, weights: StepWeights) -> None:
         data, state = weights.data.T, weights.state.T.clone()
         state[0] -= ratio
     solver.data_corrections.copy_(data)
-    if STATE in get_kind(solver.kind).learned:
+    if STATE in get_preset(solver.preset).learned:
         solver.state_corrections.copy_(state)
 
 
@@ -419,7 +419,7 @@ def fit_start(
         As `fit_corrections` does.
     """
     schedule = solver.schedule
-    parts = FIRST_LEVELS if OFFSETS in get_kind(solver.kind).learned else (1.0,)
+    parts = FIRST_LEVELS if OFFSETS in get_preset(solver.preset).learned else (1.0,)
     start = {name: value.clone() for name, value in solver.state_dict().items()}
     sampler = GASSampler(solver, denoiser, prediction_type, guidance_scale)
     inputs = _batches(noise, condition, unconditional_condition, batch_size)

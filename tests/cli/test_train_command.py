@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from gas_ext import GeneralizedSolver
 from gas_ext.cli import app
-from gas_ext.cli.train import SolverKind
+from gas_ext.cli.train import PresetOption
 from gas_ext.configs import load_config
-from gas_ext.solvers.presets import KINDS
+from gas_ext.solvers.presets import PRESETS
 from gas_ext.training import read_log
 
 DATA_SET = str(GOLDEN / "dataset/pixel.pkl")
@@ -83,12 +83,12 @@ def test_the_rivals_of_gs(tmp_path):
     assert outcome.exit_code == 0, outcome.output
     assert "wrote runs/demo-2-gs-ld3/solver.safetensors" in outcome.stdout
     solver = GeneralizedSolver.load("runs/demo-2-gs-ld3/last.safetensors")
-    assert solver.kind == "ld3"
+    assert solver.preset == "ld3"
     assert solver.data_corrections.abs().max() == solver.state_corrections.abs().max() == 0
-    assert load_config("runs/demo-2-gs-ld3/config.yaml").student.kind == "ld3"
+    assert load_config("runs/demo-2-gs-ld3/config.yaml").student.preset == "ld3"
     outcome = run(*options, "--solver", "s4s", "--loss", "gas", "-o", "runs/demo-2-gs-ld3")
     assert outcome.exit_code == 1
-    assert "student.kind 'ld3', not 's4s'" in outcome.stderr
+    assert "student.preset 'ld3', not 's4s'" in outcome.stderr
     outcome = run(*options, "--solver", "s4s", "--loss", "gas")
     assert outcome.exit_code == 0, outcome.output
     start, last = (
@@ -99,7 +99,7 @@ def test_the_rivals_of_gs(tmp_path):
 
 
 def test_every_kind_of_solver_can_be_asked_for():
-    assert [kind.value for kind in SolverKind] == list(KINDS)
+    assert [preset.value for preset in PresetOption] == list(PRESETS)
 
 
 @pytest.mark.parametrize(

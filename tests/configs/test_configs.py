@@ -122,10 +122,10 @@ def test_orders_that_a_teacher_s_solver_has():
 
 
 def test_the_kind_of_student():
-    assert load_config("demo").student.kind == "gs"
-    assert load_config("demo", ["student.kind=s4s-alt"]).student.kind == "s4s-alt"
-    with pytest.raises(ValueError, match=r"student\.kind is 'dpm': .*'ld3'"):
-        load_config("demo", ["student.kind=dpm"])
+    assert load_config("demo").student.preset == "gs"
+    assert load_config("demo", ["student.preset=s4s-alt"]).student.preset == "s4s-alt"
+    with pytest.raises(ValueError, match=r"student\.preset is 'dpm': .*'ld3'"):
+        load_config("demo", ["student.preset=dpm"])
 
 
 def test_unknown_names_list_what_there_is():

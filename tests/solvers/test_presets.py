@@ -1,4 +1,4 @@
-"""What each kind of learned solver changes, and that nothing else moves."""
+"""What each preset of learned solver changes, and that nothing else moves."""
 
 import json
 from typing import get_args
@@ -9,7 +9,7 @@ from mixture import SCHEDULE, mixture_denoiser
 
 from gas_ext import GASSampler, GeneralizedSolver
 from gas_ext._utils.sealed_files import read_safetensors, write_sealed
-from gas_ext.solvers.presets import DATA, KINDS, OFFSETS, STATE, TIMES, KindName, get_kind
+from gas_ext.solvers.presets import DATA, PRESETS, OFFSETS, STATE, TIMES, PresetName, get_preset
 from gas_ext.training import TrainingConfig, train_solver
 from gas_ext.training.adversarial import Adversary
 from gas_ext.training.discriminators import build_discriminator
@@ -24,8 +24,8 @@ LEARNED = {
 }
 
 
-def make(kind, steps=3, **options):
-    return GeneralizedSolver(SCHEDULE, steps, theory_guidance=not get_kind(kind).free, kind=kind, **options)
+def make(preset, steps=3, **options):
+    return GeneralizedSolver(SCHEDULE, steps, theory_guidance=not get_preset(preset).free, preset=preset, **options)
 
 
 def data():
@@ -37,14 +37,14 @@ def data():
 
 
 def test_the_names():
-    assert list(get_args(KindName)) == list(KINDS) == list(LEARNED)
-    assert {kind: set(KINDS[kind].learned) for kind in KINDS} == LEARNED
+    assert list(get_args(PresetName)) == list(PRESETS) == list(LEARNED)
+    assert {preset: set(PRESETS[preset].learned) for preset in PRESETS} == LEARNED
 
 
 @pytest.mark.parametrize("gas", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
-def test_only_what_is_learned_changes(kind, gas):
-    solver, (noise, target) = make(kind), data()
+@pytest.mark.parametrize("preset", PRESETS)
+def test_only_what_is_learned_changes(preset, gas):
+    solver, (noise, target) = make(preset), data()
     before = {name: value.detach().clone() for name, value in solver.named_parameters()}
     config = TrainingConfig(iterations=8, warmup=0)
     adversary = (
@@ -54,12 +54,12 @@ def test_only_what_is_learned_changes(kind, gas):
     )
     train_solver(solver, mixture_denoiser, noise, target, config=config, adversary=adversary)
     changed = {name for name, value in solver.named_parameters() if not torch.equal(value, before[name])}
-    assert changed == LEARNED[kind]
+    assert changed == LEARNED[preset]
 
 
-@pytest.mark.parametrize("kind", ["ld3", "learned-times", "s4s", "s4s-alt"])
-def test_learning_helps(kind):
-    solver, (noise, target) = make(kind), data()
+@pytest.mark.parametrize("preset", ["ld3", "learned-times", "s4s", "s4s-alt"])
+def test_learning_helps(preset):
+    solver, (noise, target) = make(preset), data()
     before = (GASSampler(solver, mixture_denoiser)(noise) - target).abs().mean().item()
     train_solver(solver, mixture_denoiser, noise, target, config=TrainingConfig(iterations=60))
     after = (GASSampler(solver, mixture_denoiser)(noise) - target).abs().mean().item()
@@ -67,13 +67,13 @@ def test_learning_helps(kind):
 
 
 @pytest.mark.parametrize("optimizer", ["full_adam", "adam"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_optimizer_has_nothing_else(kind, optimizer):
-    solver = make(kind)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_optimizer_has_nothing_else(preset, optimizer):
+    solver = make(preset)
     made = TrainingConfig(optimizer=optimizer, time_rate=1.0, offset_rate=2.0, coefficient_rate=3.0)
     groups = made.make_optimizer(solver).param_groups
     names = {id(value): name for name, value in solver.named_parameters()}
-    assert {names[id(p)] for group in groups for p in group["params"]} == LEARNED[kind]
+    assert {names[id(p)] for group in groups for p in group["params"]} == LEARNED[preset]
     rates = {TIMES: 1.0, OFFSETS: 2.0, DATA: 3.0, STATE: 3.0}
     for group in groups:
         assert {rates[names[id(p)]] for p in group["params"]} == {group["base_lr"]}
@@ -89,34 +89,34 @@ def test_the_full_matrix_spans_what_is_learned():
     assert len(state["mean"]) == 2 + 3
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_asked_for_only_there(kind):
-    solver = make(kind)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_gradients_are_asked_for_only_there(preset):
+    solver = make(preset)
     for _ in range(2):
-        assert {name for name, p in solver.named_parameters() if p.requires_grad} == LEARNED[kind]
+        assert {name for name, p in solver.named_parameters() if p.requires_grad} == LEARNED[preset]
         assert not any(p.requires_grad for p in solver.requires_grad_(False).parameters())
         assert solver.requires_grad_() is solver
 
 
-@pytest.mark.parametrize("kind", ["s4s", "s4s-alt"])
+@pytest.mark.parametrize("preset", ["s4s", "s4s-alt"])
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_s4s_starts_as_the_classical_solver(kind, order):
+def test_s4s_starts_as_the_classical_solver(preset, order):
     options = {"theory_order": order, "timesteps": "edm"}
-    free, classical = make(kind, 5, **options), make("gs", 5, **options)
+    free, classical = make(preset, 5, **options), make("gs", 5, **options)
     assert free.data_corrections.abs().max() > 0.1
     assert free.state_corrections.abs().max() == 0
     for found, expected in zip(free.weights(), classical.weights(), strict=True):
         assert torch.allclose(found, expected, atol=1e-14, rtol=0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_file_says_it(tmp_path, kind):
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_file_says_it(tmp_path, preset):
     path = tmp_path / "solver.safetensors"
-    make(kind).save(path)
+    make(preset).save(path)
     loaded = GeneralizedSolver.load(path)
-    assert loaded.kind == kind
-    assert {name for name, p in loaded.named_parameters() if p.requires_grad} == LEARNED[kind]
-    assert f"kind={kind}" in repr(loaded)
+    assert loaded.preset == preset
+    assert {name for name, p in loaded.named_parameters() if p.requires_grad} == LEARNED[preset]
+    assert f"preset={preset}" in repr(loaded)
 
 
 def rewritten(path, change):
@@ -133,16 +133,16 @@ def test_a_file_that_does_not_say_it_is_gs(tmp_path):
     path = tmp_path / "solver.safetensors"
     make("gs").save(path)
     rewritten(path, lambda record: record.pop("kind"))
-    assert GeneralizedSolver.load(path).kind == "gs"
+    assert GeneralizedSolver.load(path).preset == "gs"
 
 
-@pytest.mark.parametrize("kind", ["dpm", ["gs"], None])
-def test_a_file_of_an_unknown_kind(tmp_path, kind):
+@pytest.mark.parametrize("preset", ["dpm", ["gs"], None])
+def test_a_file_of_an_unknown_preset(tmp_path, preset):
     path = tmp_path / "solver.safetensors"
     make("gs").save(path)
-    rewritten(path, lambda record: record.update(kind=kind))
+    rewritten(path, lambda record: record.update(kind=preset))
     reason = (
-        "describes no valid solver: There is no kind" if kind == "dpm" else "'kind' is .*, but must be a str"
+        "describes no valid solver: There is no preset" if preset == "dpm" else "'kind' is .*, but must be a str"
     )
     with pytest.raises(ValueError, match=reason):
         GeneralizedSolver.load(path)
@@ -151,16 +151,16 @@ def test_a_file_of_an_unknown_kind(tmp_path, kind):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "ld4"}, "no kind of learned solver 'ld4'; expected one of gs, ld3"),
-        ({"kind": "s4s"}, "kind s4s needs theory_guidance=False"),
-        ({"kind": "ld3", "theory_guidance": False}, "kind ld3 needs theory_guidance=True"),
+        ({"preset": "ld4"}, "no preset 'ld4'; expected one of gs, ld3"),
+        ({"preset": "s4s"}, "preset s4s needs theory_guidance=False"),
+        ({"preset": "ld3", "theory_guidance": False}, "preset ld3 needs theory_guidance=True"),
     ],
 )
-def test_impossible_kinds(options, message):
+def test_impossible_presets(options, message):
     with pytest.raises(ValueError, match=message):
         GeneralizedSolver(SCHEDULE, 3, **options)
 
 
 def test_one_step_has_no_times_to_learn():
-    with pytest.raises(ValueError, match="nothing to learn; take more steps or another kind"):
+    with pytest.raises(ValueError, match="nothing to learn; take more steps or another preset"):
         TrainingConfig().make_optimizer(make("learned-times", 1))

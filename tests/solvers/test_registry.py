@@ -91,16 +91,16 @@ def test_edm_s_sampler():
     assert torch.allclose(solver.timesteps(), expected.timesteps(), atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["gs", "ld3"])
-def test_a_file(tmp_path, kind):
+@pytest.mark.parametrize("preset", ["gs", "ld3"])
+def test_a_file(tmp_path, preset):
     path = str(tmp_path / "demo-4" / "solver.safetensors")
     (tmp_path / "demo-4").mkdir()
-    GeneralizedSolver(VP, 4, kind=kind).save(path, training={"objective": "gas"})
+    GeneralizedSolver(VP, 4, preset=preset).save(path, training={"objective": "gas"})
     solver = registry.build_solver(path, VP)
     assert isinstance(solver, GeneralizedSolver)
     assert registry.build_solver(path, VP, 4).steps == 4
     assert registry.canonical_name(path) == path
-    title = {"gs": "GAS", "ld3": "LD3 with GAS"}[kind]
+    title = {"gs": "GAS", "ld3": "LD3 with GAS"}[preset]
     assert registry.display_name(path) == f"{title} (demo-4)"
     assert registry.describe(path)["learned"] is True
     with pytest.raises(ValueError, match="makes 4 network evaluations, not 5"):

@@ -6,7 +6,7 @@ import pytest
 from docs_runner import Page
 
 from gas_ext import GASSampler
-from gas_ext.solvers.presets import KINDS
+from gas_ext.solvers.presets import PRESETS
 from gas_ext.solvers.registry import SPACING_TITLES, names
 
 PAGE = Page("docs/solvers.md")
@@ -21,7 +21,7 @@ def test_every_solver_is_described(name):
     assert name == base or name[-4:] in QUOTED
 
 
-@pytest.mark.parametrize("name", [*SPACING_TITLES, *KINDS])
+@pytest.mark.parametrize("name", [*SPACING_TITLES, *PRESETS])
 def test_every_spacing_and_kind_is_described(name):
     assert name in QUOTED
 

@@ -177,7 +177,7 @@ def test_rates():
 
 
 @pytest.mark.parametrize(
-    ("kind", "steps", "settings", "factor"),
+    ("preset", "steps", "settings", "factor"),
     [
         ("gs", 3, {}, 1.0),
         ("gs", 4, {}, 1.0),
@@ -188,12 +188,12 @@ def test_rates():
         ("s4s-alt", 10, {}, 1.0),
     ],
 )
-def test_gs_of_many_steps_learns_at_lower_rates(kind, steps, settings, factor):
-    solver = GeneralizedSolver(SCHEDULE, steps, kind=kind, theory_guidance=kind != "s4s-alt")
+def test_gs_of_many_steps_learns_at_lower_rates(preset, steps, settings, factor):
+    solver = GeneralizedSolver(SCHEDULE, steps, preset=preset, theory_guidance=preset != "s4s-alt")
     config = TrainingConfig(time_rate=1e-2, offset_rate=2e-2, coefficient_rate=3e-2, **settings)
     rates = [group["base_lr"] for group in config.make_optimizer(solver).param_groups]
     assert rates == pytest.approx([factor * rate for rate in (1e-2, 2e-2, 3e-2)][: len(rates)])
-    assert len(rates) == (2 if kind == "ld3" else 3)
+    assert len(rates) == (2 if preset == "ld3" else 3)
 
 
 def test_clipping_bounds_the_first_adam_moment(problem):

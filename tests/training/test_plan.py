@@ -141,9 +141,9 @@ def test_the_teacher_s_solver_in_words():
 
 def test_the_student_s_kind():
     assert "student: NFE 4" in make_plan(load_config("demo")).lines()
-    plan = make_plan(load_config("demo", ["student.kind=ld3"]), "gas")
+    plan = make_plan(load_config("demo", ["student.preset=ld3"]), "gas")
     assert "student: LD3, NFE 4" in plan.lines()
-    assert plan.to_dict()["student_kind"] == "ld3"
+    assert plan.to_dict()["student_preset"] == "ld3"
 
 
 def test_a_teacher_that_depends_on_the_student():

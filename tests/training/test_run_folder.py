@@ -59,14 +59,14 @@ def test_what_differs_is_named(tmp_path, other, message):
 @pytest.mark.parametrize("loss", ["gs", "gas"])
 def test_a_run_from_before_there_was_a_setting_goes_on_with_its_default(tmp_path, loss):
     folder = begun(tmp_path / "run", loss)
-    later = ("student.kind", "adversarial.noise_levels", "training.scale_rates")
+    later = ("student.preset", "adversarial.noise_levels", "training.scale_rates")
     here = settings(loss, scale_rates=False)
     there = {name: value for name, value in here.items() if name not in later}
     assert len(there) == len(here) - (3 if loss == "gas" else 2)
     save_checkpoint(folder.path / "checkpoints", 4, state(there))
     assert folder.find(here).iteration == 4
-    with pytest.raises(ValueError, match=r"has student\.kind 'gs', not 'ld3': "):
-        folder.find({**here, "student.kind": "ld3"})
+    with pytest.raises(ValueError, match=r"has student\.preset 'gs', not 'ld3': "):
+        folder.find({**here, "student.preset": "ld3"})
     with pytest.raises(ValueError, match=r"has training\.scale_rates False, not True: resume it with"):
         folder.find(settings(loss))
 

@@ -20,8 +20,8 @@ def data(toy_samples):
     )
 
 
-def start(data, steps=3, denoiser=None, kind="gs", **training):
-    config = toy_config(training, student={"steps": [3], "t_eps": 1e-3, "kind": kind})
+def start(data, steps=3, denoiser=None, preset="gs", **training):
+    config = toy_config(training, student={"steps": [3], "t_eps": 1e-3, "preset": preset})
     return make_start(config, denoiser or toy_denoiser(), data, steps, SilentReporter())
 
 
@@ -53,24 +53,24 @@ def test_the_default_is_fitted_and_with_a_rate_published(data):
     assert start(data, rate=1e-3)[1] == "DPM-Solver++(3M), uniform times"
 
 
-@pytest.mark.parametrize("kind", ["ld3", "learned-times"])
-def test_what_learns_no_weights_is_not_fitted(data, kind):
-    solver, name = start(data, kind=kind)
+@pytest.mark.parametrize("preset", ["ld3", "learned-times"])
+def test_what_learns_no_weights_is_not_fitted(data, preset):
+    solver, name = start(data, preset=preset)
     classical, expected_name = start(data, start="classical")
-    assert (solver.kind, name) == (kind, expected_name)
+    assert (solver.preset, name) == (preset, expected_name)
     assert all(torch.equal(p, q) for p, q in zip(solver.parameters(), classical.parameters(), strict=True))
     assert solver.data_corrections.abs().max() == solver.state_corrections.abs().max() == 0
 
 
-@pytest.mark.parametrize("kind", ["s4s", "s4s-alt"])
-def test_free_weights_start_as_the_theory_s_and_are_fitted(data, kind):
-    classical, name = start(data, kind=kind, start="classical")
+@pytest.mark.parametrize("preset", ["s4s", "s4s-alt"])
+def test_free_weights_start_as_the_theory_s_and_are_fitted(data, preset):
+    classical, name = start(data, preset=preset, start="classical")
     guided, same_name = start(data, start="classical")
     assert name == same_name
-    assert (classical.kind, classical.theory_guidance) == (kind, False)
+    assert (classical.preset, classical.theory_guidance) == (preset, False)
     for found, expected in zip(classical.weights(), guided.weights(), strict=True):
         assert torch.allclose(found, expected, atol=1e-14, rtol=0)
-    fitted, fitted_name = start(data, kind=kind)
+    fitted, fitted_name = start(data, preset=preset)
     assert fitted_name.startswith(f"{name}, fitted")
     assert fitted.state_corrections.abs().max() == 0
     assert torch.equal(fitted.timesteps(), classical.timesteps())
@@ -78,23 +78,23 @@ def test_free_weights_start_as_the_theory_s_and_are_fitted(data, kind):
 
 
 def test_a_kind_that_learns_more_goes_on_from_one_that_learns_less(data, tmp_path):
-    _, path = saved(tmp_path, kind="ld3")
+    _, path = saved(tmp_path, preset="ld3")
     solver, _ = start(data, start=path)
-    assert solver.kind == "gs"
+    assert solver.preset == "gs"
     assert all(parameter.requires_grad for parameter in solver.parameters())
 
 
 @pytest.mark.parametrize(("there", "wanted"), [("gs", "ld3"), ("ld3", "s4s"), ("learned-times", "s4s-alt")])
 def test_a_kind_that_cannot_go_on_as_another(data, tmp_path, there, wanted):
-    _, path = saved(tmp_path, kind=there)
-    with pytest.raises(ValueError, match=f"of kind {there}, which cannot be trained .* student.kind={there}"):
-        start(data, kind=wanted, start=path)
+    _, path = saved(tmp_path, preset=there)
+    with pytest.raises(ValueError, match=f"with preset {there}, which cannot be trained .* student.preset={there}"):
+        start(data, preset=wanted, start=path)
 
 
 def test_ld3_along_other_steps(data, tmp_path):
-    _, path = saved(tmp_path, kind="ld3")
-    solver, name = start(data, 5, kind="ld3", start=path)
-    assert (solver.kind, name) == ("ld3", f"{path}, laid along 5 steps")
+    _, path = saved(tmp_path, preset="ld3")
+    solver, name = start(data, 5, preset="ld3", start=path)
+    assert (solver.preset, name) == ("ld3", f"{path}, laid along 5 steps")
     assert solver.data_corrections.abs().max() == 0
 
 

@@ -113,7 +113,7 @@ def test_other_numbers_of_steps_keep_the_curve():
         assert new.guidance_scale == 2.0
         if steps % 4 == 0:
             assert (times[:: steps // 4] - solver.timesteps()).abs().max() <= 1e-6
-    assert with_steps(GeneralizedSolver(SCHEDULE, 4, kind="ld3"), 6).kind == "ld3"
+    assert with_steps(GeneralizedSolver(SCHEDULE, 4, preset="ld3"), 6).preset == "ld3"
     with pytest.raises(ValueError, match="free weights"):
         with_steps(GeneralizedSolver(SCHEDULE, 4, theory_guidance=False), 5)
 
@@ -165,7 +165,7 @@ def test_a_lower_first_level_is_kept_if_it_is_clearly_nearer(monkeypatch, steps,
 
 def test_offsets_that_are_not_learned_stay():
     noise = gaussian(16, 8)
-    solver = GeneralizedSolver(SCHEDULE, 3, kind="s4s", theory_guidance=False).double()
+    solver = GeneralizedSolver(SCHEDULE, 3, preset="s4s", theory_guidance=False).double()
     assert fit_start(solver, mixture_denoiser, noise, noise.tanh(), prediction_type="sample") == 1.0
     assert (solver.time_offsets == 0).all()
 
@@ -186,21 +186,21 @@ def test_fitting_a_single_step_is_least_squares():
     assert (terms @ (found - wanted)).abs().max() <= 1e-5 * fine.abs().max()
 
 
-@pytest.mark.parametrize("kind", ["gs", "s4s"])
-def test_free_weights_are_fitted_as_corrections_are(kind):
+@pytest.mark.parametrize("preset", ["gs", "s4s"])
+def test_free_weights_are_fitted_as_corrections_are(preset):
     """What is fitted is the weights; where those of the states are free too, it makes no difference how."""
     noise = gaussian(40, 3)
-    free = GeneralizedSolver(SCHEDULE, 3, theory_guidance=False, timesteps="logsnr", kind=kind)
+    free = GeneralizedSolver(SCHEDULE, 3, theory_guidance=False, timesteps="logsnr", preset=preset)
     guided = GeneralizedSolver(SCHEDULE, 3, timesteps="logsnr")
     before = free.state_corrections.detach().clone()
     for solver in (free, guided):
         fit_corrections(solver, mixture_denoiser, noise, prediction_type="sample")
-    if kind == "gs":
+    if preset == "gs":
         for found, expected in zip(free.weights(), guided.weights(), strict=True):
             assert torch.allclose(found, expected, atol=1e-8)
     else:
         assert torch.equal(free.state_corrections, before)
-        start = GeneralizedSolver(SCHEDULE, 3, theory_guidance=False, timesteps="logsnr", kind=kind)
+        start = GeneralizedSolver(SCHEDULE, 3, theory_guidance=False, timesteps="logsnr", preset=preset)
         target = solve(classical_solver(SCHEDULE, 60, 3, "logsnr").solver, noise)
         distances = [(solve(each, noise) - target).abs().mean() for each in (free, start)]
         assert distances[0] < 0.7 * distances[1]
@@ -248,9 +248,9 @@ def faulty(calls, value):
 
 def test_what_cannot_be_fitted_says_why():
     noise = gaussian(2, 3)
-    with pytest.raises(ValueError, match="kind ld3 has no weights that can be fitted"):
-        fit_corrections(GeneralizedSolver(SCHEDULE, 2, kind="ld3"), mixture_denoiser, noise)
-    with pytest.raises(ValueError, match="kind reference-s4s has no weights"):
+    with pytest.raises(ValueError, match="preset ld3 has no weights that can be fitted"):
+        fit_corrections(GeneralizedSolver(SCHEDULE, 2, preset="ld3"), mixture_denoiser, noise)
+    with pytest.raises(ValueError, match="preset reference-s4s has no weights"):
         fit_corrections(GeneralizedSolver(SCHEDULE, 3, compat="reference-s4s"), mixture_denoiser, noise)
     with pytest.raises(ValueError, match="infinite in lambda"):
         fit_corrections(GeneralizedSolver(NoiseSchedule.flow(), 2), lambda x, t, c: x, noise)
