@@ -1,7 +1,7 @@
-"""Solvers judged side by side on the same seeds.
+"""Comparison of solvers on the same seeds.
 
-`compare` takes any number of solvers; what it finds is on disk, so it can be resumed, and has confidence
-intervals.
+`compare` evaluates any number of solvers. It stores its results on disk, resumes after an interruption, and
+returns confidence intervals.
 """
 
 from gas_ext.evaluation.results import Cell, Comparison

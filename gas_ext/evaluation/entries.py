@@ -1,11 +1,11 @@
-"""The solvers of a comparison: from what a user names to solvers, one for each number of evaluations."""
+"""The solvers of a comparison: from the names that a user gives to one solver per NFE."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,8 +19,8 @@ from gas_ext.solvers import DPMSolver
 from gas_ext.solvers.coefficients import Solver
 from gas_ext.solvers.generalized import GeneralizedSolver
 
-# A name of `gas_ext.solvers.registry`, a solver file (with {nfe} for the number of evaluations), one name for
-# each number of evaluations, or a solver itself.
+# A name of `gas_ext.solvers.registry`, a solver file ({nfe} in its path is replaced), a name for each NFE, or
+# a solver itself.
 SolverLike: TypeAlias = str | Mapping[int, str] | Solver
 TeacherLike: TypeAlias = Solver | Callable[[int], Solver]
 
@@ -31,27 +31,13 @@ _LABEL = re.compile(r"([^=/@]+)=(.+)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Entry:
-    """One solver with one number of network evaluations.
+    """One solver with one NFE."""
 
-    Parameters
-    ----------
-    label : str
-        Name in tables and plots; the same for all numbers of evaluations of one solver.
-    kind : str
-        "teacher", "classical" or "learned".
-    solver : Solver
-        The solver, on the denoiser's device.
-    description : str
-        Description for readers.
-    teacher : str
-        Identity of the teacher's solver that it is compared with; empty for the teacher itself.
-    """
-
-    label: str
-    kind: str
+    label: str  # in tables and plots, the same for every NFE of one solver
+    kind: str  # "teacher", "classical" or "learned"
     solver: Solver = field(repr=False)
     description: str
-    teacher: str = ""
+    teacher: str = ""  # identity of the teacher's solver it is compared with; empty for the teacher
 
     @property
     def steps(self) -> int:
@@ -61,7 +47,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A solver that does not support a number of evaluations, and why."""
+    """A solver that does not support an NFE, and why."""
 
     label: str
     nfe: int
@@ -69,42 +55,34 @@ class LeftOut:
 
 
 def named_solvers(solvers: Sequence[SolverLike] | Mapping[str, SolverLike]) -> dict[str, SolverLike]:
-    """Return solvers by label; "LABEL=NAME" names one, others are called by what they are.
+    """Return solvers by label: that of "LABEL=NAME", or one derived from the solver.
 
-    Raises
-    ------
-    ValueError
-        If there are none, or two have one label.
-
-    Examples
-    --------
     >>> list(named_solvers(["unipc-3", "mine=runs/a/solver.safetensors", "runs/gs-{nfe}/solver.safetensors"]))
     ['unipc-3', 'mine', 'gs']
     """
-    given = solvers.items() if isinstance(solvers, Mapping) else map(_split, solvers)
-    pairs: list[tuple[str, SolverLike]] = list(given)
-    if not pairs:
-        raise ValueError("There is no solver to judge; name at least one, such as dpm++-2.")
+    pairs: Iterable[tuple[str, SolverLike]] = map(_split, solvers)
+    if isinstance(solvers, Mapping):
+        pairs = solvers.items()
     named: dict[str, SolverLike] = {}
     for label, solver in pairs:
+        if label == TEACHER == solver:
+            continue  # the teacher always takes part
         if label == TEACHER:
-            if solver == TEACHER:
-                continue  # it always takes part
-            raise ValueError("The label 'teacher' is the teacher's own; give another one as LABEL=NAME.")
+            raise ValueError("The label 'teacher' is reserved for the teacher; use another, as LABEL=NAME.")
         if label in named:
-            raise ValueError(f"Two solvers are called {label!r}; give them labels, as LABEL=NAME.")
+            raise ValueError(f"Two solvers have the label {label!r}; give each its own, as LABEL=NAME.")
         named[label] = solver
     if not named:
-        raise ValueError("There is no solver to judge but the teacher; name at least one, such as dpm++-2.")
+        raise ValueError("There are no solvers to compare; pass at least one, such as dpm++-2.")
     return named
 
 
 def _split(solver: SolverLike) -> tuple[str, SolverLike]:
+    """Return label and solver."""
     if isinstance(solver, Mapping):
-        raise ValueError("Solvers by number of evaluations need a label; give a dict {label: {nfe: name}}.")
+        raise ValueError("A solver given as {nfe: name} needs a label; pass a dict {label: {nfe: name}}.")
     if not isinstance(solver, str):
-        name = type(solver).__name__
-        return f"{name}-{solver.steps}", solver
+        return f"{type(solver).__name__}-{solver.steps}", solver
     match = _LABEL.fullmatch(solver)
     if match is not None:
         return match[1].strip(), match[2]
@@ -112,14 +90,14 @@ def _split(solver: SolverLike) -> tuple[str, SolverLike]:
 
 
 def is_file(name: str) -> bool:
-    """Return whether a solver's name stands for a file, or for the one that ships."""
+    """Return whether a solver's name means a file, or the solver that ships."""
     from gas_ext.solvers.registry import LEARNED_SUFFIX
 
     return name.endswith((LEARNED_SUFFIX, ".pt", ".pth", ".ckpt")) or name == SHIPPED or Path(name).is_file()
 
 
 def _label_of_file(name: str) -> str:
-    """Name a solver's file after its folder if its own name says nothing, without {nfe}."""
+    """Return the stem of a path, or its folder's name if the stem is generic, without {nfe}."""
     path = Path(name)
     stem = path.parent.name if path.stem in ("solver", "last") and path.parent.name else path.stem
     return stem.replace("{nfe}", "").strip("-_. ") or path.stem
@@ -134,25 +112,19 @@ def build_entries(
     t_eps: float | None = None,
     guidance_scale: float | None = None,
 ) -> tuple[list[Entry], list[LeftOut]]:
-    """Build every solver with every number of evaluations, and the teachers they are compared with, first.
+    """Build every solver at every NFE, and in front the teachers they are compared with.
 
-    A solver with a number of its own (a file without {nfe}, or one made in Python) takes part once.
-
-    Raises
-    ------
-    ValueError
-        If there is no number, a name is unknown, or a solver is another teacher's or offers none of them.
-    FileNotFoundError
-        If there is no such file.
+    A solver with a fixed NFE (a file without {nfe}, or one built in Python) takes part once. Raises
+    ValueError or FileNotFoundError if a solver is unknown, belongs to another teacher or supports no NFE.
     """
     if len(nfes) == 0:
-        raise ValueError("There is no number of evaluations; give at least one, such as nfe=[4].")
+        raise ValueError("nfe is empty; pass at least one number of evaluations, such as nfe=[4].")
     t_eps = denoiser.t_eps if t_eps is None else t_eps
-    entries: list[tuple[str, str, str, Solver]] = []
+    entries: list[Entry] = []
     left_out: list[LeftOut] = []
     for label, solver in solvers.items():
         if isinstance(solver, (str, Mapping)):
-            found, missing = _named(label, solver, nfes, denoiser, t_eps)
+            found, missing = _build_named(label, solver, nfes, denoiser, t_eps)
             if not found:
                 raise ValueError(missing[0].reason)
             entries += found
@@ -161,58 +133,50 @@ def build_entries(
             learned = isinstance(solver, GeneralizedSolver) and bool(solver.training_summary)
             if isinstance(solver, GeneralizedSolver):
                 _check_teacher(solver, label, denoiser)
-            entries.append((label, "learned" if learned else "classical", name_of(solver), solver))
+            entries.append(Entry(label, "learned" if learned else "classical", solver, name_of(solver)))
     return _with_teachers(entries, denoiser, teacher, guidance_scale), left_out
 
 
-def _named(
+def _build_named(
     label: str, solver: str | Mapping[int, str], nfes: Sequence[int], denoiser: Denoiser, t_eps: float
-) -> tuple[list[tuple[str, str, str, Solver]], list[LeftOut]]:
-    """Build what a name, or one name for each number of evaluations, stands for; a file once."""
+) -> tuple[list[Entry], list[LeftOut]]:
+    """Build the solvers of a name, or of a name for each NFE; every file once."""
     from gas_ext.solvers.registry import build_solver, display_name
 
     names = dict.fromkeys(nfes, solver) if isinstance(solver, str) else solver
-    found: dict[str, tuple[str, str, str, Solver]] = {}
+    found: dict[str, Entry] = {}
     left_out = []
     for nfe in nfes:
         if nfe not in names:
-            reason = f"no solver was named for {nfe} evaluations, only for {sorted(names)}"
+            reason = f"There is no solver for {nfe} evaluations, only for {sorted(names)}."
             left_out.append(LeftOut(label, nfe, reason))
         elif is_file(names[nfe]):
             path = names[nfe].replace("{nfe}", str(nfe))
-            found.setdefault(path, (label, "learned", path, load_solver(path, denoiser)))
+            found.setdefault(path, Entry(label, "learned", load_solver(path, denoiser), path))
         else:
             try:
                 built = build_solver(names[nfe], denoiser.schedule, nfe, t_eps)
             except ValueError as error:
                 left_out.append(LeftOut(label, nfe, str(error)))
             else:
-                found[f"{names[nfe]}, {nfe}"] = (label, "classical", display_name(names[nfe]), built)
+                found[f"{names[nfe]}, {nfe}"] = Entry(label, "classical", built, display_name(names[nfe]))
     return list(found.values()), left_out
 
 
 def load_solver(path: str, denoiser: Denoiser) -> GeneralizedSolver:
-    """Load a solver file and make sure that it was learned for this network.
+    """Load a solver file; ValueError if it was learned for another network.
 
-    One that names no teacher is taken for a solver of this network, with a warning, where schedule and
-    prediction type are the same.
-
-    Raises
-    ------
-    ValueError
-        If it was learned for another one.
-    FileNotFoundError
-        If there is no such file.
+    A file that names no teacher is used with a warning if schedule and prediction type are the same.
     """
     from gas_ext.teachers.demo import WEIGHTS
 
     solver = GeneralizedSolver.load(WEIGHTS / "solver.safetensors" if path == SHIPPED else path)
     _check_teacher(solver, path, denoiser)
     if not solver.teacher.get("name") and not solver.teacher.get("weights_hash"):
-        GASSampler(solver, denoiser)  # refuses another schedule or prediction type
+        GASSampler(solver, denoiser)  # raises if schedule or prediction type differ
         warnings.warn(
-            f"{path} names no teacher; it is taken for a solver of {denoiser.name!r}, which has the same "
-            "noise schedule.",
+            f"{path} does not name its teacher; it is assumed to be a solver for {denoiser.name!r}, which "
+            "has the same noise schedule.",
             stacklevel=2,
         )
     return solver
@@ -223,47 +187,41 @@ def _check_teacher(solver: GeneralizedSolver, what: str, denoiser: Denoiser) -> 
     name, weights_hash = solver.teacher.get("name"), solver.teacher.get("weights_hash")
     if name not in (None, denoiser.name):
         raise ValueError(
-            f"{what} was learned for teacher {name!r}, not for {denoiser.name!r}: use it with its own "
-            "teacher, or a solver of this one."
+            f"{what} was learned for teacher {name!r}, not for {denoiser.name!r}; use it with its own "
+            "teacher, or use a solver learned for this one."
         )
     if (weights_hash or "") not in ("", denoiser.weights_hash):
         raise ValueError(
             f"{what} was learned for other weights of {denoiser.name!r} (hash {str(weights_hash)[:12]}, not "
-            f"{denoiser.weights_hash[:12] or 'known'}): learn a solver for these."
+            f"{denoiser.weights_hash[:12] or 'known'}); learn a solver for these weights."
         )
 
 
 def _with_teachers(
-    entries: Sequence[tuple[str, str, str, Solver]],
-    denoiser: Denoiser,
-    teacher: TeacherLike,
-    guidance_scale: float | None,
+    entries: Sequence[Entry], denoiser: Denoiser, teacher: TeacherLike, guidance_scale: float | None
 ) -> list[Entry]:
-    """Put everything on one device, and the teacher of each solver in front."""
+    """Move all solvers to one device, and put the teacher of each in front."""
     teachers: dict[str, Entry] = {}
-    judged = []
-    for label, kind, description, solver in entries:
-        solver = _placed(solver, denoiser)
-        guide = _placed(teacher if isinstance(teacher, Solver) else teacher(solver.steps), denoiser)
+    compared = []
+    seen = set()
+    for entry in entries:
+        if (entry.label, entry.steps) in seen:
+            raise ValueError(
+                f"{entry.label} has two solvers of {entry.steps} evaluations; give each its own label."
+            )
+        seen.add((entry.label, entry.steps))
+        guide = teacher if isinstance(teacher, Solver) else teacher(entry.steps)
+        for solver in (entry.solver, guide):
+            if isinstance(solver, torch.nn.Module):
+                solver.to(denoiser.device)
         identity = solver_identity(guide, denoiser, guidance_scale)
         teachers.setdefault(identity, Entry(TEACHER, TEACHER, guide, name_of(guide)))
-        judged.append(Entry(label, kind, solver, description, identity))
-    seen = set()
-    for entry in judged:
-        if (entry.label, entry.steps) in seen:
-            raise ValueError(f"{entry.label} has two solvers of {entry.steps} evaluations; give them labels.")
-        seen.add((entry.label, entry.steps))
-    return [*teachers.values(), *judged]
-
-
-def _placed(solver: Solver, denoiser: Denoiser) -> Solver:
-    if isinstance(solver, torch.nn.Module):
-        solver.to(denoiser.device)
-    return solver
+        compared.append(replace(entry, teacher=identity))
+    return [*teachers.values(), *compared]
 
 
 def name_of(solver: Solver) -> str:
-    """Return the description of a solver that has no name in the registry."""
+    """Return the description of a solver that was not built by name."""
     if isinstance(solver, GeneralizedSolver):
         return "learned" if solver.training_summary else f"DPM-Solver++({solver.theory_order}M)"
     order = getattr(solver, "order", None)
@@ -273,7 +231,7 @@ def name_of(solver: Solver) -> str:
 
 
 def solver_identity(solver: Solver, denoiser: Denoiser, guidance_scale: float | None) -> str:
-    """Return a hash (hex) of every number of a solve: two solvers with one hash give the same samples."""
+    """Return a hash (hex) of all coefficients: two solvers with one hash give the same samples."""
     sampler = GASSampler(solver, denoiser, guidance_scale=guidance_scale)
     with torch.no_grad():
         table = sampler.coefficients()
@@ -284,25 +242,18 @@ def solver_identity(solver: Solver, denoiser: Denoiser, guidance_scale: float | 
 
 
 def check_seeds(entries: Sequence[Entry], seeds: Sequence[int], training_seeds: Sequence[int] = ()) -> None:
-    """Raise ValueError if a learned solver would be judged on seeds that it was learned from.
+    """Raise ValueError if a learned solver would be evaluated on its training seeds.
 
-    Parameters
-    ----------
-    entries : sequence of Entry
-        The solvers. What a file records under "seeds" of its training is taken from there.
-    seeds : sequence of int
-        The seeds to judge on.
-    training_seeds : sequence of int
-        Seeds that solvers whose files record none were learned from.
+    These are the ones in its training summary, or else `training_seeds`.
     """
     for entry in entries:
         if entry.kind != "learned":
             continue
         recorded: Any = getattr(entry.solver, "training_summary", {}).get("seeds")
         learned_from = parse_seeds(recorded) if isinstance(recorded, str) else training_seeds
-        met, first = common_seeds(learned_from, seeds)
-        if met:
+        count, first = common_seeds(learned_from, seeds)
+        if count:
             raise ValueError(
-                f"{entry.label} was learned from {met} of the seeds, such as {first}, so its numbers "
-                "would flatter it; choose other seeds, or allow it with --allow-training-seeds."
+                f"{entry.label} was learned from {count} of the seeds, such as {first}, which biases its "
+                "numbers; choose other seeds, or pass --allow-training-seeds (training_seeds=None)."
             )

@@ -1,4 +1,4 @@
-"""From the chunks of a solver on disk to its numbers, with their spread over the seeds."""
+"""From the stored chunks of a solver to its numbers, with their uncertainty over seeds."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from gas_ext._utils.files import write_file
@@ -19,7 +20,8 @@ from gas_ext.evaluation.features import FeatureExtractor
 from gas_ext.evaluation.measures import measure_key
 from gas_ext.evaluation.metrics import METRICS, Estimate, Reference, mean_estimate, measure
 from gas_ext.evaluation.metrics.arrays import all_finite
-from gas_ext.evaluation.setup import Setup, extractor_of
+from gas_ext.evaluation.metrics.measure import agreed_extractor, comparable
+from gas_ext.evaluation.setup import Setup
 from gas_ext.samples.manifest import short_hash
 
 FORMAT_VERSION = 1
@@ -30,71 +32,29 @@ _PER_SAMPLE = ("l1", "l2", "psnr", "perceptual")
 
 @dataclass(frozen=True)
 class Numbers:
-    """What is known of one solver.
+    """The numbers of one solver."""
 
-    Parameters
-    ----------
-    nfe : int
-        Network evaluations per sample, counted while sampling.
-    ms_per_image : float or None
-        Wall-clock milliseconds per sample: the median over all full batches.
-    timing : dict
-        How many batches that is of, of what size, on which devices, with how many threads.
-    estimates : dict
-        By keys of measures; what was not measured, or is not finite, is absent.
-    provenance : dict
-        By "teacher" and "data", and the same with "@NAME" for further features: with what distances of
-        distributions were measured.
-    """
-
-    nfe: int
-    ms_per_image: float | None
-    timing: dict[str, Any]
-    estimates: dict[str, Estimate]
+    nfe: int  # network evaluations per sample, counted while sampling
+    ms_per_image: float | None  # wall time per sample: the median over all full batches
+    timing: dict[str, Any]  # number and size of these batches, devices, threads
+    estimates: dict[str, Estimate]  # by keys of measures, only finite ones
+    # How distances of distributions were measured: by "teacher" and "data", or "teacher@NAME" and so on.
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {
-            "nfe": self.nfe,
-            "ms_per_image": self.ms_per_image,
-            "timing": self.timing,
-            "estimates": {key: estimate.to_dict() for key, estimate in self.estimates.items()},
-            "provenance": self.provenance,
-        }
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Numbers:
-        """Read what `to_dict` returned."""
-        estimates = {
-            key: Estimate(entry["value"], tuple(entry["replicates"]))
-            for key, entry in values["estimates"].items()
-        }
-        return cls(**{**values, "estimates": estimates})
+_NUMBERS = TypeAdapter(Numbers)
 
 
 class Judge:
-    """Turns chunks into numbers, which are stored with the chunks.
+    """Computes numbers from chunks, and stores them with the chunks.
 
-    Parameters
-    ----------
-    setup : Setup
-        What all solvers share.
-    data : Reference or None
-        Real data.
-    groups : int
-        Groups of consecutive seeds for the jackknife, at least 2, or 0 for none; of at least
-        2 seeds each.
-
-    Raises
-    ------
-    ValueError
-        If no extractor fits the reference, or there is one group.
+    The groups of the jackknife are at most half as many as the seeds. Raises ValueError if there is 1 group,
+    or no extractor fits the reference `data`.
     """
 
     def __init__(self, setup: Setup, data: Reference | None, groups: int = GROUPS) -> None:
         if groups == 1 or groups < 0:
-            raise ValueError(f"groups is {groups}; expected at least 2, or 0 for no confidence intervals.")
+            raise ValueError(f"groups is {groups}, but must be at least 2, or 0 for no confidence intervals.")
         self.setup, self.data = setup, data
         self.data_extractor = None if data is None else extractor_of(data, setup.extractors)
         self.chunks = setup.chunks()
@@ -103,21 +63,13 @@ class Judge:
         self._teachers: dict[tuple[str, str], Reference] = {}
 
     def numbers(self, cell: CellFolder, teacher: CellFolder | None) -> Numbers:
-        """Return the numbers of a cell.
-
-        Parameters
-        ----------
-        cell : CellFolder
-            With all chunks.
-        teacher : CellFolder or None
-            The teacher's, with all chunks; None if the cell is the teacher's own.
-        """
+        """Return the numbers of a complete cell; `teacher` is None if the cell is the teacher's own."""
         path = cell.path / f"numbers-{self._identity(teacher)}.json"
         try:
-            return Numbers.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return _NUMBERS.validate_python(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, RecursionError):
             found = self._measure(cell, teacher)
-        write_file(path, (json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n").encode())
+        write_file(path, (json.dumps(asdict(found), indent=2, allow_nan=False) + "\n").encode())
         return found
 
     def _identity(self, teacher: CellFolder | None) -> str:
@@ -162,7 +114,7 @@ class Judge:
         return Numbers(records[0]["nfe"], times, timing, finite, provenance)
 
     def _read(self, cell: CellFolder) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-        """Return the chunks' records, and the distances of all samples; samples and features stay on disk."""
+        """Return the chunks' records and the distances of all samples; samples and features stay on disk."""
         records = []
         parts: dict[str, list[Tensor]] = defaultdict(list)
         for chunk in self.chunks:
@@ -174,7 +126,7 @@ class Judge:
         return records, {key: torch.cat(values) for key, values in parts.items()}
 
     def _references(self, extractor: FeatureExtractor, teacher: CellFolder | None) -> dict[str, Reference]:
-        """Return what the features of an extractor are compared with, by groups of measures."""
+        """Return the references for an extractor's features, by groups of measures."""
         found = {}
         if teacher is not None:
             found["teacher"] = self._teacher_reference(extractor, teacher)
@@ -183,18 +135,33 @@ class Judge:
         return found
 
     def _teacher_reference(self, extractor: FeatureExtractor, teacher: CellFolder) -> Reference:
-        """Return the teacher's samples as a reference, made once for all solvers."""
+        """Return the teacher's samples as a reference, computed once for all solvers."""
         key = teacher.path.name, extractor.name
         if key not in self._teachers:
             with teacher.mapped(features_name(extractor.name), self.chunks) as features:
                 if not all_finite(features):
-                    raise ValueError(
-                        "The teacher's own samples are not finite; check the network and its solver."
-                    )
+                    raise ValueError("The teacher's samples are not finite; check the network and solver.")
                 self._teachers[key] = Reference.from_features(
                     f"the teacher's {len(features)} samples of the same seeds", features, extractor.describe()
                 )
         return self._teachers[key]
+
+
+def extractor_of(reference: Reference, extractors: Sequence[FeatureExtractor]) -> FeatureExtractor:
+    """Return the extractor of a reference, or the first that fits if none is recorded; else ValueError."""
+    size = len(reference.statistics.mean)
+    fitting = [extractor for extractor in extractors if extractor.size == size]
+    recorded = None if reference.extractor is None else comparable(reference.extractor)
+    for extractor in fitting:
+        if recorded in (None, comparable(extractor.describe())):
+            return extractor
+    if fitting:
+        agreed_extractor(fitting[0], reference)  # raises an error that lists the differences
+    names = ", ".join(f"{extractor.name} ({extractor.size})" for extractor in extractors) or "no features"
+    raise ValueError(
+        f"The reference {reference.name!r} has {size} features, which does not fit {names}; use the features "
+        "that it was made with."
+    )
 
 
 def _timing(records: Sequence[dict[str, Any]], full_batch: int) -> tuple[float | None, dict[str, Any]]:

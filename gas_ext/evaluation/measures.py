@@ -1,4 +1,4 @@
-"""The numbers of a comparison: what each is called, and which direction is better."""
+"""The columns of a comparison: what each is called, and which direction is better."""
 
 from __future__ import annotations
 
@@ -15,39 +15,17 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Measure:
-    """One column of a comparison.
+    """One column of a comparison."""
 
-    Parameters
-    ----------
-    name : str
-        What is measured, such as "frechet".
-    group : str
-        A key of `GROUPS`.
-    short : str
-        Heading of the column under that of its group.
-    explanation : str
-        Description for readers.
-    higher_is_better : bool
-        Which direction is better.
-    digits : int
-        Decimals that tables show.
-    unit : str
-        Of the values; empty for plain numbers.
-    logarithmic : bool
-        Whether its axis in plots is.
-    features : str
-        The extractor it is measured with, if that is not the first.
-    """
-
-    name: str
-    group: str
-    short: str
+    name: str  # such as "frechet"
+    group: str  # a key of `GROUPS`
+    short: str  # heading of the column, below that of its group
     explanation: str
     higher_is_better: bool = False
-    digits: int = 4
+    digits: int = 4  # decimals in tables
     unit: str = ""
-    logarithmic: bool = True
-    features: str = ""
+    logarithmic: bool = True  # axis in plots
+    features: str = ""  # its extractor, if that is not the first
 
     @property
     def base(self) -> str:
@@ -68,8 +46,6 @@ class Measure:
 def measure_key(group: str, name: str = "", features: str = "") -> str:
     """Return the name of a measure in files, or without its name that of a group of them.
 
-    Examples
-    --------
     >>> measure_key("sample", "l1"), measure_key("data", "kid"), measure_key("data", features="mine")
     ('l1', 'kid_to_data', 'data@mine')
     """
@@ -79,49 +55,31 @@ def measure_key(group: str, name: str = "", features: str = "") -> str:
 
 def _of_samples() -> list[Measure]:
     of_seed = GROUPS["sample"]
+    psnr = f"peak signal-to-noise ratio {of_seed}, mean over the images"
+    perceptual = "distance in the feature maps of the features' network, to the same sample"
     return [
         Measure("l1", "sample", "L1", f"mean absolute difference {of_seed}"),
         Measure("l2", "sample", "L2", f"mean squared difference {of_seed}", digits=5),
-        Measure(
-            "psnr",
-            "sample",
-            "PSNR",
-            f"peak signal-to-noise ratio {of_seed}, mean over the images",
-            higher_is_better=True,
-            digits=2,
-            unit="dB",
-            logarithmic=False,
-        ),
-        Measure(
-            "perceptual",
-            "sample",
-            "perceptual",
-            "distance in the feature maps of the features' network, to the same sample",
-        ),
+        Measure("psnr", "sample", "PSNR", psnr, True, digits=2, unit="dB", logarithmic=False),
+        Measure("perceptual", "sample", "perceptual", perceptual),
     ]
 
 
 def _of_distributions(group: str) -> list[Measure]:
     theirs = "the teacher's samples" if group == "teacher" else "the real images"
-    fractions = (
-        ("precision", f"fraction of the samples that lie near {theirs}"),
-        ("recall", f"fraction of {theirs} that lie near the samples"),
-        ("density", f"how many balls around {theirs} hold a sample, over k, mean over the samples"),
-        ("coverage", f"fraction of the balls around {theirs} that hold a sample"),
-    )
+    kernel = f"kernel distance of the features to those of {theirs}; unbiased, so it may be negative"
+    fractions = {
+        "precision": f"fraction of the samples that are close to {theirs}",
+        "recall": f"fraction of {theirs} that are close to the samples",
+        "density": f"number of balls around {theirs} that contain a sample, over k, mean over the samples",
+        "coverage": f"fraction of the balls around {theirs} that contain a sample",
+    }
     return [
         Measure("frechet", group, "Frechet", f"Frechet distance of the features to those of {theirs}"),
-        Measure(
-            "kid",
-            group,
-            "KID",
-            f"kernel distance of the features to those of {theirs}; unbiased, so that it may be below 0",
-            digits=5,
-            logarithmic=False,
-        ),
+        Measure("kid", group, "KID", kernel, digits=5, logarithmic=False),
         *(
-            Measure(name, group, name, explanation, higher_is_better=True, digits=3, logarithmic=False)
-            for name, explanation in fractions
+            Measure(name, group, name, explanation, True, digits=3, logarithmic=False)
+            for name, explanation in fractions.items()
         ),
     ]
 
@@ -132,27 +90,14 @@ MEASURES = {
 }
 
 
-def find_measure(key: str) -> Measure:
-    """Return a measure by its key.
-
-    Examples
-    --------
-    >>> find_measure("recall_to_data@mine").features
-    'mine'
-    """
-    base, _, features = key.partition("@")
-    return replace(MEASURES[base], features=features)
-
-
 def in_order(keys: Sequence[str]) -> list[Measure]:
     """Return measures in the order of tables: by group, then by features, then as in `MEASURES`.
 
-    Examples
-    --------
     >>> [measure.key for measure in in_order(["l1", "kid_to_data", "kid_to_data@b", "frechet_to_data"])]
     ['l1', 'frechet_to_data', 'kid_to_data', 'kid_to_data@b']
     """
-    measures = [find_measure(key) for key in dict.fromkeys(keys)]
+    parts = [key.partition("@") for key in dict.fromkeys(keys)]
+    measures = [replace(MEASURES[base], features=features) for base, _, features in parts]
     features = list(dict.fromkeys(["", *(measure.features for measure in measures)]))
     groups, names = list(GROUPS), list(MEASURES)
     return sorted(

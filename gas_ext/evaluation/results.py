@@ -1,4 +1,4 @@
-"""What a comparison found, as plain data: cells with their numbers, and which of them differ."""
+"""Results of a comparison as plain data: cells with their numbers, and which of them differ."""
 
 from __future__ import annotations
 
@@ -21,23 +21,26 @@ BEST, NOISE = "best", "within noise of the best"
 
 @dataclass(frozen=True)
 class Cell:
-    """One solver with one number of network evaluations.
+    """One solver with one NFE.
 
     Parameters
     ----------
-    label, kind, description : str
-        As for `gas_ext.evaluation.entries.Entry`.
+    label : str
+        Name in tables and plots, the same for every NFE of one solver.
+    kind : str
+        "teacher", "classical" or "learned".
+    description : str
+        Description for readers.
     numbers : Numbers
-        What was measured.
+        NFE, time per image, and estimates of all measures.
     shown : Tensor
         (n, C, H, W) uint8: images of the first seeds.
     folder : str
-        Where its chunks are, within the comparison's folder.
+        Where its chunks are, relative to the comparison's folder.
     teacher : str
-        The folder of the teacher that it is compared with; empty for the teacher itself.
+        Folder of the teacher that it is compared with; empty for the teacher itself.
     marks : dict
-        By keys of measures: whether it is the best among the solvers of as many evaluations, or differs from
-        the best within noise only.
+        By measure: "best" among the solvers of the same NFE, or "within noise of the best".
     """
 
     label: str
@@ -55,7 +58,7 @@ class Cell:
         return self.numbers.nfe
 
     def estimate(self, key: str) -> Estimate | None:
-        """Return a number, or None where it was not measured or is not finite."""
+        """Return a measure by its key, or None if it was not measured or is not finite."""
         return self.numbers.estimates.get(key)
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,17 +92,17 @@ class Comparison:
     title : str
         Heading of the report.
     settings : dict
-        What all cells share: teacher, guidance, precision, features, as plain values.
+        Settings of all cells as plain values: teacher, guidance, precision, features.
     seeds : str
-        The seeds, as `gas_ext._utils.seeds.format_seeds` writes them.
+        The seeds, such as "50000-50499".
     samples : int
-        How many they are.
+        Number of seeds.
     cells : list of Cell
         Teachers first, then solver by solver.
     reference : dict or None
-        Name, SHA-256 and size of the real data that distances are to.
+        Name, SHA-256 and size of the real data.
     left_out : list of LeftOut
-        Solvers that do not support a number of evaluations.
+        Solvers that do not support an NFE, and why.
     groups : int
         Groups of the jackknife.
 
@@ -124,44 +127,38 @@ class Comparison:
 
     @property
     def judged(self) -> list[Cell]:
-        """Return all cells but the teachers'."""
+        """All cells except the teachers'."""
         return [cell for cell in self.cells if cell.kind != "teacher"]
 
     @property
     def teachers(self) -> list[Cell]:
-        """Return the teachers' cells."""
+        """The teachers' cells."""
         return [cell for cell in self.cells if cell.kind == "teacher"]
 
     @property
     def nfes(self) -> list[int]:
-        """Numbers of network evaluations of the judged solvers, rising."""
+        """Numbers of network evaluations of the solvers, increasing."""
         return sorted({cell.nfe for cell in self.judged})
 
     @property
     def labels(self) -> list[str]:
-        """Labels of the judged solvers, in their order."""
+        """Labels of the solvers, in the order given."""
         return list(dict.fromkeys(cell.label for cell in self.judged))
 
     @property
     def measures(self) -> list[Measure]:
-        """What was measured of any solver, in the order of tables."""
+        """Everything that was measured for at least one solver, in the order of tables."""
         return in_order([key for cell in self.cells for key in cell.numbers.estimates])
 
     def cell(self, label: str, nfe: int) -> Cell:
-        """Return one cell.
-
-        Raises
-        ------
-        KeyError
-            If there is none.
-        """
+        """Return one cell; raises KeyError if there is none."""
         for cell in self.cells:
             if (cell.label, cell.nfe) == (label, nfe):
                 return cell
-        raise KeyError(f"There is no cell of {label!r} with {nfe} evaluations.")
+        raise KeyError(f"There is no cell {label!r} with {nfe} evaluations.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, as in results.json; every number has its value, interval and provenance."""
+        """Return plain values, as in results.json: every number with its interval and provenance."""
         import gas_ext
 
         return {
@@ -172,7 +169,14 @@ class Comparison:
             "confidence": {"level": LEVEL, "method": "delete-a-group jackknife", "groups": self.groups},
             "settings": self.settings,
             "reference": self.reference,
-            "measures": {measure.key: _describe_measure(measure) for measure in self.measures},
+            "measures": {
+                measure.key: {
+                    "title": measure.title,
+                    "explanation": measure.explanation,
+                    "better": "higher" if measure.higher_is_better else "lower",
+                }
+                for measure in self.measures
+            },
             "cells": [cell.to_dict() for cell in self.cells],
             "left_out": [{"solver": it.label, "nfe": it.nfe, "reason": it.reason} for it in self.left_out],
             "versions": {
@@ -183,21 +187,11 @@ class Comparison:
         }
 
 
-def _describe_measure(measure: Measure) -> dict[str, Any]:
-    return {
-        "title": measure.title,
-        "explanation": measure.explanation,
-        "better": "higher" if measure.higher_is_better else "lower",
-    }
-
-
 def mark_cells(cells: Sequence[Cell]) -> list[Cell]:
-    """Mark, among solvers of as many evaluations, the best of each measure and what differs within noise.
+    """Mark, among solvers of the same NFE, the best of each measure and those within noise of it.
 
-    The difference to the best is taken seed by seed and group by group, so that what moves both cancels.
+    The difference to the best is paired by seeds and groups, so that common variation cancels.
 
-    Examples
-    --------
     >>> from gas_ext.evaluation.judging import Numbers
     >>> def cell(label, value, *replicates):
     ...     numbers = Numbers(4, None, {}, {"l1": Estimate(value, replicates)})

@@ -1,16 +1,17 @@
-"""A whole comparison: many solvers, several numbers of evaluations, one set of seeds."""
+"""A whole comparison: many solvers, several NFEs, one set of seeds."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from gas_ext._utils.files import check_output_folder
+from gas_ext._utils.processes import Processes, join_processes
 from gas_ext._utils.progress import Reporter, SilentReporter
 from gas_ext._utils.seeds import SeedList, format_seeds
 from gas_ext.denoisers import Denoiser
@@ -29,17 +30,13 @@ from gas_ext.evaluation.judging import GROUPS, Judge
 from gas_ext.evaluation.metrics import Reference
 from gas_ext.evaluation.results import Cell, Comparison, mark_cells
 from gas_ext.evaluation.sampling import ChunkSampler
-from gas_ext.evaluation.setup import Setup, cell_identity, check_setup
+from gas_ext.evaluation.setup import Setup
 from gas_ext.samples import spread_conditions
-
-if TYPE_CHECKING:
-    from gas_ext._utils.processes import Processes
 
 CELLS = "cells"
 
-Features: TypeAlias = (
-    str | FeatureExtractor
-)  # a name of `gas_ext.evaluation.features`, or an extractor itself
+# A name for `gas_ext.evaluation.features.load_features`, or an extractor itself.
+Features: TypeAlias = str | FeatureExtractor
 
 
 def compare(
@@ -66,70 +63,71 @@ def compare(
     reporter: Reporter | None = None,
     processes: Processes | None = None,
 ) -> Comparison:
-    """Judge solvers on the same seeds; resumes an earlier call in the same folder.
+    """Evaluate solvers on the same seeds; resumes an earlier call in the same folder.
 
-    Every solver is sampled chunk by chunk, and the results of a chunk are one file in the folder. Another
-    solver, number of evaluations, more seeds or another reference compute only what is missing. Under
-    torchrun every process samples its share of the chunks; all return the same.
+    Every solver is sampled chunk by chunk, and each chunk's results are one file in the folder. With another
+    solver, NFE or reference or more seeds, only what is missing is computed. Under torchrun every process
+    samples its share of the chunks, and all return the same.
 
     Parameters
     ----------
     denoiser : Denoiser
         The network, on the device to compute on.
     solvers : sequence or mapping
-        Names of `gas_ext.solvers.registry`, files of learned solvers (``{nfe}`` in a path stands for
-        the number of evaluations), or solvers; "LABEL=NAME", or a mapping, says what they are called in
-        tables. Under a label {nfe: name} gives another name or file for each number of evaluations.
+        Names of `gas_ext.solvers.registry`, files of learned solvers (``{nfe}`` in a path is replaced by the
+        NFE), or solvers. "LABEL=NAME", or a mapping, sets their names in tables. A label may map to
+        {nfe: name} for a different name or file for each NFE.
     nfe : sequence of int
         Numbers of network evaluations.
     folder : path
         Where the chunks are stored.
     teacher : Solver or callable
-        The teacher's solver, or a function that makes the one for a number of evaluations.
+        The teacher's solver, or a function from the student's NFE to the teacher's solver.
     seeds : sequence of int
-        Which noise; not what any solver was learned from.
+        Seeds of the noise, held out from training; at least 20 with `features`.
     labels, prompts, conditions
         As for `generate_samples`.
     features : str or FeatureExtractor, or a sequence of them
-        With what networks distances of distributions are measured; without, there are none. Networks that
-        see bytes see those of the teacher's pictures (`Denoiser.truncates`). Numbers of the
-        second and further ones have keys such as "frechet_to_teacher@efficientnet-lite0".
+        Networks for distances of distributions; default: none are measured. Networks that take bytes get
+        those of the teacher's images (`Denoiser.truncates`). Numbers of the second and further ones have
+        keys such as "frechet_to_teacher@efficientnet-lite0".
     reference : Reference, optional
-        Real data, compared in the features that it was made with; without, distances of distributions are to
-        the teacher's samples only.
+        Real data, compared in the features that it was made with. Default: distances of distributions are
+        to the teacher's samples only.
     perceptual : bool
-        Also measure the distance in feature maps: those of the first of the networks that has some.
+        Whether to measure the perceptual distance, with the first of `features` that has feature maps;
+        default False.
     t_eps : float, optional
-        Last time of solvers that are built by name; the denoiser's if not given.
+        Final time of solvers built by name; default: the denoiser's.
     guidance_scale : float, optional
-        As for `GASSampler`; the same for all.
+        As for `GASSampler`, the same for all solvers.
     autocast : torch.dtype, optional
-        Precision of the network.
+        Precision of the network while sampling; default: float32.
     batch_size : int
-        Samples per network call.
+        Samples per network call; default 50.
     groups : int
-        Groups of consecutive seeds for the confidence intervals; 0 for none.
+        Groups of consecutive seeds for the confidence intervals, or 0 for none; default 20.
     training_seeds : sequence of int, optional
-        Seeds that learned solvers whose files record none were learned from; None allows any.
+        Training seeds of learned solvers whose files do not record them; None allows any seeds.
     title : str
         Heading of the report.
     reporter : Reporter, optional
         Receives progress.
     processes : Processes, optional
-        Those that share the work; those that torchrun started if not given.
+        Processes that share the work; default: those started by torchrun.
 
     Returns
     -------
     Comparison
-        See `gas_ext.evaluation.report.write_report` for tables, plots and the page.
+        Pass it to `gas_ext.evaluation.report.write_report` for tables, plots and the page.
 
     Raises
     ------
     TypeError
-        If the denoiser is not a Denoiser, or a solver not a solver.
+        If the denoiser is not a Denoiser.
     ValueError
-        If a solver is unknown or another network's, was learned from one of the seeds, or settings do not
-        fit each other.
+        If a solver is unknown, belongs to another network or was learned from one of the seeds, or if
+        settings do not fit each other.
     OSError
         If the disk is full.
 
@@ -145,8 +143,6 @@ def compare(
     >>> [(cell.label, cell.nfe) for cell in comparison.cells]
     [('teacher', 3), ('ddim', 1), ('ddim', 2)]
     """
-    from gas_ext._utils.processes import join_processes  # training draws pictures of what is judged
-
     if not isinstance(denoiser, Denoiser):
         raise TypeError(
             f"The denoiser is a {type(denoiser).__name__}, but must be a Denoiser; wrap a function with "
@@ -155,9 +151,9 @@ def compare(
     folder = _checked_folder(Path(folder))
     seeds = SeedList.of(seeds)
     spread = spread_conditions(denoiser, seeds, labels, prompts, conditions)
-    extractors = _loaded(features, denoiser)
+    extractors = _load_extractors(features, denoiser)
     setup = Setup(denoiser, seeds, spread, guidance_scale, autocast, batch_size, extractors, perceptual)
-    check_setup(setup)
+    setup.check()
     judge = Judge(setup, reference, groups)
     entries, left_out = build_entries(
         named_solvers(solvers), nfe, denoiser, teacher, t_eps=t_eps, guidance_scale=guidance_scale
@@ -168,41 +164,35 @@ def compare(
     work = _Work(setup, entries, folder / CELLS, processes, reporter or SilentReporter())
     work.sample()
     cells = work.judge(judge)
-    found = None
+    data = None
     if reference is not None:
-        found = {"name": reference.name, "sha256": reference.sha256, "count": reference.count}
-    return Comparison(
-        title,
-        setup.described,
-        format_seeds(setup.seeds),
-        len(setup.seeds),
-        cells,
-        found,
-        left_out,
-        judge.groups,
-    )
+        data = {"name": reference.name, "sha256": reference.sha256, "count": reference.count}
+    described, count = setup.described, len(setup.seeds)
+    return Comparison(title, described, format_seeds(seeds), count, cells, data, left_out, judge.groups)
 
 
-def _loaded(features: Features | Sequence[Features], denoiser: Denoiser) -> tuple[FeatureExtractor, ...]:
+def _load_extractors(
+    features: Features | Sequence[Features], denoiser: Denoiser
+) -> tuple[FeatureExtractor, ...]:
     several = [features] if isinstance(features, str | FeatureExtractor) else features
     loaded = [load_features(it, denoiser.device) if isinstance(it, str) else it for it in several]
     return tuple(it.truncated() if denoiser.truncates else it for it in loaded)
 
 
 def _checked_folder(folder: Path) -> Path:
-    """Return the folder if it can be written, and no report of anything else would be replaced."""
+    """Return the folder if it is writable and contains no other report that would be replaced."""
     target = check_output_folder(folder)
     foreign = [name for name in ("index.html", "results.json") if (target / name).exists()]
     if foreign and not (target / CELLS).is_dir():
         raise ValueError(
             f"{folder / foreign[0]} exists, but {folder} is not the folder of a comparison; choose "
-            "another one with -o."
+            "another folder (-o)."
         )
     return target
 
 
 class _Work:
-    """Entries and the folders of their cells."""
+    """The entries of a comparison and the folders of their cells."""
 
     def __init__(
         self, setup: Setup, entries: Sequence[Entry], root: Path, processes: Processes, reporter: Reporter
@@ -213,15 +203,14 @@ class _Work:
         self.teachers: dict[str, CellFolder] = {}
         for entry in entries:
             solver = solver_identity(entry.solver, setup.denoiser, setup.guidance_scale)
-            cell = CellFolder(root / cell_identity(setup, solver, entry.teacher))
+            cell = CellFolder(root / setup.cell_identity(solver, entry.teacher))
             self.folders.append(cell)
             if entry.kind == "teacher":
                 self.teachers[solver] = cell
 
     def sample(self) -> None:
-        """Make this process's chunks of every cell, and return when all processes have made theirs."""
-        # Chunks are dealt out the same way for every solver: the teacher's samples that a process needs are
-        # then its own.
+        """Sample this process's chunks of every cell, and return when all processes are done."""
+        # Every solver's chunks are distributed the same way, so a process has the teacher's samples it needs.
         chunks = self.setup.chunks()[self.processes.rank :: self.processes.count]
         for entry, cell in zip(self.entries, self.folders, strict=True):
             if self.processes.is_first:
@@ -240,7 +229,7 @@ class _Work:
         self.processes.wait()
 
     def judge(self, judge: Judge) -> list[Cell]:
-        """Return the cells with their numbers; the first process measures, the others read what it found."""
+        """Return the cells with their numbers; the first process measures, the others read its results."""
         if not self.processes.is_first:
             self.processes.wait()
         cells = []

@@ -18,36 +18,21 @@ from gas_ext.samples.draw import SampleRun, draw_samples
 
 
 class ChunkSampler:
-    """Runs one solver over chunks of seeds.
-
-    Parameters
-    ----------
-    setup : Setup
-        What all solvers share.
-    entry : Entry
-        The solver.
-    """
+    """Runs one solver on chunks of seeds."""
 
     def __init__(self, setup: Setup, entry: Entry) -> None:
         self.setup = setup
         self.solver = entry.solver
-        self.keeps_samples = entry.kind == "teacher"
+        self.stores_samples = entry.kind == "teacher"
         self.device = setup.denoiser.device
         self._warm = False
 
     def run(
         self, chunk: Chunk, teacher: Tensor | None, advance: Callable[[int], object] = lambda amount: None
     ) -> ChunkResult:
-        """Sample a chunk.
+        """Sample a chunk and compare it with the teacher's samples (on the CPU; None for the teacher itself).
 
-        Parameters
-        ----------
-        chunk : Chunk
-            Which seeds.
-        teacher : Tensor or None
-            The teacher's samples of them, on the CPU; None if this is the teacher itself.
-        advance : callable
-            Called with the number of samples after each batch.
+        `advance` is called with the number of samples after each batch.
         """
         setup = self.setup
         parts: dict[str, list[Tensor]] = defaultdict(list)
@@ -59,11 +44,11 @@ class ChunkSampler:
                 times += run.times
             part = slice(rows.start - chunk.rows.start, rows.stop - chunk.rows.start)
             target = None if teacher is None else teacher[part].to(self.device)
-            with evaluating(setup.denoiser, self.device):  # not in the precision that the network samples in
-                for name, value in self._judge(run.samples.float(), target).items():
+            with evaluating(setup.denoiser, self.device):  # without the network's autocast
+                for name, value in self._compare(run.samples.float(), target).items():
                     parts[name].append(value.cpu())
                 if start == 0:
-                    parts["shown"].append(self._pictures(run.samples[: setup.shown].float()))
+                    parts["shown"].append(self._images(run.samples[: setup.shown].float()))
             advance(len(rows))
         record = {
             "nfe": run.nfe,
@@ -74,7 +59,7 @@ class ChunkSampler:
         return ChunkResult(record, {name: torch.cat(values).contiguous() for name, values in parts.items()})
 
     def _sample(self, rows: range) -> SampleRun:
-        """Sample a batch; noise and conditions are made before the clock starts."""
+        """Sample a batch; noise and conditions are ready before the clock starts."""
         setup, denoiser = self.setup, self.setup.denoiser
         noise = stacked_noise(setup.seeds[rows.start : rows.stop], denoiser.sample_shape, device=self.device)
         condition = setup.condition(rows)
@@ -93,12 +78,12 @@ class ChunkSampler:
         self._warm = True
         return run
 
-    def _judge(self, samples: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
-        """Return distances and features of a batch; latents are decoded for all but L1 and L2."""
+    def _compare(self, samples: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
+        """Return distances and features of a batch; all except L1 and L2 are of the decoded images."""
         setup = self.setup
         images = setup.denoiser.decode(samples).float()
         found = {features_name(extractor.name): extractor(images) for extractor in setup.extractors}
-        if self.keeps_samples:
+        if self.stores_samples:
             found["samples"] = samples
         if teacher is not None:
             target = setup.denoiser.decode(teacher).float()
@@ -109,8 +94,8 @@ class ChunkSampler:
                 found["perceptual"] = perceptual_distances(images, target, setup.feature_maps())
         return found
 
-    def _pictures(self, samples: Tensor) -> Tensor:
-        """Return a few images as 8-bit numbers, or none if the samples are not images."""
+    def _images(self, samples: Tensor) -> Tensor:
+        """Return images as uint8, or an empty tensor if the samples are not images."""
         images = self.setup.denoiser.decode(samples).float()
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             return torch.zeros(0, 1, 1, 1, dtype=torch.uint8)

@@ -16,35 +16,29 @@ from gas_ext._utils.sealed_files import checksum
 from gas_ext._utils.seeds import common_seeds
 from gas_ext.denoisers import Denoiser
 from gas_ext.evaluation.features import FeatureExtractor
-from gas_ext.evaluation.metrics import Reference
-from gas_ext.evaluation.metrics.measure import agreed_extractor, comparable
 from gas_ext.samples.generate import Conditions
 from gas_ext.samples.manifest import plain, short_hash
 
-_CHUNK = 250  # samples per file, rounded up to whole batches: what an interruption costs at most
+_CHUNK = 250  # samples per file, rounded up to whole batches: the most that an interruption costs
 FEWEST = 20  # samples that a distance of distributions needs at least
-SHOWN = 12  # images of the grids: those of the first seeds
+SHOWN = 12  # images in the grids: those of the first seeds
 
 
 @dataclass(frozen=True)
 class Chunk:
     """Consecutive seeds that are sampled and stored together.
 
-    Parameters
-    ----------
-    rows : range
-        Their positions among all seeds.
-    identity : str
-        Hash of the seeds, their conditions and the number of images stored: the same wherever they occur.
+    The identity is a hash of the seeds, their conditions and the number of images stored, so equal chunks of
+    different comparisons share it.
     """
 
-    rows: range
+    rows: range  # positions among all seeds
     identity: str
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is the same for every solver; the parameters are those of `compare`."""
+    """The settings of `compare` that are the same for every solver."""
 
     denoiser: Denoiser
     seeds: Sequence[int]
@@ -62,19 +56,36 @@ class Setup:
 
     @property
     def shown(self) -> int:
-        """Number of images of the grids."""
+        """Number of images in the grids."""
         return min(SHOWN, self.full_batch)
 
-    def feature_maps(self) -> Callable[[Tensor], Sequence[Tensor]]:
-        """Return what a perceptual distance is measured in: the maps of the first extractor that has some."""
-        found = [e.feature_maps for e in self.extractors if e.feature_maps is not None]
-        if not found:
-            names = ", ".join(extractor.name for extractor in self.extractors) or "none"
+    def check(self) -> None:
+        """Raise ValueError for settings that cannot be compared."""
+        names = [extractor.name for extractor in self.extractors]
+        least = FEWEST if names else 2
+        if len(self.seeds) < least:
+            raise ValueError(f"There are {len(self.seeds)} seeds; pass at least {least}.")
+        if common_seeds(self.seeds, self.seeds)[0] != len(self.seeds):
+            raise ValueError("A seed occurs twice, which would count its sample twice; pass each seed once.")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}, but must be at least 1.")
+        if len(set(names)) != len(names):
             raise ValueError(
-                f"A perceptual distance needs features with maps, but there are {names}; take demo or "
-                "efficientnet-lite0."
+                f"Two feature extractors have the same name ({', '.join(names)}); pass each once."
             )
-        return found[0]
+        if self.perceptual:
+            self.feature_maps()
+
+    def feature_maps(self) -> Callable[[Tensor], Sequence[Tensor]]:
+        """Return the feature maps of the perceptual distance: those of the first extractor that has some."""
+        for extractor in self.extractors:
+            if extractor.feature_maps is not None:
+                return extractor.feature_maps
+        names = ", ".join(extractor.name for extractor in self.extractors) or "none"
+        raise ValueError(
+            f"The perceptual distance needs features with maps, but the features are: {names}; use demo or "
+            "efficientnet-lite0."
+        )
 
     def chunks(self) -> list[Chunk]:
         """Cut the seeds into chunks of whole batches."""
@@ -98,10 +109,7 @@ class Setup:
 
     @cached_property
     def described(self) -> dict[str, Any]:
-        """Return what a solver's samples and features depend on apart from the solver and the seeds.
-
-        Batch size and device are among it: the time per image depends on them.
-        """
+        """Everything that samples, features and times depend on apart from solver and seeds."""
         described = {
             "teacher": self._describe_teacher(),
             "device": self.denoiser.device.type,
@@ -115,14 +123,18 @@ class Setup:
         plain_values: dict[str, Any] = plain(described)
         return plain_values
 
+    def cell_identity(self, solver: str, teacher: str) -> str:
+        """Return the folder name of a solver's chunks, from hashes of the solver and its teacher's solver."""
+        return short_hash({**self.described, "solver": solver, "teacher_solver": teacher})
+
     def _describe_teacher(self) -> dict[str, Any]:
-        """Return what identifies a network: the hash of its weights, or else of an output."""
+        """Identify a network by the hash of its weights, or else of an output."""
         denoiser = self.denoiser
         described = {"name": denoiser.name, "family": denoiser.family, "weights_hash": denoiser.weights_hash}
         return described if denoiser.weights_hash else {**described, "output_hash": self._output_hash()}
 
     def _output_hash(self) -> str:
-        """Hash the output for one noise, with the first condition: there need be no other that fits."""
+        """Hash the output for one noise, with the first condition, as no other is sure to be valid."""
         denoiser = self.denoiser
         noise = stacked_noise([0], denoiser.sample_shape, device=denoiser.device)
         time = torch.tensor(0.5, dtype=torch.float64, device=denoiser.device)
@@ -132,63 +144,3 @@ class Setup:
         with evaluating(denoiser, denoiser.device):
             output = denoiser.predict(noise, time, denoiser.encode_condition(condition))
         return checksum({}, {"output": output.cpu()})[:16]
-
-
-def cell_identity(setup: Setup, solver: str, teacher: str) -> str:
-    """Return the name of the folder where a solver's chunks are stored.
-
-    Parameters
-    ----------
-    setup : Setup
-        What all solvers share.
-    solver, teacher : str
-        Hashes of the solver and of the teacher's, to whose samples the distances are; the latter is empty
-        for the teacher itself.
-
-    Examples
-    --------
-    >>> from gas_ext.teachers.demo import load_demo_teacher
-    >>> setup = Setup(load_demo_teacher(), [1, 2], torch.tensor([0, 1]))
-    >>> len(cell_identity(setup, "a", "b")), cell_identity(setup, "a", "b") == cell_identity(setup, "a", "c")
-    (16, False)
-    """
-    return short_hash({**setup.described, "solver": solver, "teacher_solver": teacher})
-
-
-def check_setup(setup: Setup) -> None:
-    """Raise ValueError for what cannot be compared."""
-    seeds, names = setup.seeds, [extractor.name for extractor in setup.extractors]
-    least = FEWEST if names else 2
-    if len(seeds) < least:
-        raise ValueError(f"There are {len(seeds)} seeds; give at least {least}.")
-    if common_seeds(seeds, seeds)[0] != len(seeds):
-        raise ValueError("A seed occurs twice, which would count its sample twice; give each once.")
-    if setup.batch_size < 1:
-        raise ValueError(f"batch_size is {setup.batch_size}; expected at least 1.")
-    if len(set(names)) != len(names):
-        raise ValueError(f"Two feature extractors have one name ({', '.join(names)}); give each once.")
-    if setup.perceptual:
-        setup.feature_maps()
-
-
-def extractor_of(reference: Reference, extractors: Sequence[FeatureExtractor]) -> FeatureExtractor:
-    """Return the extractor that a reference was made with; if it does not record one, the first that fits.
-
-    Raises
-    ------
-    ValueError
-        If there is none.
-    """
-    size = len(reference.statistics.mean)
-    fitting = [extractor for extractor in extractors if extractor.size == size]
-    made_with = None if reference.extractor is None else comparable(reference.extractor)
-    recorded = [e for e in fitting if made_with in (None, comparable(e.describe()))]
-    if recorded:
-        return recorded[0]
-    if fitting:
-        agreed_extractor(fitting[0], reference)  # says what differs
-    names = ", ".join(f"{extractor.name} ({extractor.size})" for extractor in extractors) or "no features"
-    raise ValueError(
-        f"The reference {reference.name!r} has {size} features, which does not fit {names}; name the "
-        "features that it was made with."
-    )

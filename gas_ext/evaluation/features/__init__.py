@@ -1,4 +1,4 @@
-"""Networks that turn images into feature vectors, for distances between distributions of images."""
+"""Networks that map images to feature vectors, for distances between distributions of images."""
 
 from gas_ext._utils.noise import to_bytes
 from gas_ext.evaluation.features.catalog import feature_names, load_features, register_features

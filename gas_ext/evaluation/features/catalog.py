@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +18,7 @@ Weights = str | os.PathLike[str] | None
 
 
 class Factory(Protocol):
-    """Makes an extractor on a device, from a file of weights where it takes one."""
+    """Builds an extractor on a device, from a weights file if it takes one."""
 
     def __call__(self, device: str | torch.device, weights: Weights, sha256: str | None) -> FeatureExtractor:
         """Return the extractor."""
@@ -35,22 +36,22 @@ def load_features(
     Parameters
     ----------
     name : str
-        "demo": the embedded network, for gray 32x32 images. "efficientnet-lite0": an ImageNet network in a
-        package (extra "perceptual"). "inception-clean", "inception-legacy", "inception-edm": see
-        `gas_ext.evaluation.features.inception.load_inception`. Or a name given to `register_features`.
+        "demo": the embedded network, for gray 32x32 images. "efficientnet-lite0": an ImageNet network (extra
+        "perceptual"). "inception-clean", "inception-legacy", "inception-edm": see `load_inception`. Or a
+        name passed to `register_features`.
     device : device
-        Where the network is put.
+        Where to put the network; default "cpu".
     weights : path, optional
-        A file of weights, for the Inception networks.
+        A weights file, for the Inception networks.
     sha256 : str, optional
-        SHA-256 (hex) of this file, if it is meant to be another one than the published.
+        SHA-256 (hex) of this file if it is not the published one.
 
     Raises
     ------
     ValueError
-        If there is no such extractor, or the file is not the expected one.
+        If the name is unknown or the file's hash differs.
     ImportError, FileNotFoundError
-        If a file or package that it needs is missing; the message says where to get it.
+        If a package or file is missing; the message says where to get it.
 
     Examples
     --------
@@ -59,17 +60,12 @@ def load_features(
     torch.Size([2, 64])
     """
     if name not in _FACTORIES:
-        raise ValueError(f"unknown features {name!r}: use one of {', '.join(feature_names())}")
+        raise ValueError(f"The features {name!r} are unknown; use one of {', '.join(feature_names())}.")
     return _FACTORIES[name](device, weights, sha256)
 
 
 def register_features(name: str, factory: Factory) -> None:
-    """Add an extractor of your own under a name that is still free.
-
-    Raises
-    ------
-    ValueError
-        If the name is taken.
+    """Add a custom extractor for `load_features`; raises ValueError if the name is taken.
 
     Examples
     --------
@@ -81,23 +77,17 @@ def register_features(name: str, factory: Factory) -> None:
     >>> del _FACTORIES["means"]
     """
     if name in _FACTORIES:
-        raise ValueError(f"the features {name!r} exist already; take another name")
+        raise ValueError(f"The features {name!r} already exist; use another name.")
     _FACTORIES[name] = factory
 
 
 def feature_names() -> tuple[str, ...]:
-    """Names that `load_features` knows.
-
-    Examples
-    --------
-    >>> feature_names()
-    ('demo', 'efficientnet-lite0', 'inception-clean', 'inception-legacy', 'inception-edm')
-    """
+    """Return the names that `load_features` knows."""
     return tuple(_FACTORIES)
 
 
 def _demo(device: str | torch.device, weights: Weights, sha256: str | None) -> FeatureExtractor:
-    """Return the embedded network's extractor."""
+    """Load the embedded network."""
     from gas_ext.teachers import demo
 
     _refuse_weights("demo", weights)
@@ -113,7 +103,7 @@ def _demo(device: str | torch.device, weights: Weights, sha256: str | None) -> F
 
 
 def _efficientnet(device: str | torch.device, weights: Weights, sha256: str | None) -> FeatureExtractor:
-    """Return means over positions of block 10: 112 channels, few enough for some thousand samples."""
+    """Load means over positions of block 10: 112 channels, few enough for a few thousand samples."""
     _refuse_weights("efficientnet-lite0", weights)
     network = EfficientNetFeatures().to(device)
     block = network.blocks.index(10)
@@ -129,20 +119,13 @@ def _efficientnet(device: str | torch.device, weights: Weights, sha256: str | No
 
 def _refuse_weights(name: str, weights: Weights) -> None:
     if weights is not None:
-        raise ValueError(f"{name} comes with its weights; leave out {Path(weights)}, or take other features")
-
-
-def _inception(name: str) -> Factory:
-    """Return the factory of an Inception convention."""
-
-    def factory(device: str | torch.device, weights: Weights, sha256: str | None) -> FeatureExtractor:
-        return load_inception(name, device, weights, sha256)
-
-    return factory
+        raise ValueError(f"{name} includes its weights; omit {Path(weights)}, or use other features.")
 
 
 _FACTORIES: dict[str, Factory] = {
     "demo": _demo,
     "efficientnet-lite0": _efficientnet,
-    **{f"inception-{rule}": _inception(f"inception-{rule}") for rule in ("clean", "legacy", "edm")},
+    "inception-clean": partial(load_inception, "inception-clean"),
+    "inception-legacy": partial(load_inception, "inception-legacy"),
+    "inception-edm": partial(load_inception, "inception-edm"),
 }

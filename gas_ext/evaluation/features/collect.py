@@ -1,4 +1,4 @@
-"""Features of more images than fit into memory."""
+"""Features of more images than fit in memory."""
 
 from __future__ import annotations
 
@@ -28,19 +28,14 @@ def collect_features(
     Parameters
     ----------
     batches : iterable of Tensor
-        Images ``(B, C, H, W)`` in [-1, 1], `count` in all; one batch is held at a time.
+        Images ``(B, C, H, W)`` in [-1, 1]; memory holds one batch at a time.
     extractor : FeatureExtractor
         The network.
     count : int
-        Number of images.
+        Number of images; ValueError if there are fewer or more.
     path : path, optional
-        A .npy file to keep the features in, which appears when it is complete; the result is then mapped
-        from it, and memory does not grow with `count`.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer or more images than `count`.
+        A .npy file for the features, written atomically. The result is then memory-mapped, and memory does
+        not grow with `count`. Default: the features stay in memory.
 
     Examples
     --------
@@ -66,8 +61,8 @@ def _fill(features: FeatureArray, batches: Iterable[Tensor], extractor: FeatureE
     done = 0
     for images in batches:
         if done + len(images) > len(features):
-            raise ValueError(f"there are more than the {len(features)} images that were announced")
+            raise ValueError(f"There are more than {len(features)} images; correct count.")
         features[done : done + len(images)] = extractor(images).cpu().numpy()
         done += len(images)
     if done < len(features):
-        raise ValueError(f"there are {done} images; {len(features)} were announced")
+        raise ValueError(f"There are {done} images, but count is {len(features)}; correct count.")

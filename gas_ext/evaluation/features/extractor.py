@@ -1,4 +1,4 @@
-"""A network that turns images into feature vectors, with what must be recorded of it."""
+"""A network that maps images to feature vectors, with its record."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ class FeatureExtractor:
     Parameters
     ----------
     name : str
-        Its name, recorded with every number made with it.
+        Its name, recorded with every number measured with it.
     size : int
         F, the length of a feature vector.
     embed : callable
-        The network: images to vectors. With a quantization it is given bytes as float32 in [0, 255].
+        The network, from images to vectors. With a quantization, images are bytes as float32 in [0, 255].
     weights_hash : str
         SHA-256 of the weights.
     resize : str
-        How images are resized before or inside the network, in words.
+        Description of how images are resized before or inside the network; default "none".
     quantization : "none", "uint8" or "uint8-truncated"
-        Images are first made bytes, as if they had been saved as 8-bit pictures and read again:
+        How images are first converted to bytes, as if saved as 8-bit images and read again:
         ``floor(127.5 x + 128)`` or, truncated, ``floor(127.5 (x + 1))``, clipped to [0, 255].
+        Default "none".
     device : device
-        Where the network is; images are taken there.
+        Where the network is; images are moved there. Default "cpu".
     is_inception : bool
-        Whether this is the Inception network that the FID and KID are defined with.
+        Whether this is the Inception network that defines FID and KID.
     feature_maps : callable, optional
         Maps images in [-1, 1] to maps ``(B, F_l, H_l, W_l)`` for
         `gas_ext.evaluation.metrics.perceptual_distances`.
@@ -63,48 +64,42 @@ class FeatureExtractor:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the features ``(B, F)``; a pixel that is NaN stays visible as NaN in its image's features.
+        """Return the features ``(B, F)``; a NaN pixel makes its image's features NaN.
 
-        Raises
-        ------
-        ValueError
-            If the images are not a batch of gray or RGB images of a floating-point type.
+        Raises ValueError if the images are not a floating-point batch of gray or RGB images.
         """
         if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
             raise ValueError(
-                f"{self.name} was given {images.dtype} of shape {tuple(images.shape)}; expected "
-                "floating-point images (batch, 1 or 3, height, width) in [-1, 1]"
+                f"The images for {self.name} are {images.dtype} of shape {tuple(images.shape)}, but must be "
+                "floating-point of shape (batch, 1 or 3, height, width), in [-1, 1]."
             )
         batch = images.detach().to(self.device, torch.float32)
-        features = self.embed(self._quantized(batch)).float()
+        if self.quantization != "none":
+            batch = to_bytes(batch, truncate=self.quantization == "uint8-truncated")
+        features = self.embed(batch).float()
         if features.shape != (len(images), self.size):
             raise ValueError(
-                f"{self.name} made features of shape {tuple(features.shape)} from {len(images)} images; "
-                f"expected {(len(images), self.size)}"
+                f"{self.name} returned features of shape {tuple(features.shape)}, but they must have shape "
+                f"{(len(images), self.size)}; correct its size or embed."
             )
         return features
 
-    def _quantized(self, images: Tensor) -> Tensor:
-        if self.quantization == "none":
-            return images
-        return to_bytes(images, truncate=self.quantization == "uint8-truncated")
-
     def truncated(self) -> FeatureExtractor:
-        """Return this extractor for samples of a model with `Denoiser.truncates`: its bytes are cut off."""
+        """Return this extractor with truncated bytes, for a model with `Denoiser.truncates`."""
         return self if self.quantization == "none" else replace(self, quantization="uint8-truncated")
 
     @property
     def frechet_name(self) -> str:
-        """What a Frechet distance with these features is called: only with Inception's it is the FID."""
+        """Name of the Frechet distance of these features: "FID" only for Inception."""
         return f"{'FID' if self.is_inception else 'Frechet distance'} ({self.name})"
 
     @property
     def kernel_name(self) -> str:
-        """What a kernel distance with these features is called: only with Inception's it is the KID."""
+        """Name of the kernel distance of these features: "KID" only for Inception."""
         return f"{'KID' if self.is_inception else 'kernel distance'} ({self.name})"
 
     def describe(self) -> dict[str, Any]:
-        """Return what a number must carry, as plain values."""
+        """Return the record that is stored with every number, as plain values."""
         return {
             "extractor": self.name,
             "size": self.size,

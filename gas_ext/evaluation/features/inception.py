@@ -1,7 +1,7 @@
-"""Inception features for the FID and KID, by the conventions of clean-fid and of EDM.
+"""Inception features for FID and KID, by the conventions of clean-fid and EDM.
 
-All take NVIDIA's TorchScript form of the Inception network of 2015 (inception-2015-12-05.pt) from a file on
-disk. Its checksum is verified before it is loaded, since a TorchScript file is a program.
+All use NVIDIA's TorchScript file of the 2015 Inception network (inception-2015-12-05.pt). Its checksum is
+verified before it is loaded, since a TorchScript file is a program.
 """
 
 from __future__ import annotations
@@ -42,33 +42,34 @@ def load_inception(
     Parameters
     ----------
     name : str
-        "inception-clean": resized outside the network by clean-fid's own function. "inception-legacy"
-        (clean-fid's legacy_tensorflow) and "inception-edm": resized inside the network. These two are the
-        same features, and differ in the references that are published for them.
+        "inception-clean" resizes outside the network with clean-fid's own function. "inception-legacy"
+        (clean-fid's legacy_tensorflow) and "inception-edm" resize inside the network: they are the same
+        features and differ in the references published for them.
     device : device
-        Where the network is put.
+        Where to put the network; default "cpu".
     weights : path, optional
-        The file; if not given, inception-2015-12-05.pt under ``torch.hub.get_dir()``/checkpoints.
+        The file. Default: inception-2015-12-05.pt in ``torch.hub.get_dir()``/checkpoints.
     sha256 : str, optional
-        SHA-256 of the file (hex), or its first digits; that of the published file if not given. With any
-        other file the distances are not called FID and KID.
+        SHA-256 of the file (hex), or its first digits; default: that of the published file. With any other
+        file the distances are not called FID and KID.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such file; the message says where it is published.
+        If the file does not exist; the message says where to download it.
     ImportError
         If clean-fid is not installed, for "inception-clean".
     ValueError
-        If the file is another one than expected, or no such network.
+        If the hash of the file differs, or it is not the Inception network.
 
     Examples
     --------
     >>> features = load_inception("inception-edm", weights="inception-2015-12-05.pt")  # doctest: +SKIP
     """
-    # The library first: that it is missing is known at once.
+    # Before the file is read, so that a missing library is reported at once.
     resizer = require("cleanfid.resize", "fid").build_resizer("clean") if name == "inception-clean" else None
-    path = Path(weights) if weights is not None else default_path()
+    file_name = INCEPTION_URL.rsplit("/", 1)[1]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / file_name if weights is None else Path(weights)
     if not path.is_file():
         raise FileNotFoundError(
             f"{name} needs the Inception network, but there is no file {path}; download {INCEPTION_URL} and "
@@ -97,13 +98,8 @@ def load_inception(
     )
 
 
-def default_path() -> Path:
-    """Where the file is looked for if no path is given."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_URL.rsplit("/", 1)[1]
-
-
 def resize_images(images: Tensor, resizer: Callable[[Any], Any]) -> Tensor:
-    """Resize images ``(B, 3, H, W)`` in [0, 255] one by one with a function of clean-fid."""
+    """Resize images ``(B, 3, H, W)`` in [0, 255] one by one with a clean-fid function."""
     resized = [resizer(image.permute(1, 2, 0).cpu().numpy()) for image in images]
     if not resized:
         return images.new_empty(0, 3, _EDGE, _EDGE)
@@ -114,14 +110,13 @@ def _load_script(path: Path, device: str | torch.device) -> Any:
     """Load the TorchScript network."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # deprecated, but the published file is of this form
+            # TorchScript is deprecated, but it is the format of the published file.
+            warnings.simplefilter("ignore", FutureWarning)
             network = torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]
-    except Exception as error:  # the errors of other files are not documented
+    except Exception as error:  # torch does not document its errors
         raise ValueError(
-            f"{path} is not a TorchScript network ({type(error).__name__}); get {INCEPTION_URL}"
+            f"{path} is not a TorchScript network ({type(error).__name__}); download {INCEPTION_URL}."
         ) from error
     if not hasattr(network, "layers"):
-        raise ValueError(f"{path} is another network than Inception's; get {INCEPTION_URL}")
+        raise ValueError(f"{path} is not the Inception network; download {INCEPTION_URL}.")
     return network

@@ -13,31 +13,31 @@ from gas_ext.evaluation.metrics.arrays import (
     check_features,
     check_finite,
     group_slices,
-    kept_counts,
-    kept_groups,
     pieces,
     read_rows,
+    replicate_sizes,
+    replicate_weights,
 )
 
 
 def kernel_distance(features: Features, reference: Features, *, device: str | torch.device = "cpu") -> float:
-    """Unbiased squared maximum mean discrepancy with the kernel ``(x . y / F + 1)^3`` (arXiv 1801.01401).
+    """Return the unbiased squared maximum mean discrepancy, kernel ``(x . y / F + 1)^3`` (arXiv 1801.01401).
 
-    With features of an Inception network this is the KID. It is usually published as a mean over random
-    subsets of 1000; this is the mean over all pairs: the same expectation, the least variance, no random
-    numbers. It may be below 0. Only tiles of the table of pairs are held at a time, in float64.
+    With Inception features this is the KID. It is usually published as a mean over random subsets of 1000;
+    this is the mean over all pairs: same expectation, least variance, no random numbers. It may be negative.
+    Memory holds one tile of the table of pairs at a time, in float64.
 
     Parameters
     ----------
     features, reference : Tensor or ndarray
-        Shapes ``(N, F)`` and ``(M, F)``, at least 2 rows each; may be mapped from disk.
+        Shapes ``(N, F)`` and ``(M, F)``, at least 2 rows each; may be memory-mapped.
     device : device
-        Where the products are computed.
+        Where the products are computed; default "cpu".
 
     Raises
     ------
     ValueError
-        If shapes do not fit, or a number is not finite.
+        If shapes do not fit or a value is not finite.
 
     Examples
     --------
@@ -56,52 +56,39 @@ def kernel_distances(
     device: str | torch.device = "cpu",
     paired: bool = False,
 ) -> Tensor:
-    """Return the kernel distance of all samples, then those without each group, ``(1 + groups,)`` float64.
+    """Return the kernel distance of all samples, then without each group: ``(1 + groups,)`` in float64.
 
     Where row i of both was made from the same noise (`paired`), their kernel is larger than that of
-    independent draws, and the distance would fall below 0 even for the same distribution. Leaving out the
-    pairs of one row in the product of both, too, is unbiased again (the U-statistic of Gretton et al. 2012,
-    lemma 6). Groups are then left out of both sides.
-
-    Raises
-    ------
-    ValueError
-        If shapes do not fit, or there are fewer than 2 rows.
-
-    Examples
-    --------
-    >>> x = torch.tensor([[0.0], [1.0], [2.0]])
-    >>> kernel_distances(x, x, paired=True).item()
-    0.0
+    independent draws, and the distance would be negative even for equal distributions. Leaving out the
+    pairs of equal rows also in the product of both makes it unbiased again (the U-statistic of Gretton et
+    al. 2012, lemma 6). Groups are then left out on both sides.
     """
     check_features(reference, 2)
     check_features(features, 2, reference.shape[1])
-    if paired and features.shape != reference.shape:
-        raise ValueError(f"{len(features)} samples and {len(reference)} references are not paired")
-    own = _Grouped(features, group_slices(len(features), max(groups, 1)), kept_groups(groups))
+    own = _Grouped(features, group_slices(len(features), max(groups, 1)), replicate_weights(groups))
     if paired:
-        theirs = own._replace(features=reference)
+        other = own._replace(features=reference)
     else:
-        theirs = _Grouped(reference, [slice(0, len(reference))], torch.ones_like(own.kept[:, :1]))
+        other = _Grouped(reference, [slice(0, len(reference))], torch.ones_like(own.weights[:, :1]))
 
     def mean(a: _Grouped, b: _Grouped, same_rows: bool = True) -> Tensor:
-        """Mean kernel of all pairs; where the rows of both belong together, of those of different rows."""
-        total = ((a.kept @ _pair_sums(a, b, device)) * b.kept).sum(dim=1)
-        count = kept_counts(a.kept, a.parts)
+        """Average the kernel over all pairs, or over pairs of different rows if the rows correspond."""
+        total = ((a.weights @ _pair_sums(a, b, device)) * b.weights).sum(dim=1)
+        count = replicate_sizes(a.weights, a.parts)
         if not same_rows:
-            return total / (count * kept_counts(b.kept, b.parts))
+            return total / (count * replicate_sizes(b.weights, b.parts))
         diagonal = torch.stack([_diagonal_sum(a.features, b.features, part, device) for part in a.parts])
-        return (total - a.kept @ diagonal) / (count * (count - 1))
+        return (total - a.weights @ diagonal) / (count * (count - 1))
 
-    return mean(own, own) + mean(theirs, theirs) - 2 * mean(own, theirs, paired)
+    return mean(own, own) + mean(other, other) - 2 * mean(own, other, paired)
 
 
 class _Grouped(NamedTuple):
-    """Feature vectors in groups, and which groups each replicate keeps."""
+    """Feature vectors in groups, and which groups enter each replicate."""
 
     features: Features
     parts: list[slice]
-    kept: Tensor
+    weights: Tensor
 
 
 def _kernel(products: Tensor, size: int) -> Tensor:
@@ -123,9 +110,9 @@ def _pair_sums(a: _Grouped, b: _Grouped, device: str | torch.device) -> Tensor:
 
 
 def _diagonal_sum(a: Features, b: Features, part: slice, device: str | torch.device) -> Tensor:
-    """Sum the kernel of the vectors of one row."""
+    """Sum the kernel over the pairs of equal rows."""
     total = torch.zeros((), dtype=torch.float64)
-    for rows in pieces(part.start, part.stop, 4096):
+    for rows in pieces(part.start, part.stop):
         products = (read_rows(a, rows, device) * read_rows(b, rows, device)).sum(dim=1)
         total += _kernel(products, a.shape[1]).sum().cpu()
     return total

@@ -1,4 +1,4 @@
-"""All distances between two distributions of images in one call, with what they were measured with."""
+"""All distances between two distributions of images in one call, with their provenance."""
 
 from __future__ import annotations
 
@@ -21,22 +21,18 @@ METRICS = ("frechet", "kid", "precision", "recall", "density", "coverage")
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a number was measured with.
+    """How a number was measured: two numbers compare only if all of this is the same.
 
     Parameters
     ----------
     extractor : dict or None
-        `FeatureExtractor.describe`: name, weights, resize, quantization; None if not given.
+        `FeatureExtractor.describe`: name, weights, resize, quantization; None if unknown.
     samples : int
         Number of samples.
     reference, reference_sha256, reference_count
         Name, hash and number of images of the reference.
-    k : int
-        Neighbor of precision, recall, density and coverage.
-    groups : int
-        Groups of the jackknife; 0 without one.
-    paired : bool
-        Whether samples and reference share their seeds.
+    k, groups, paired
+        As passed to `measure`.
     """
 
     extractor: dict[str, Any] | None
@@ -53,9 +49,9 @@ class Provenance:
 class Measured:
     """Distances of samples to a reference.
 
-    The Frechet distance and the kernel distance are FID and KID only with Inception's features:
-    ``provenance.extractor["frechet_name"]`` and ``["kernel_name"]`` say what they are called.
-    All are None if a feature is not finite; all but `frechet` if the reference has no features.
+    The Frechet distance and the kernel distance are FID and KID only with Inception features; their names
+    are in ``provenance.extractor["frechet_name"]`` and ``["kernel_name"]``. All are None if a feature is not
+    finite; all except `frechet` are None if the reference has no features.
     """
 
     frechet: float | None
@@ -68,9 +64,9 @@ class Measured:
     replicates: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     def estimate(self, metric: str) -> Estimate | None:
-        """Return one of `METRICS` with its replicates, or None where it was not measured."""
+        """Return one of `METRICS` with its replicates, or None if it was not measured."""
         if metric not in METRICS:
-            raise ValueError(f"unknown metric {metric!r}: use one of {', '.join(METRICS)}")
+            raise ValueError(f"The metric {metric!r} is unknown; use one of {', '.join(METRICS)}.")
         value = getattr(self, metric)
         return None if value is None else Estimate(value, self.replicates.get(metric, ()))
 
@@ -80,7 +76,7 @@ class Measured:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Measured:
-        """Read what `to_dict` returned, also after JSON made lists of tuples."""
+        """Rebuild from `to_dict`, also after a round trip through JSON."""
         replicates = {name: tuple(row) for name, row in values["replicates"].items()}
         provenance = Provenance(**values["provenance"])
         return cls(**{**values, "provenance": provenance, "replicates": replicates})
@@ -101,31 +97,28 @@ def measure(
     Parameters
     ----------
     features : Tensor or ndarray
-        ``(N, F)``, in the order of the seeds; may be mapped from disk.
+        ``(N, F)``, in the order of the seeds; may be memory-mapped.
     reference : Reference
-        What they are compared with.
+        Statistics, and features if known, of the images to compare with.
     extractor : FeatureExtractor, optional
-        The network that made the features; checked against the reference's own, where that is known, and
-        recorded with the numbers. If not given, the reference's is.
+        The network that made the features; must match the reference's if that is known, and is recorded
+        with the numbers. Default: the reference's.
     k : int
-        Neighbor of precision, recall, density and coverage.
+        Which neighbor precision, recall, density and coverage use; default 5.
     groups : int
-        Groups of consecutive samples for the jackknife, at least 2, or 0 for none. Every metric is then
-        also measured without each group; the Frechet distance costs `groups` times as much.
+        Groups of consecutive samples for the jackknife: 0 (default) for none, or at least 2; 20 is a good
+        choice. Every metric is then also measured without each group; the Frechet distance costs `groups`
+        times as much.
     paired : bool
-        Whether row i of samples and of reference were made from the same noise. Groups are then left out of
-        both for the Frechet and the kernel distance, and the latter leaves out the pairs of one row.
+        Whether row i of samples and reference were made from the same noise; default False. The Frechet and
+        kernel distances then leave groups out on both sides, and the latter the pairs of equal rows.
     device : device
-        Where pairs of vectors are compared; Frechet distances are computed on the CPU.
-
-    Returns
-    -------
-    Measured
+        Where pairs of vectors are compared; default "cpu". Frechet distances are computed on the CPU.
 
     Raises
     ------
     ValueError
-        If the extractors differ, there are too few samples, or none to be paired with.
+        If the extractors differ, there are too few samples, or paired features are missing.
 
     Examples
     --------
@@ -139,17 +132,22 @@ def measure(
     True
     """
     if not isinstance(reference, Reference):
-        raise TypeError(f"the reference is a {type(reference).__name__}; make one with Reference.load")
+        raise TypeError(
+            f"The reference is a {type(reference).__name__}, but must be a Reference; use Reference.load or "
+            "Reference.from_features."
+        )
     check_features(features, 2, len(reference.statistics.mean))
     if groups == 1 or groups < 0:
-        raise ValueError(f"{groups} groups have no spread: take at least 2, or 0 for no jackknife")
+        raise ValueError(f"groups is {groups}, but must be at least 2, or 0 for no jackknife.")
     if len(features) < 2 * groups:
         raise ValueError(
-            f"{len(features)} samples do not make {groups} groups of 2 and more; take fewer groups"
+            f"groups is {groups}, but {len(features)} samples make at most {len(features) // 2} groups of 2; "
+            "use fewer groups."
         )
     if paired and (reference.features is None or len(reference.features) != len(features)):
         raise ValueError(
-            f"the reference {reference.name!r} has no {len(features)} features to be paired with"
+            f"The reference {reference.name!r} does not have {len(features)} features to pair the samples "
+            "with; use features of the same seeds, or paired=False."
         )
     provenance = Provenance(
         extractor=agreed_extractor(extractor, reference),
@@ -176,39 +174,37 @@ def measure(
 
 
 def _frechet_distances(features: Features, reference: Reference, groups: int, paired: bool) -> list[float]:
-    """Frechet distance of all samples, then without each group."""
+    """Return the Frechet distance of all samples, then without each group."""
     whole, other = feature_statistics(features), reference.statistics
-    kept = [(whole, other)]
+    pairs = [(whole, other)]
     for part in group_slices(len(features), groups) if groups else ():
         rest = remove_statistics(whole, feature_statistics(features[part]))
         if paired:
             assert reference.features is not None
             other = remove_statistics(reference.statistics, feature_statistics(reference.features[part]))
-        kept.append((rest, other))
-    return [frechet_distance(*own[:2], *other[:2]) for own, other in kept]
+        pairs.append((rest, other))
+    return [frechet_distance(*own[:2], *other[:2]) for own, other in pairs]
 
 
 def agreed_extractor(extractor: FeatureExtractor | None, reference: Reference) -> dict[str, Any] | None:
-    """Return the one description of features and reference; ValueError if there are two that differ."""
+    """Return the description of the extractor; ValueError if that of the reference differs."""
     own = None if extractor is None else extractor.describe()
     other = None if reference.extractor is None else dict(reference.extractor)
     if own is not None and other is not None and comparable(own) != comparable(other):
         names = [name for name, value in comparable(own).items() if value != comparable(other).get(name)]
         raise ValueError(
-            f"the features and the reference {reference.name!r} were made differently ("
+            f"The features and the reference {reference.name!r} were made differently ("
             + "; ".join(f"{name}: {own[name]!r} against {other.get(name)!r}" for name in names)
-            + "); make both with one extractor"
+            + "); make both with one extractor."
         )
     return own or other
 
 
 def comparable(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what must be equal in two descriptions for their features to compare.
+    """Return the part of a description that must be equal for features to compare.
 
-    By which rule samples became bytes is not among it: real images have always been bytes.
+    The rule by which samples became bytes is not part of it: real images were bytes to begin with.
 
-    Examples
-    --------
     >>> comparable({"extractor": "pixels", "quantization": "uint8-truncated"})
     {'extractor': 'pixels', 'quantization': 'uint8'}
     """

@@ -11,12 +11,9 @@ from torch import Tensor
 from gas_ext._utils.checks import check_dense
 from gas_ext.evaluation.metrics.arrays import Features, check_features, pieces, read_rows
 
-# Rows that are read at a time.
-_ROWS = 4096
-
 
 class Statistics(NamedTuple):
-    """Moments of `size` feature vectors: mean (F,) and unbiased covariance (F, F), both float64."""
+    """Mean (F,) and unbiased covariance (F, F) of `size` feature vectors, in float64."""
 
     mean: Tensor
     covariance: Tensor
@@ -26,8 +23,8 @@ class Statistics(NamedTuple):
 class StreamingStatistics:
     """Mean and covariance of feature vectors that arrive in batches, in float64.
 
-    Batches are merged by the pairwise formula of Chan, Golub and LeVeque (1979), which does not cancel when
-    the mean is large beside the spread, as sums of squares do.
+    Batches are merged by the pairwise formula of Chan, Golub and LeVeque (1979). Unlike sums of squares, it
+    does not cancel when the mean is much larger than the spread.
 
     Examples
     --------
@@ -48,7 +45,8 @@ class StreamingStatistics:
         """Add a batch of feature vectors of shape ``(B, F)``; an empty batch changes nothing."""
         check_dense("features", features)
         if features.ndim != 2:
-            raise ValueError(f"features have shape {tuple(features.shape)}; expected (batch, features)")
+            shape = tuple(features.shape)
+            raise ValueError(f"The features have shape {shape}, but must have shape (batch, features).")
         batch = features.detach().to("cpu", torch.float64)
         if len(batch) == 0:
             return
@@ -57,17 +55,18 @@ class StreamingStatistics:
         self._add(len(batch), mean, centered.T @ centered)
 
     def merge(self, statistics: Statistics) -> None:
-        """Add what another stream, perhaps of another process, has seen."""
+        """Add the statistics of another stream, such as that of another process."""
         self._add(statistics.size, statistics.mean, statistics.covariance * (statistics.size - 1))
 
     def _add(self, count: int, mean: Tensor, scatter: Tensor) -> None:
-        """Add vectors by their number, mean, and sum of squares about it."""
+        """Add vectors given their number, mean, and scatter matrix about it."""
         if self.count == 0:
             self.count, self._mean, self._scatter = count, mean, scatter
             return
         if mean.shape != self._mean.shape:
             raise ValueError(
-                f"features have {len(mean)} columns; earlier batches had {len(self._mean)}, use one extractor"
+                f"The features have {len(mean)} columns, but earlier batches had {len(self._mean)}; use one "
+                "extractor for all."
             )
         total = self.count + count
         shift = mean - self._mean
@@ -76,22 +75,16 @@ class StreamingStatistics:
         self.count = total
 
     def result(self) -> Statistics:
-        """Return the statistics so far.
-
-        Raises
-        ------
-        ValueError
-            If fewer than two vectors were seen.
-        """
+        """Return the statistics of all batches; raises ValueError if they hold fewer than two vectors."""
         if self.count < 2:
-            raise ValueError(f"{self.count} feature vectors have no covariance: add at least 2")
+            raise ValueError(f"There are {self.count} feature vectors; add at least 2.")
         return Statistics(self._mean.clone(), self._scatter / (self.count - 1), self.count)
 
 
 def feature_statistics(features: Features) -> Statistics:
-    """Mean and unbiased covariance of feature vectors of shape ``(N, F)``, N >= 2, in float64.
+    """Return mean and unbiased covariance of feature vectors of shape ``(N, F)``, N >= 2, in float64.
 
-    An array mapped from disk is read in pieces.
+    A memory-mapped array is read in slices.
 
     Examples
     --------
@@ -100,13 +93,13 @@ def feature_statistics(features: Features) -> Statistics:
     """
     check_features(features)
     stream = StreamingStatistics()
-    for rows in pieces(0, len(features), _ROWS):
+    for rows in pieces(0, len(features)):
         stream.update(read_rows(features, rows))
     return stream.result()
 
 
 def merge_statistics(parts: Iterable[Statistics]) -> Statistics:
-    """Statistics of all vectors that the parts were made of; the order matters only to rounding.
+    """Return the statistics of all vectors of several parts; their order changes results by rounding only.
 
     Examples
     --------
@@ -121,7 +114,7 @@ def merge_statistics(parts: Iterable[Statistics]) -> Statistics:
 
 
 def remove_statistics(whole: Statistics, part: Statistics) -> Statistics:
-    """Statistics of the vectors of `whole` that are not in `part`, at least 2: a merge turned round.
+    """Return the statistics of the vectors of `whole` that are not in `part`, at least 2; undoes a merge.
 
     Examples
     --------
@@ -132,7 +125,7 @@ def remove_statistics(whole: Statistics, part: Statistics) -> Statistics:
     """
     count = whole.size - part.size
     if count < 2:
-        raise ValueError(f"{count} feature vectors would be left: leave at least 2")
+        raise ValueError(f"{count} feature vectors would remain; remove fewer, so that at least 2 remain.")
     mean = whole.mean + (whole.mean - part.mean) * (part.size / count)
     shift = part.mean - mean
     scatter = whole.covariance * (whole.size - 1) - part.covariance * (part.size - 1)
@@ -141,13 +134,12 @@ def remove_statistics(whole: Statistics, part: Statistics) -> Statistics:
 
 
 def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
-    """Squared Frechet (2-Wasserstein) distance of two Gaussians.
+    """Return the squared Frechet (2-Wasserstein) distance of two Gaussians, at least 0.
 
     ``|mu_a - mu_b|^2 + tr(S_a) + tr(S_b) - 2 tr((S_a S_b)^(1/2))`` (Dowson and Landau, 1982). The last trace
-    is the sum of the singular values of ``S_a^(1/2) S_b^(1/2)``: two symmetric eigenproblems and one set of
-    singular values in float64, real and non-negative by construction, so rank-deficient covariances need no
-    special care, where a matrix square root may fail or turn complex. With features of an Inception network
-    this is the FID; with any other features it is not, and is called a Frechet distance.
+    is computed in float64 as the sum of the singular values of ``S_a^(1/2) S_b^(1/2)``, which is real and
+    non-negative also for rank-deficient covariances, where a matrix square root may fail or become complex.
+    Only with Inception features is it the FID.
 
     Parameters
     ----------
@@ -155,11 +147,6 @@ def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covar
         Shape ``(F,)``.
     covariance_a, covariance_b : Tensor
         Shape ``(F, F)``, symmetric positive semidefinite.
-
-    Returns
-    -------
-    float
-        The distance, at least 0.
 
     Raises
     ------
@@ -173,24 +160,25 @@ def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covar
     10.0
     """
     for tensor in (mean_a, covariance_a, mean_b, covariance_b):
-        check_dense("a mean or covariance", tensor)
+        check_dense("A mean or covariance", tensor)
     a, s_a = mean_a.to("cpu", torch.float64), covariance_a.to("cpu", torch.float64)
     b, s_b = mean_b.to("cpu", torch.float64), covariance_b.to("cpu", torch.float64)
     size = a.numel()
     if a.shape != (size,) or b.shape != (size,) or s_a.shape != (size, size) or s_b.shape != (size, size):
         shapes = [tuple(tensor.shape) for tensor in (a, s_a, b, s_b)]
         raise ValueError(
-            f"shapes {shapes} do not agree: expected (F,), (F, F), (F,), (F, F) of one extractor"
+            f"The means and covariances have shapes {shapes}, but must have shapes (F,), (F, F), (F,), "
+            "(F, F); use one extractor for both."
         )
     if not all(bool(torch.isfinite(tensor).all()) for tensor in (a, s_a, b, s_b)):
-        raise ValueError("means and covariances hold values that are not finite: check the samples")
+        raise ValueError("The means or covariances hold values that are not finite; check the samples.")
     cross = torch.linalg.svdvals(_psd_root(s_a) @ _psd_root(s_b)).sum()
     distance = (a - b).square().sum() + s_a.trace() + s_b.trace() - 2 * cross
     return max(float(distance), 0.0)
 
 
 def _psd_root(matrix: Tensor) -> Tensor:
-    """Symmetric square root of a positive semidefinite matrix; rounding below zero is cut off."""
+    """Return the symmetric square root of a positive semidefinite matrix; rounding below zero is clamped."""
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
     root: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     return root

@@ -1,4 +1,4 @@
-"""Perceptual distances of samples to the teacher's samples from the same noise, one by one."""
+"""Perceptual distances of samples to the teacher's samples from the same noise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gas_ext.training.losses import PerceptualLoss
 def perceptual_distances(
     samples: Tensor, reference: Tensor, feature_maps: Callable[[Tensor], Sequence[Tensor]]
 ) -> Tensor:
-    """Perceptual distance of each pair of images, as `gas_ext.training.losses.PerceptualLoss` measures it.
+    """Return the `gas_ext.training.losses.PerceptualLoss` of each pair of images, ``(B,)`` in float64.
 
     Parameters
     ----------
@@ -21,11 +21,6 @@ def perceptual_distances(
         Images ``(B, C, H, W)`` in [-1, 1].
     feature_maps : callable
         Maps images to tensors ``(B, F_l, H_l, W_l)``, such as a `FeatureExtractor`'s `feature_maps`.
-
-    Returns
-    -------
-    Tensor
-        ``(B,)`` in float64.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What samples are compared with: moments of feature vectors and, where known, the vectors themselves."""
+"""References that samples are compared with: moments of feature vectors and, if known, the vectors."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _MOST_EXPANSION = 100  # of a compressed .npz file
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Moments of reference features, and the features themselves where they are known.
+    """Moments of reference features, and the features themselves if they are known.
 
     Parameters
     ----------
     name : str
-        What it was made of, such as "cifar10-32x32" or "teacher, 10000 samples".
+        Its source, such as "cifar10-32x32" or "teacher, 10000 samples".
     statistics : Statistics
         Mean and covariance; a size of 0 if the file does not record it.
     features : Tensor, optional
@@ -43,7 +43,7 @@ class Reference:
     extractor : mapping, optional
         `FeatureExtractor.describe` of the network that made them; None if the file does not record it.
     sha256 : str
-        Of a .npz file, its SHA-256; else, if not given, of all that is in here.
+        SHA-256 of the .npz file it was read from; default: of its contents.
 
     Examples
     --------
@@ -60,19 +60,18 @@ class Reference:
 
     def __post_init__(self) -> None:
         if not self.sha256:
-            contents = _contents(self.name, self.statistics, self.features, self.extractor)
-            object.__setattr__(self, "sha256", checksum(*contents))
+            object.__setattr__(self, "sha256", checksum(*self._contents()))
 
     @property
     def count(self) -> int | None:
-        """Number of reference images, where it is known."""
+        """Number of reference images, or None if unknown."""
         return self.statistics.size or None
 
     @classmethod
     def from_features(
         cls, name: str, features: Features, extractor: Mapping[str, Any] | None = None, keep: bool = True
     ) -> Reference:
-        """Make a reference of feature vectors ``(M, F)``, kept as float32 unless `keep` is False."""
+        """Make a reference from feature vectors ``(M, F)``, stored as float32 unless `keep` is False."""
         check_features(features, 2)
         statistics = feature_statistics(features)
         vectors = None
@@ -82,8 +81,22 @@ class Reference:
         return cls(name, statistics, vectors, extractor)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file that appears when it is complete."""
-        write_sealed(Path(path), _KEY, *_contents(self.name, self.statistics, self.features, self.extractor))
+        """Write a safetensors file; the write is atomic."""
+        write_sealed(Path(path), _KEY, *self._contents())
+
+    def _contents(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the record and the tensors of a file."""
+        tensors = {"mean": self.statistics.mean, "covariance": self.statistics.covariance}
+        if self.features is not None:
+            tensors["features"] = self.features
+        extractor = None if self.extractor is None else dict(self.extractor)
+        record = {
+            "format": _VERSION,
+            "name": self.name,
+            "count": self.statistics.size,
+            "extractor": extractor,
+        }
+        return record, tensors
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], name: str | None = None) -> Reference:
@@ -92,10 +105,10 @@ class Reference:
         Parameters
         ----------
         path : path
-            A file of `save`; or a .npz file with "mu" and "sigma", as EDM and clean-fid publish them, or
+            A file from `save`, or a .npz file with "mu" and "sigma", as EDM and clean-fid publish them, or
             with "feats", as clean-fid writes for the KID. Nothing in it is unpickled.
         name : str, optional
-            Its name, if not the one in the file or the file's own.
+            Its name. Default: the recorded one, or the stem of a .npz file.
 
         Raises
         ------
@@ -110,22 +123,10 @@ class Reference:
         """
         source = path_of("path", path)
         if not source.is_file():
-            raise FileNotFoundError(f"there is no reference {source}; check the path")
+            raise FileNotFoundError(f"There is no reference {source}; check the path.")
         if source.suffix == ".npz":
             return _read_npz(source, name or source.stem)
         return _read_sealed(source, name)
-
-
-def _contents(
-    name: str, statistics: Statistics, features: Tensor | None, extractor: Mapping[str, Any] | None
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return record and tensors of a file."""
-    tensors = {"mean": statistics.mean, "covariance": statistics.covariance}
-    if features is not None:
-        tensors["features"] = features
-    described = None if extractor is None else dict(extractor)
-    record = {"format": _VERSION, "name": name, "count": statistics.size, "extractor": described}
-    return record, tensors
 
 
 def _read_sealed(path: Path, name: str | None) -> Reference:
@@ -133,17 +134,17 @@ def _read_sealed(path: Path, name: str | None) -> Reference:
     mean, covariance, features = (tensors.get(key) for key in ("mean", "covariance", "features"))
     statistics = _statistics(path, mean, covariance, record["count"])
     if features is not None and (features.ndim != 2 or not bool(torch.isfinite(features).all())):
-        raise ValueError(f"{path} is damaged: its features are not finite vectors; make it again.")
+        raise ValueError(f"{path} is damaged: its features are not finite vectors; recreate it.")
     return Reference(name or record["name"], statistics, features, record["extractor"], record["sha256"])
 
 
 def _statistics(path: Path, mean: Tensor | None, covariance: Tensor | None, count: int) -> Statistics:
-    """Return moments, or raise ValueError unless they are finite and of shapes that fit."""
+    """Return the moments; ValueError unless they are finite and their shapes fit."""
     shapes = [() if value is None else tuple(value.shape) for value in (mean, covariance)]
     if mean is None or covariance is None or len(shapes[0]) != 1 or shapes[1] != shapes[0] * 2:
-        raise ValueError(f"{path} holds mu and sigma of shapes {shapes}; expected (F,) and (F, F).")
+        raise ValueError(f"{path} has mu and sigma of shapes {shapes}, but must have (F,) and (F, F).")
     if not bool(torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
-        raise ValueError(f"{path} is damaged: its mu or sigma is not finite; get a fresh copy.")
+        raise ValueError(f"{path} is damaged: its mu or sigma is not finite; download it again.")
     return Statistics(mean, covariance, count)
 
 
@@ -152,24 +153,24 @@ def _read_npz(path: Path, name: str) -> Reference:
         _check_sizes(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: torch.from_numpy(file[key]) for key in _ARRAYS if key in file.files}
-    except Exception as error:  # zipfile and NumPy raise many kinds
-        raise ValueError(f"{path} is not a .npz file, or is damaged: {reason_of(error)}.") from error
+    except Exception as error:  # zipfile and NumPy raise many types
+        raise ValueError(f"{path} is not a .npz file or is damaged: {reason_of(error)}.") from error
     sha256 = file_hash(path)
     if "feats" in arrays:
         features = arrays["feats"].float()
         try:
             check_features(features, 2)
         except ValueError as error:
-            raise ValueError(f"{path} cannot be used: {error}.") from error
+            raise ValueError(f"{path} cannot be used: {reason_of(error)}.") from error
         return Reference(name, feature_statistics(features), features, None, sha256)
     if not {"mu", "sigma"} <= arrays.keys():
-        raise ValueError(f'{path} holds no reference statistics: expected "mu" and "sigma", or "feats".')
+        raise ValueError(f'{path} is not a reference: it must contain "mu" and "sigma", or "feats".')
     statistics = _statistics(path, arrays["mu"].double(), arrays["sigma"].double(), 0)
     return Reference(name, statistics, None, None, sha256)
 
 
 def _check_sizes(path: Path) -> None:
-    """Raise ValueError where an archive, or an array in it, would be much larger than the file."""
+    """Raise ValueError if an archive, or an array in it, would be much larger than the file."""
     with zipfile.ZipFile(path) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         if sum(entry.file_size for entry in entries.values()) > _MOST_EXPANSION * path.stat().st_size:

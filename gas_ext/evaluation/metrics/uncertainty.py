@@ -1,4 +1,4 @@
-"""How far a metric moves with the seeds: the delete-a-group jackknife."""
+"""Uncertainty of a metric over seeds: the delete-a-group jackknife."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ from gas_ext.evaluation.metrics.arrays import group_slices
 class Estimate:
     """A metric of all samples, and the same metric without each of G groups of seeds.
 
-    The standard error is ``sqrt((G - 1) / G * sum_g (v_g - mean(v))^2)`` (delete-a-group jackknife). It tells
-    how far the number moves with the seeds of the samples; the reference is taken as fixed, and a bias that
-    depends on the number of samples is not corrected. By the inequality of Efron and Stein (1981) it errs
-    upwards: hardly for smooth metrics, but up to threefold for differences of recall and coverage, which hang
-    on single samples.
+    The standard error is ``sqrt((G - 1) / G * sum_g (v_g - mean(v))^2)`` (delete-a-group jackknife). It
+    measures the variation over the seeds of the samples: the reference is taken as fixed, and a bias that
+    depends on the number of samples is not corrected. It overestimates (Efron and Stein, 1981): hardly for
+    smooth metrics, up to threefold for differences of recall and coverage, which depend on single samples.
 
     Parameters
     ----------
     value : float
         The metric of all samples.
     replicates : tuple of float
-        The metric without group 0, 1, ...; at least 2, or none.
+        The metric without group 0, 1, ...; at least 2, or empty.
 
     Examples
     --------
@@ -46,7 +45,7 @@ class Estimate:
 
     def __post_init__(self) -> None:
         if len(self.replicates) == 1:
-            raise ValueError("one group has no spread: take at least 2 groups, or none")
+            raise ValueError("There is 1 replicate; pass at least 2, or none for no interval.")
 
     @property
     def standard_error(self) -> float:
@@ -59,38 +58,37 @@ class Estimate:
         return math.sqrt((groups - 1) / groups * spread)
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Confidence interval of Student's t with G - 1 degrees of freedom; NaNs without replicates."""
+        """Return the interval of Student's t with G - 1 degrees of freedom; NaNs without replicates."""
+        if not 0 <= level < 1:
+            raise ValueError(f"level is {level}, but must be at least 0 and below 1.")
         if not self.replicates:
             return math.nan, math.nan
         reach = student_t_quantile((1 + level) / 2, len(self.replicates) - 1) * self.standard_error
         return self.value - reach, self.value + reach
 
     def is_noise(self, level: float = 0.95) -> bool:
-        """Whether 0 lies inside the interval: of a difference, that it may be due to the seeds alone.
+        """Return whether 0 is in the interval: a difference may then be due to the seeds alone.
 
-        True, too, without replicates or if a value is not finite: then nothing shows a difference.
+        Also True without replicates or if a value is not finite.
         """
         low, high = self.interval(level)
         return not (low > 0 or high < 0)
 
     def __sub__(self, other: Estimate) -> Estimate:
-        """Difference of two solvers on the same seeds and groups; what moves both with the seeds cancels.
+        """Return the difference of two solvers on the same seeds and groups; common variation cancels.
 
-        Raises
-        ------
-        ValueError
-            If the numbers of groups differ.
+        Raises ValueError if the numbers of groups differ.
         """
         if len(self.replicates) != len(other.replicates):
             raise ValueError(
-                f"estimates with {len(self.replicates)} and {len(other.replicates)} groups are not paired; "
-                "measure both on the same seeds with the same groups"
+                f"The estimates have {len(self.replicates)} and {len(other.replicates)} groups, so they are "
+                "not paired; measure both on the same seeds with the same groups."
             )
         pairs = zip(self.replicates, other.replicates, strict=True)
         return Estimate(self.value - other.value, tuple(a - b for a, b in pairs))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; `Estimate(**values)` reads them, if lists are made tuples."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
@@ -100,24 +98,22 @@ def jackknife(metric: Callable[[Tensor], float], count: int, groups: int = 20) -
     Parameters
     ----------
     metric : callable
-        Maps int64 indices of samples, in rising order, to the metric of these samples; is called
-        ``1 + groups`` times.
+        Maps increasing int64 indices of samples to the metric of these samples; called ``1 + groups`` times.
     count : int
         Number of samples.
     groups : int
-        Number of consecutive groups, at least 2.
+        Number of consecutive groups, at least 2; default 20.
 
     Examples
     --------
     >>> values = torch.tensor([1.0, 3.0, 1.0, 3.0])
-    >>> jackknife(lambda kept: float(values[kept].mean()), 4, groups=2)
+    >>> jackknife(lambda rows: float(values[rows].mean()), 4, groups=2)
     Estimate(value=2.0, replicates=(2.0, 2.0))
     """
-    everything = torch.arange(count, device="cpu")
-    kept = [
-        torch.cat([everything[: part.start], everything[part.stop :]]) for part in group_slices(count, groups)
-    ]
-    return Estimate(metric(everything), tuple(metric(indices) for indices in kept))
+    rows = torch.arange(count, device="cpu")
+    parts = group_slices(count, groups)
+    remaining = [torch.cat([rows[: part.start], rows[part.stop :]]) for part in parts]
+    return Estimate(metric(rows), tuple(metric(indices) for indices in remaining))
 
 
 def mean_estimate(values: Tensor | Sequence[float], groups: int = 20) -> Estimate:
@@ -130,22 +126,12 @@ def mean_estimate(values: Tensor | Sequence[float], groups: int = 20) -> Estimat
     """
     numbers = float64_table("values", values)
     if numbers.ndim != 1:
-        raise ValueError(f"values have shape {tuple(numbers.shape)}; expected one number per sample")
-    return jackknife(lambda kept: float(numbers[kept].mean()), len(numbers), groups)
+        raise ValueError(f"values have shape {tuple(numbers.shape)}, but must be one number per sample.")
+    return jackknife(lambda rows: float(numbers[rows].mean()), len(numbers), groups)
 
 
 def student_t_quantile(probability: float, degrees: int) -> float:
-    """Quantile of Student's t, by bisection on its distribution function.
-
-    Examples
-    --------
-    >>> round(student_t_quantile(0.975, 19), 4)
-    2.093
-    """
-    if not 0.5 <= probability < 1 or degrees < 1:
-        raise ValueError(
-            f"no quantile {probability} with {degrees} degrees of freedom; take [0.5, 1) and >= 1"
-        )
+    """Return a quantile of Student's t for a probability in [0.5, 1), by bisection on its distribution."""
     low = NormalDist().inv_cdf(probability)
     high = 2 * low + 1
     while _student_t_cdf(high, degrees) < probability:
@@ -157,9 +143,10 @@ def student_t_quantile(probability: float, degrees: int) -> float:
 
 
 def _student_t_cdf(t: float, degrees: int) -> float:
-    """Distribution function for t >= 0: an integral of ``cos^(degrees-1)`` up to a = atan(t / sqrt(degrees)).
+    """Return the distribution function for t >= 0.
 
-    That integral over [0, a] is known in steps of two: J_n = (cos^(n-1)(a) sin(a) + (n - 1) J_(n-2)) / n.
+    It is the integral of ``cos^(degrees-1)`` over [0, a], a = atan(t / sqrt(degrees)), by the recurrence
+    J_n = (cos^(n-1)(a) sin(a) + (n - 1) J_(n-2)) / n.
     """
     angle = math.atan(t / math.sqrt(degrees))
     part, whole = (angle, math.pi / 2) if degrees % 2 else (math.sin(angle), 1.0)  # J_0, J_1

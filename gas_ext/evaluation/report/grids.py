@@ -1,4 +1,4 @@
-"""Images of all solvers, one row each, with the same seed in each column."""
+"""Images of all solvers, one row per solver, one column per seed."""
 
 from __future__ import annotations
 
@@ -18,26 +18,33 @@ _THUMBNAIL = 128  # pixels of an image on the page, at most
 
 
 def rows_of(comparison: Comparison, nfe: int) -> list[Cell]:
-    """Return the solvers of a number of evaluations, after the teacher that they are compared with."""
+    """Return the solvers of an NFE, after the teachers that they are compared with."""
     judged = [cell for cell in comparison.judged if cell.nfe == nfe]
     wanted = {cell.teacher for cell in judged}
     return [cell for cell in comparison.teachers if cell.folder in wanted] + judged
 
 
 def has_images(comparison: Comparison) -> bool:
-    """Whether the samples are images."""
+    """Return whether the samples are images."""
     return any(cell.shown.numel() for cell in comparison.cells)
 
 
 def strip(cell: Cell, teacher: Cell | None = None) -> Tensor:
     """Return the images of a cell side by side, (3, H, W) uint8, with a white line between.
 
-    With a teacher, its signed difference to the teacher's images: blue darker, red brighter, full color at a
-    quarter of the range.
+    With a teacher, return the signed difference to the teacher's images: blue is darker, red is brighter, and
+    full color is a quarter of the range.
     """
     images = cell.shown
     if teacher is not None:
-        images = _difference(images, teacher.shown)
+        amount = (images.float() - teacher.shown.float()).mean(dim=1, keepdim=True) / 64
+        red, blue = amount.clamp(0, 1), (-amount).clamp(0, 1)
+        # White where the images are equal; Okabe and Ito's vermilion and blue at full color.
+        colors = [
+            1 - red * (1 - high / 255) - blue * (1 - low / 255)
+            for high, low in ((213, 0), (94, 114), (0, 178))
+        ]
+        images = (torch.cat(colors, dim=1) * 255).round().to(torch.uint8)
     images = images.expand(-1, 3, -1, -1)
     count, _, height, width = images.shape
     line = max(1, width // 32)
@@ -48,18 +55,8 @@ def strip(cell: Cell, teacher: Cell | None = None) -> Tensor:
     return whole
 
 
-def _difference(images: Tensor, teacher: Tensor) -> Tensor:
-    amount = (images.float() - teacher.float()).mean(dim=1, keepdim=True) / 64
-    red, blue = amount.clamp(0, 1), (-amount).clamp(0, 1)
-    # White where they are equal; Okabe and Ito's vermilion and blue at full color.
-    colors = [
-        1 - red * (1 - high / 255) - blue * (1 - low / 255) for high, low in ((213, 0), (94, 114), (0, 178))
-    ]
-    return (torch.cat(colors, dim=1) * 255).round().to(torch.uint8)
-
-
 def strip_png(image: Tensor, count: int) -> bytes:
-    """Return a strip of `count` images as PNG, made smaller if an image is larger than a thumbnail."""
+    """Return a strip of `count` images as PNG, scaled down if an image is larger than a thumbnail."""
     from PIL import Image
 
     picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
@@ -76,7 +73,7 @@ def strip_png(image: Tensor, count: int) -> bytes:
 
 
 def write_grids(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write one grid per number of evaluations, and remove those of others."""
+    """Write one grid per NFE, and remove those of other NFEs."""
     wanted = {folder / f"nfe-{nfe}.png": nfe for nfe in comparison.nfes} if has_images(comparison) else {}
     for path in folder.glob("nfe-*.png"):
         if path not in wanted:
@@ -87,15 +84,15 @@ def write_grids(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def write_grid(cells: list[Cell], title: str, path: Path, *, differences: bool = False) -> None:
-    """Write the images of solvers, the teacher's first; with their differences to the teacher's if wanted."""
+    """Write the images of solvers, teacher first, optionally with their differences to the teacher."""
     rows: list[tuple[Tensor, list[str]]] = []
     for cell in cells:
-        about = [_fitting(cell.description, 40)] if cell.description != cell.label else []
-        rows.append((strip(cell), [_fitting(cell.label), *about, caption(cell)]))
+        about = [_shorten(cell.description, 40)] if cell.description != cell.label else []
+        rows.append((strip(cell), [_shorten(cell.label, 26), *about, caption(cell)]))
         if differences and cell is not cells[0]:
             rows.append((strip(cell, cells[0]), ["", "difference to the teacher"]))
     count, _, height, width = cells[0].shown.shape
-    label, cell_width, top = 2.55, 0.62, 0.8
+    label, cell_width, top = 2.55, 0.62, 0.8  # inches
     cell_height = cell_width * height / width
     page = label + count * cell_width + 0.2, top + len(rows) * cell_height + 0.15
     figure = new_figure(*page)
@@ -106,7 +103,7 @@ def write_grid(cells: list[Cell], title: str, path: Path, *, differences: bool =
     write(title, 0.26, fontsize=13, fontweight="bold")
     note = "Each column starts from the same noise.  L1: mean absolute difference to the teacher's sample."
     if differences:
-        note += "  Differences: blue darker, red brighter."
+        note += "  Differences: blue is darker, red is brighter."
     write(note, 0.52, fontsize=8, color=MUTED_COLOR)
     for number, (picture, texts) in enumerate(rows):
         down = top + number * cell_height
@@ -122,17 +119,15 @@ def write_grid(cells: list[Cell], title: str, path: Path, *, differences: bool =
 
 
 def caption(cell: Cell) -> str:
-    """Return the distance of a solver to the teacher; of the teacher, its evaluations."""
+    """Return the L1 distance of a solver to the teacher, or the number of evaluations of the teacher."""
     l1 = cell.estimate("l1")
     return f"{cell.nfe} evaluations" if l1 is None else f"L1 {value_text(MEASURES['l1'], l1)}"
 
 
-def _fitting(label: str, length: int = 26) -> str:
+def _shorten(label: str, length: int) -> str:
     """Return a label that fits next to the images.
 
-    Examples
-    --------
-    >>> _fitting("unipc-3"), _fitting("a-very-long-name-of-a-solver-of-mine", 12)
+    >>> _shorten("unipc-3", 12), _shorten("a-very-long-name-of-a-solver", 12)
     ('unipc-3', 'a-very-lo...')
     """
     return label if len(label) <= length else label[: length - 3] + "..."

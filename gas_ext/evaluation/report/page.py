@@ -1,4 +1,4 @@
-"""One HTML page with everything about a comparison: no network, no other file."""
+"""One HTML page with everything about a comparison: it needs no network and no other file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ON_CARDS = ("l1", "frechet_to_teacher", "frechet_to_data")
 
 
 def to_html(comparison: Comparison) -> str:
-    """Return the page: the template assets/page.html with everything that it names."""
+    """Render the template assets/page.html."""
     from jinja2 import Environment, StrictUndefined
 
     groups = group_headings(comparison)
@@ -71,12 +71,12 @@ def _lead(comparison: Comparison) -> str:
     listed = " and ".join([", ".join(nfes[:-1]), nfes[-1]]) if len(nfes) > 1 else nfes[0]
     return (
         f"{solvers} solver{'' if solvers == 1 else 's'} for {teacher} with {listed} network "
-        f"evaluation{'' if nfes == ['1'] else 's'}, judged on the same {comparison.samples:,} seeds."
+        f"evaluation{'' if nfes == ['1'] else 's'}, compared on the same {comparison.samples:,} seeds."
     )
 
 
 def _cards(comparison: Comparison) -> list[tuple[int, list[tuple[Measure, Cell, list[str]]]]]:
-    """Return, by number of evaluations, the best solver of each main measure and those within its noise."""
+    """Return, by NFE, the best solver of each main measure and those within noise of it."""
     cards = []
     for nfe in comparison.nfes:
         cells = [cell for cell in comparison.judged if cell.nfe == nfe]
@@ -96,7 +96,7 @@ def _explanation(measure: Measure) -> str:
 
 
 def _with_teachers(comparison: Comparison, nfe: int) -> list[tuple[Cell, Cell | None]]:
-    """Return the solvers of a number of evaluations, each with the teacher that it is compared with."""
+    """Return the solvers of an NFE, each with the teacher that it is compared with."""
     cells = rows_of(comparison, nfe)
     teachers = {cell.folder: cell for cell in cells if cell.kind == "teacher"}
     return [(cell, teachers.get(cell.teacher)) for cell in cells]

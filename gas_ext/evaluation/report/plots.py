@@ -10,13 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gas_ext._utils.figures import (
-    GRID_COLOR,
-    MUTED_COLOR,
-    clear_frame,
-    new_figure,
-    save_figure,
-)
+from gas_ext._utils.figures import GRID_COLOR, MUTED_COLOR, clear_frame, new_figure, save_figure
 from gas_ext.evaluation.measures import Measure
 from gas_ext.evaluation.report.wording import heading, reach
 from gas_ext.evaluation.results import Cell, Comparison
@@ -31,17 +25,11 @@ ABSCISSAS = {"nfe": "network evaluations", "time": "milliseconds per image"}
 # Okabe and Ito, in an order in which neighbors differ most, then the same again with other markers.
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8F7A00")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_INK, _LINES = "#010203", "#040506"  # replaced in SVG, by colors of the page
+_INK, _LINES = "#010203", "#040506"  # replaced in the SVG by colors of the page
 
 
 def styles(comparison: Comparison) -> dict[str, dict[str, Any]]:
-    """Return color, marker and line of each solver; solid for learned solvers, dashed for others.
-
-    Examples
-    --------
-    >>> styles(Comparison("", {}, "", 0, [], None, [], 0))
-    {}
-    """
+    """Return color, marker and line of each solver: solid if learned, else dashed."""
     found = {}
     for number, label in enumerate(comparison.labels):
         kind = next(cell.kind for cell in comparison.judged if cell.label == label)
@@ -56,7 +44,7 @@ def styles(comparison: Comparison) -> dict[str, dict[str, Any]]:
 
 
 def plotted(comparison: Comparison) -> list[Measure]:
-    """Return the measures that plots show."""
+    """Return the measures that are plotted."""
     measured = {key for cell in comparison.judged for key in cell.numbers.estimates}
     return [m for m in comparison.measures if m.base in PLOTTED and m.key in measured]
 
@@ -82,7 +70,9 @@ def draw_panel(
         )
         if abscissa == "time":  # the position does not show the number of evaluations
             for nfe, *point in zip(nfes, x, y, strict=True):
-                _label(axes, str(nfe), tuple(point), style["color"])
+                axes.annotate(
+                    str(nfe), point, (3, 3), textcoords="offset points", fontsize=7, color=style["color"]
+                )
         abscissas += x
         values += y
     for level in {e.value for cell in comparison.teachers if (e := cell.estimate(measure.key))}:
@@ -110,7 +100,7 @@ def draw_panel(
 
 
 def _points(cells: Sequence[Cell], measure: Measure, abscissa: str) -> list[tuple[int, float, float, float]]:
-    """Return evaluations, abscissa, value and half the interval of each cell, in the order of evaluations."""
+    """Return NFE, abscissa, value and half the interval of each cell, by increasing NFE."""
     points = []
     for cell in cells:
         estimate = cell.estimate(measure.key)
@@ -120,13 +110,8 @@ def _points(cells: Sequence[Cell], measure: Measure, abscissa: str) -> list[tupl
     return sorted(points)
 
 
-def _label(axes: Axes, text: str, point: tuple[float, float], color: str) -> None:
-    """Write above and to the right of a point, in its color."""
-    axes.annotate(text, point, (3, 3), textcoords="offset points", fontsize=7, color=color)
-
-
 def _plain_ticks(axis: Any, values: Sequence[float]) -> None:
-    """Write the ticks of a logarithmic axis as plain numbers, at 1, 2, 5, or closer if it is short."""
+    """Label a logarithmic axis with plain numbers: at 1, 2, 5, or closer if its range is small."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     if max(values) > 8 * min(values):
@@ -138,7 +123,7 @@ def _plain_ticks(axis: Any, values: Sequence[float]) -> None:
 
 
 def write_plots(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write quality-nfe.png and quality-time.png; where nothing was measured, remove those of before."""
+    """Write quality-nfe.png and quality-time.png, or remove earlier ones if nothing was measured."""
     measures = plotted(comparison)
     paths = [folder / f"quality-{abscissa}.png" for abscissa in ABSCISSAS]
     if not measures:
@@ -187,7 +172,7 @@ def _figure(comparison: Comparison, measures: Sequence[Measure], abscissa: str) 
 
 
 def panel_svg(comparison: Comparison, measure: Measure, abscissa: str) -> str:
-    """Return one panel as an SVG element whose ink is the page's text color, for light and dark pages."""
+    """Return one panel as an SVG element in the page's text color, for light and dark pages."""
     import matplotlib as mpl
 
     figure = new_figure(4.1, 3.1)
@@ -205,7 +190,7 @@ def panel_svg(comparison: Comparison, measure: Measure, abscissa: str) -> str:
 
 
 def _for_page(svg: str, name: str, title: str) -> str:
-    """Cut the element out of an SVG file, with ids of its own and the colors of the page."""
+    """Extract the element from an SVG file, with unique ids and the colors of the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|xlink:href="#|\burl\(#)', rf"\g<1>{name}-", svg)

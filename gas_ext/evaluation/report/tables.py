@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import sys
 from typing import IO
 
@@ -14,7 +15,6 @@ from gas_ext.evaluation.report.wording import (
     PLUS_MINUS,
     group_headings,
     heading,
-    mark_text,
     milliseconds,
     reach_text,
     sections,
@@ -24,13 +24,15 @@ from gas_ext.evaluation.report.wording import (
 )
 from gas_ext.evaluation.results import BEST, LEVEL, NOISE, Cell, Comparison
 
-# What fits on a terminal; the files have everything.
+# The measures that fit on a terminal; the files have all.
 _ON_TERMINAL = ("l1", "psnr", "frechet_to_teacher", "frechet_to_data", "kid_to_data")
-_WIDTH = 160  # where there is no terminal
+_WIDTH = 160  # without a terminal
+_SIGNS = {BEST: " *", NOISE: f" {ALMOST}", None: "  "}
+_FACES = {BEST: "**", NOISE: "*", None: ""}
 
 
 def print_table(comparison: Comparison, file: IO[str] | None = None) -> None:
-    """Print the main numbers as a table, solvers of as many evaluations together."""
+    """Print the main numbers as a table, grouped by NFE; to stdout by default."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -52,7 +54,7 @@ def print_table(comparison: Comparison, file: IO[str] | None = None) -> None:
     file = file or sys.stdout
     console = Console(file=file, width=None if file.isatty() else _WIDTH, highlight=False)
     console.print(table)
-    note = f"* best of as many evaluations, {ALMOST} within noise of it"
+    note = f"* best at the same NFE, {ALMOST} within noise of the best"
     if comparison.groups:
         note += f"; {PLUS_MINUS} {LEVEL:.0%} intervals over {comparison.samples:,} seeds"
     console.print(note, style="dim", markup=False)
@@ -60,8 +62,7 @@ def print_table(comparison: Comparison, file: IO[str] | None = None) -> None:
 
 def _terminal_text(measure: Measure, cell: Cell) -> str:
     estimate, mark = cell.estimate(measure.key), cell.marks.get(measure.key)
-    text = f"{value_text(measure, estimate)} {reach_text(measure, estimate)}".rstrip()
-    text += f" {mark_text(mark)}" if mark else "  "
+    text = f"{value_text(measure, estimate)} {reach_text(measure, estimate)}".rstrip() + _SIGNS[mark]
     return f"[bold]{text}[/bold]" if mark == BEST else text
 
 
@@ -81,14 +82,8 @@ def to_csv(comparison: Comparison) -> str:
         columns += [key, f"{key}_low", f"{key}_high", f"{key}_mark"]
     writer.writerow(columns)
     for cell in comparison.cells:
-        row = [
-            cell.label,
-            cell.kind,
-            cell.description,
-            cell.nfe,
-            comparison.samples,
-            cell.numbers.ms_per_image,
-        ]
+        about = [cell.label, cell.kind, cell.description, cell.nfe]
+        row = [*about, comparison.samples, cell.numbers.ms_per_image]
         for key in keys:
             estimate = cell.estimate(key)
             if estimate is None:
@@ -101,10 +96,10 @@ def to_csv(comparison: Comparison) -> str:
 
 
 def to_markdown(comparison: Comparison) -> str:
-    """Return the tables, and how they came about, as Markdown."""
+    """Return the tables and the settings as Markdown."""
     lines = [f"# {comparison.title or 'Comparison of solvers'}", ""]
     lines += [f"- {name}: {text}" for name, text in settings_lines(comparison)]
-    lines += ["", "**Best** of as many evaluations; *within noise* of the best.", ""]
+    lines += ["", "**Best** at the same NFE; *within noise* of the best.", ""]
     for title, measures in group_headings(comparison).items():
         lines += [f"## Distance {title}", "", *_markdown_table(comparison, measures), ""]
     if comparison.left_out:
@@ -122,25 +117,14 @@ def _markdown_table(comparison: Comparison, measures: list[Measure]) -> list[str
     for section in sections(comparison):
         for cell in section:
             texts = [_markdown_text(measure, cell) for measure in measures]
-            rows.append([_escape(cell.label), str(cell.nfe), *texts, milliseconds(cell)])
+            label = re.sub(r"([\\|*_`<\[])", r"\\\1", cell.label)  # escape what Markdown interprets
+            rows.append([label, str(cell.nfe), *texts, milliseconds(cell)])
     return ["| " + " | ".join(row) + " |" for row in rows]
-
-
-def _escape(text: str) -> str:
-    r"""Return text that Markdown takes as it is.
-
-    Examples
-    --------
-    >>> _escape("a|b*c")
-    'a\\|b\\*c'
-    """
-    return "".join(f"\\{sign}" if sign in "\\|*_`<[" else sign for sign in text)
 
 
 def _markdown_text(measure: Measure, cell: Cell) -> str:
     estimate, mark = cell.estimate(measure.key), cell.marks.get(measure.key)
     if estimate is None:
         return ABSENT
-    value = value_text(measure, estimate)
-    face = {BEST: "**", NOISE: "*"}.get(mark or "", "")
-    return f"{face}{value}{face} {reach_text(measure, estimate)}".rstrip()
+    face = _FACES[mark]
+    return f"{face}{value_text(measure, estimate)}{face} {reach_text(measure, estimate)}".rstrip()

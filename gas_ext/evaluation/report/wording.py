@@ -1,4 +1,4 @@
-"""How numbers and columns of a comparison are written, in all its forms."""
+"""The text of numbers, columns and settings, the same in every form of a report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from gas_ext.evaluation.measures import GROUPS, Measure
 from gas_ext.evaluation.metrics import Estimate
-from gas_ext.evaluation.results import BEST, LEVEL, NOISE, Cell, Comparison
+from gas_ext.evaluation.results import LEVEL, Cell, Comparison
 
 PLUS_MINUS = "\u00b1"
 ALMOST = "\u2248"
@@ -14,22 +14,14 @@ ABSENT = "\u2013"
 
 
 def short_heading(measure: Measure, comparison: Comparison) -> str:
-    """Return the heading of a column; only with Inception's features are there an FID and a KID.
-
-    Examples
-    --------
-    >>> from gas_ext.evaluation.measures import MEASURES
-    >>> comparison = Comparison("", {"features": []}, "", 0, [], None, [], 0)
-    >>> short_heading(MEASURES["kid_to_data"], comparison)
-    'kernel'
-    """
+    """Return the heading of a column; "FID" and "KID" only with Inception features."""
     inception = str(_features_of(measure, comparison).get("frechet_name", "")).startswith("FID")
     names = {"frechet": "FID" if inception else "Frechet", "kid": "KID" if inception else "kernel"}
     return names.get(measure.name, measure.short)
 
 
 def heading(measure: Measure, comparison: Comparison) -> str:
-    """Return a heading outside of its group, with its unit, or its features if there are several."""
+    """Return the heading of a column outside of its group, with its unit, or features if several are used."""
     short = short_heading(measure, comparison)
     if measure.group == "sample":
         return f"{short} ({measure.unit})" if measure.unit else short
@@ -38,13 +30,7 @@ def heading(measure: Measure, comparison: Comparison) -> str:
 
 
 def group_headings(comparison: Comparison) -> dict[str, list[Measure]]:
-    """Return the measured columns by the headings of their groups.
-
-    Examples
-    --------
-    >>> group_headings(Comparison("", {}, "", 0, [], None, [], 0))
-    {}
-    """
+    """Return the measured columns by the headings of their groups."""
     groups: dict[str, list[Measure]] = {}
     for measure in comparison.measures:
         groups.setdefault(_group_title(measure, comparison), []).append(measure)
@@ -60,7 +46,7 @@ def _group_title(measure: Measure, comparison: Comparison) -> str:
 
 
 def _features_of(measure: Measure, comparison: Comparison) -> dict[str, Any]:
-    """Return what is recorded of the extractor that a measure is of; the first if it does not say."""
+    """Return the record of a measure's extractor: the first, unless the measure names another."""
     for described in comparison.settings["features"]:
         if measure.features in ("", described["extractor"]):
             found: dict[str, Any] = described
@@ -69,23 +55,21 @@ def _features_of(measure: Measure, comparison: Comparison) -> dict[str, Any]:
 
 
 def _several_features(measure: Measure, comparison: Comparison) -> str:
-    """Return the name of a measure's extractor where there are several."""
+    """Return the name of a measure's extractor if there are several."""
     if len(comparison.settings["features"]) < 2:
         return ""
     return str(_features_of(measure, comparison)["extractor"])
 
 
 def sections(comparison: Comparison) -> list[list[Cell]]:
-    """Return the teachers, and then the solvers by their number of evaluations."""
+    """Return the teachers, then the solvers by NFE."""
     judged = [[cell for cell in comparison.judged if cell.nfe == nfe] for nfe in comparison.nfes]
     return [section for section in (comparison.teachers, *judged) if section]
 
 
 def value_text(measure: Measure, estimate: Estimate | None) -> str:
-    """Return a value to the decimals of its column, of which large ones have fewer.
+    """Return a value with the decimals of its column, or fewer if it is large.
 
-    Examples
-    --------
     >>> from gas_ext.evaluation.measures import MEASURES
     >>> value_text(MEASURES["l1"], Estimate(0.02938))
     '0.0294'
@@ -96,7 +80,7 @@ def value_text(measure: Measure, estimate: Estimate | None) -> str:
 
 
 def _decimals(measure: Measure, estimate: Estimate) -> int:
-    """Return the decimals of a column, or fewer where a value has more than four digits that count."""
+    """Return the decimals of a column, or fewer if a value would have more than four significant digits."""
     whole = int(abs(estimate.value))
     return min(measure.digits, max(0, 4 - len(str(whole)))) if whole else measure.digits
 
@@ -110,14 +94,7 @@ def reach(estimate: Estimate | None) -> float | None:
 
 
 def reach_text(measure: Measure, estimate: Estimate | None) -> str:
-    """Return half the width of the confidence interval with its sign, or nothing.
-
-    Examples
-    --------
-    >>> from gas_ext.evaluation.measures import MEASURES
-    >>> reach_text(MEASURES["l1"], Estimate(0.5)) == ""
-    True
-    """
+    """Return half the width of the confidence interval after a plus-minus sign, or "" without one."""
     half = reach(estimate)
     if estimate is None or half is None:
         return ""
@@ -125,10 +102,8 @@ def reach_text(measure: Measure, estimate: Estimate | None) -> str:
 
 
 def milliseconds(cell: Cell) -> str:
-    """Return the time per image to three significant digits.
+    """Return the time per image with three significant digits.
 
-    Examples
-    --------
     >>> from gas_ext.evaluation.judging import Numbers
     >>> import torch
     >>> milliseconds(Cell("a", "classical", "", Numbers(4, 12.345, {}, {}), torch.zeros(0)))
@@ -141,52 +116,33 @@ def milliseconds(cell: Cell) -> str:
     return f"{time:.{digits}f}"
 
 
-def timing_text(comparison: Comparison) -> str:
-    """Say how the times were taken.
-
-    Examples
-    --------
-    >>> timing_text(Comparison("", {}, "", 0, [], None, [], 0))
-    ''
-    """
+def _timing_text(comparison: Comparison) -> str:
+    """Describe how the times were measured; empty if none were."""
     timings = [cell.numbers.timing for cell in comparison.cells if cell.numbers.timing]
     if not timings:
         return ""
-    devices = sorted({device for timing in timings for device in timing["devices"]})
-    threads = sorted({count for timing in timings for count in timing["threads"]})
-    sizes = sorted({timing["batch_size"] for timing in timings})
-    text = f"median over full batches of {_either(sizes)} after a warm-up, on {_either(devices)}"
+
+    def either(values: set[Any]) -> str:
+        return " or ".join(map(str, sorted(values)))
+
+    devices = either({device for timing in timings for device in timing["devices"]})
+    threads = {count for timing in timings for count in timing["threads"]}
+    sizes = either({timing["batch_size"] for timing in timings})
+    text = f"median over full batches of {sizes} after a warm-up, on {devices}"
     if threads:
-        text += f" with {_either(threads)} thread{'' if threads == [1] else 's'}"
+        text += f" with {either(threads)} thread{'' if threads == {1} else 's'}"
     return text
 
 
-def _either(values: list[str] | list[int]) -> str:
-    return " or ".join(map(str, values))
-
-
-def mark_text(mark: str | None) -> str:
-    """Return the sign of a mark, for tables without type faces.
-
-    Examples
-    --------
-    >>> mark_text(BEST), mark_text(NOISE) == ALMOST, mark_text(None)
-    ('*', True, '')
-    """
-    return {BEST: "*", NOISE: ALMOST}.get(mark or "", "")
-
-
 def settings_lines(comparison: Comparison) -> list[tuple[str, str]]:
-    """Return how a comparison was made, as pairs of name and text."""
+    """Return the settings of a comparison as pairs of name and text."""
     import torch
 
     import gas_ext
 
     settings = comparison.settings
     teacher = settings["teacher"]
-    guides = list(
-        dict.fromkeys(f"{cell.description}, {cell.nfe} evaluations" for cell in comparison.teachers)
-    )
+    guides = dict.fromkeys(f"{cell.description}, {cell.nfe} evaluations" for cell in comparison.teachers)
     lines = [
         ("Teacher", f"{teacher['name']}, sampled with {'; '.join(guides)}"),
         ("Weights", teacher["weights_hash"] or "not hashed"),
@@ -195,32 +151,23 @@ def settings_lines(comparison: Comparison) -> list[tuple[str, str]]:
     if settings["guidance_scale"] is not None:
         lines.append(("Guidance", f"scale {settings['guidance_scale']:g}"))
     for features in settings["features"]:
-        lines.append(
-            (
-                "Features",
-                f"{features['extractor']} ({features['size']} numbers), resize: {features['resize']}, "
-                f"quantization: {features['quantization']}, "
-                f"weights {features['weights_sha256'][:12] or 'unknown'}",
-            )
+        text = (
+            f"{features['extractor']} ({features['size']} features), resize: {features['resize']}, "
+            f"quantization: {features['quantization']}, "
+            f"weights {features['weights_sha256'][:12] or 'unknown'}"
         )
+        lines.append(("Features", text))
     if comparison.reference is not None:
-        count = comparison.reference["count"]
-        of = "" if count is None else f", {count:,} images"
-        lines.append(
-            (
-                "Real data",
-                f"{comparison.reference['name']}{of}, SHA-256 {comparison.reference['sha256'][:12]}",
-            )
-        )
-    lines.append(("Time", timing_text(comparison)))
+        name, sha256, count = (comparison.reference[key] for key in ("name", "sha256", "count"))
+        images = "" if count is None else f", {count:,} images"
+        lines.append(("Real data", f"{name}{images}, SHA-256 {sha256[:12]}"))
+    lines.append(("Time", _timing_text(comparison)))
     if comparison.groups:
-        lines.append(
-            (
-                "Uncertainty",
-                f"{LEVEL:.0%} intervals over seeds, by a jackknife that leaves out each of "
-                f"{comparison.groups} groups; differences are taken on the same seeds",
-            )
+        text = (
+            f"{LEVEL:.0%} intervals over seeds, by a jackknife over {comparison.groups} groups; differences "
+            "are paired by seed"
         )
+        lines.append(("Uncertainty", text))
     precision = settings["autocast"] or settings["dtype"]
     lines.append(("Computed", f"{precision}, gas_ext {gas_ext.__version__}, torch {torch.__version__}"))
     return lines

@@ -17,29 +17,19 @@ PAGE = "index.html"
 
 
 def write_report(comparison: Comparison, folder: str | os.PathLike[str]) -> Path:
-    """Write the report of a comparison.
+    """Write the report of a comparison, and return the path of its page, index.html.
 
-    Parameters
-    ----------
-    comparison : Comparison
-        What `gas_ext.evaluation.compare` returned.
-    folder : path
-        Made if missing; the files of an earlier report are replaced.
-
-    Returns
-    -------
-    Path
-        The page, index.html. With it: results.json, results.csv, results.md, quality-nfe.png,
-        quality-time.png and grids/nfe-N.png.
+    The other files are results.json, results.csv, results.md, quality-nfe.png, quality-time.png and
+    grids/nfe-N.png. The folder is created if missing; the files of an earlier report are replaced.
     """
     target = check_output_folder(Path(folder))
-    record = json.dumps(comparison.to_dict(), indent=2, allow_nan=False) + "\n"
-    for name, text in (
-        ("results.json", record),
-        ("results.csv", to_csv(comparison)),
-        ("results.md", to_markdown(comparison)),
-        (PAGE, to_html(comparison)),
-    ):
+    files = {
+        "results.json": json.dumps(comparison.to_dict(), indent=2, allow_nan=False) + "\n",
+        "results.csv": to_csv(comparison),
+        "results.md": to_markdown(comparison),
+        PAGE: to_html(comparison),
+    }
+    for name, text in files.items():
         write_file(target / name, text.encode())
     write_plots(comparison, target)
     write_grids(comparison, target / "grids")

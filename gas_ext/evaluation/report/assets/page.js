@@ -1,6 +1,6 @@
 "use strict";
 
-// Sorting: a click on a heading, best values first; another click turns the order round. Absent values stay last.
+// Sorting: a click on a heading sorts, best values first; another click reverses. Missing values stay last.
 const table = document.querySelector("#numbers table");
 const body = table.tBodies[0];
 
@@ -32,14 +32,14 @@ table.querySelectorAll("th[data-column]").forEach((heading) => {
   heading.querySelector("button").addEventListener("click", () => sortBy(heading));
 });
 
-// Filtering by the number of evaluations; teachers are always shown.
+// Filtering by NFE; teachers are always shown.
 const chips = Array.from(document.querySelectorAll(".chips button"));
 chips.forEach((chip) => {
   chip.addEventListener("click", () => {
     chips.forEach((other) => other.setAttribute("aria-pressed", String(other === chip)));
     for (const row of body.rows) {
-      const kept = chip.dataset.nfe === "" || row.classList.contains("teacher") || row.dataset.nfe === chip.dataset.nfe;
-      row.hidden = !kept;
+      const matches = chip.dataset.nfe === "" || row.classList.contains("teacher") || row.dataset.nfe === chip.dataset.nfe;
+      row.hidden = !matches;
     }
   });
 });
