@@ -2,8 +2,7 @@
 
 from gas_ext._utils.noise import to_bytes
 from gas_ext.evaluation.features.catalog import feature_names, load_features, register_features
-from gas_ext.evaluation.features.collect import collect_features
-from gas_ext.evaluation.features.extractor import FeatureExtractor
+from gas_ext.evaluation.features.extractor import FeatureExtractor, collect_features
 from gas_ext.evaluation.features.inception import INCEPTION_SHA256, INCEPTION_URL, load_inception
 
 __all__ = [

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 
@@ -14,14 +15,9 @@ from gas_ext.evaluation.features.extractor import FeatureExtractor
 from gas_ext.evaluation.features.inception import load_inception
 from gas_ext.training.losses import EfficientNetFeatures
 
-Weights = str | os.PathLike[str] | None
-
-
-class Factory(Protocol):
-    """Builds an extractor on a device, from a weights file if it takes one."""
-
-    def __call__(self, device: str | torch.device, weights: Weights, sha256: str | None) -> FeatureExtractor:
-        """Return the extractor."""
+Weights: TypeAlias = str | os.PathLike[str] | None
+# Builds an extractor on a device, from a weights file and its SHA-256 if it takes one.
+Factory: TypeAlias = Callable[[str | torch.device, Weights, str | None], FeatureExtractor]
 
 
 def load_features(

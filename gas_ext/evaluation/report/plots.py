@@ -139,31 +139,24 @@ def _figure(comparison: Comparison, measures: Sequence[Measure], abscissa: str) 
     columns = 2 if len(measures) > 1 else 1
     rows = math.ceil(len(measures) / columns)
     legend_rows = math.ceil((len(comparison.labels) + 1) / 4)
-    panel_width, panel_height, top = 4.3, 3.2, 0.75 + 0.24 * legend_rows
-    width, height = columns * panel_width, rows * panel_height + top
-    figure = new_figure(width, height)
-    title = f"Quality against {ABSCISSAS[abscissa]}"
-    figure.text(0.25 / width, 1 - 0.2 / height, title, fontsize=13, fontweight="bold", va="top")
+    figure = new_figure(4.3 * columns, 3.2 * rows + 0.45 + 0.24 * legend_rows)
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
     handles: dict[str, Any] = {}
-    for number, measure in enumerate(measures):
-        row, column = divmod(number, columns)
-        axes = figure.add_axes(
-            (
-                (column * panel_width + 0.7) / width,
-                (height - top - (row + 1) * panel_height + 0.6) / height,
-                (panel_width - 0.95) / width,
-                (panel_height - 1.0) / height,
-            )
-        )
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, measure in zip(panels, measures, strict=False):
         draw_panel(axes, comparison, measure, abscissa)
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
+    for axes in panels[len(measures) :]:
+        axes.remove()
     order = [label for label in (*comparison.labels, "teacher") if label in handles]
     figure.legend(
         [handles[label] for label in order],
         order,
-        loc="upper left",
-        bbox_to_anchor=(0.1 / width, 1 - 0.5 / height),
+        title=f"Quality against {ABSCISSAS[abscissa]}",
+        title_fontproperties={"size": 13, "weight": "bold"},
+        alignment="left",
+        loc="outside upper left",
         ncols=4,
         fontsize=8.5,
         frameon=False,
