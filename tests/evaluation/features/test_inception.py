@@ -1,8 +1,9 @@
 """The Inception conventions on a small network of the same interface, against clean-fid's own code."""
 
+import sys
+
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
 from feature_tools import save_inception, smooth_images
 from PIL import Image
@@ -10,15 +11,11 @@ from PIL import Image
 from gas_ext._utils.files import file_hash
 from gas_ext.evaluation.features import (
     INCEPTION_SHA256,
-    FeatureExtractor,
     load_features,
     load_inception,
     to_bytes,
 )
-from gas_ext.evaluation.features.inception import resize_images
-from gas_ext.evaluation.metrics import feature_statistics, frechet_distance
 
-ROOT = scipy.linalg.sqrtm
 NAMES = ["inception-clean", "inception-legacy", "inception-edm"]
 
 
@@ -33,7 +30,7 @@ def images():
 
 
 def save_pngs(images, folder):
-    """Write pictures as samplers do."""
+    """Save images as samplers do."""
     folder.mkdir()
     for i, image in enumerate(to_bytes(images).permute(0, 2, 3, 1).byte().numpy()):
         Image.fromarray(image).save(folder / f"{i:03}.png")
@@ -49,61 +46,32 @@ def load(name, path):
 @pytest.mark.parametrize(
     ("name", "mode"), [("inception-clean", "clean"), ("inception-legacy", "legacy_tensorflow")]
 )
-def test_features_of_saved_pictures_are_clean_fids(inception_file, images, tmp_path, name, mode):
-    fid = pytest.importorskip("cleanfid.fid")
+def test_features_of_images_agree_with_clean_fid(inception_file, images, tmp_path, clean_fid, name, mode):
     script = pytest.importorskip("cleanfid.inception_torchscript")
     network = script.InceptionV3W(inception_file.parent, download=False, resize_inside=mode != "clean")
-    expected = fid.get_folder_features(
-        save_pngs(images, tmp_path / "pictures"),
-        network,
-        mode=mode,
-        num_workers=0,
-        device="cpu",
-        verbose=False,
-    )
+    folder = save_pngs(images, tmp_path / "images")
+    options = {"mode": mode, "num_workers": 0, "device": "cpu", "verbose": False}
+    expected = clean_fid.get_folder_features(folder, network, **options)
     found = load(name, inception_file)(images)
     assert found.shape == (9, 2048)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_frechet_distance_of_folders_is_clean_fids(images, tmp_path, monkeypatch):
-    fid = pytest.importorskip("cleanfid.fid")
-    # SciPy 1.18 has no `disp` any more, and returns the root alone.
-    monkeypatch.setattr(fid.linalg, "sqrtm", lambda matrix, disp=True: (ROOT(matrix), 0.0))
-
-    def embed(x):  # full rank with nine images
-        return torch.stack([x.mean(dim=(1, 2, 3)), x[:, 0].std(dim=(1, 2)), x[:, 2, 100, 200]], dim=1)
-
-    others = images.flip(0) * 0.7 + 0.1
-    folders = [save_pngs(images, tmp_path / "a"), save_pngs(others, tmp_path / "b")]
-    expected = fid.compute_fid(
-        *folders, mode="clean", num_workers=0, custom_feat_extractor=embed, device="cpu", verbose=False
-    )
-    resizer = fid.build_resizer("clean")
-    extractor = FeatureExtractor("three", 3, lambda x: embed(resize_images(x, resizer)), quantization="uint8")
-    a, b = feature_statistics(extractor(images)), feature_statistics(extractor(others))
-    found = frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
-    assert found == pytest.approx(expected, rel=1e-6)
-
-
 def test_edm_convention_is_bytes_into_the_network(inception_file, images):
-    """What EDM's fid script does with pictures that its generate script saved."""
+    """As EDM's fid script does with images saved by its generate script."""
     with pytest.warns(FutureWarning, match="deprecated"):
         network = torch.jit.load(str(inception_file))
     saved = (images * 127.5 + 128).clip(0, 255).to(torch.uint8)
     with torch.no_grad():
         expected = network(saved, return_features=True)
-    torch.testing.assert_close(load("inception-edm", inception_file)(images), expected)
-
-
-def test_clean_resizing_is_not_the_networks_own(inception_file, images):
-    clean, edm = (load(name, inception_file) for name in ("inception-clean", "inception-edm"))
-    assert (clean(images) - edm(images)).abs().max() > 1e-3
+    edm, clean = (load(name, inception_file) for name in ("inception-edm", "inception-clean"))
+    torch.testing.assert_close(edm(images), expected)
+    assert (clean(images) - expected).abs().max() > 1e-3
     assert clean.resize != edm.resize
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_image_alone_and_gray_ones(inception_file, images, name):
+def test_images_are_independent_and_may_be_gray(inception_file, images, name):
     features = load(name, inception_file)
     alone = torch.cat([features(image[None]) for image in images[:3]])
     torch.testing.assert_close(features(images[:3]), alone, rtol=1e-4, atol=1e-5)
@@ -113,57 +81,48 @@ def test_each_image_alone_and_gray_ones(inception_file, images, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nan_is_not_hidden_by_resizing(inception_file, images, name):
+def test_nan_and_the_record(inception_file, images, name):
+    features = load(name, inception_file)
     images[1] = float("nan")
-    found = load(name, inception_file)(images[:2])
+    found = features(images[:2])
     assert torch.isfinite(found[0]).all()
     assert torch.isnan(found[1]).all()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_record(inception_file, name):
-    features = load(name, inception_file)
     record = features.describe()
     assert record["weights_sha256"] == file_hash(inception_file)
     assert record["quantization"] == "uint8"
     assert "299x299" in record["resize"]
-    # Other weights than Inception's own: no FID.
+    # Not FID, as these are not the weights of Inception.
     assert record["frechet_name"] == f"Frechet distance ({name})"
 
 
-def test_another_file_than_the_published_one_is_refused(inception_file):
-    with pytest.raises(ValueError, match=f"{INCEPTION_SHA256}.*pass sha256"):
-        load_inception("inception-edm", weights=inception_file)
-    with pytest.raises(ValueError, match="00000000"):
-        load_inception("inception-edm", weights=inception_file, sha256="00000000")
+@pytest.mark.parametrize(
+    ("sha256", "message"), [(None, f"{INCEPTION_SHA256}.*pass sha256"), ("00000000", "00000000")]
+)
+def test_files_with_another_hash_are_rejected(inception_file, sha256, message):
+    with pytest.raises(ValueError, match=message):
+        load_inception("inception-edm", weights=inception_file, sha256=sha256)
 
 
-def test_a_missing_file_tells_where_it_is_published(tmp_path, monkeypatch):
+def test_default_path(inception_file, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"checkpoints/inception-2015-12-05.pt; download https://"):
         load_features("inception-edm")
-
-
-def test_the_usual_place_is_looked_at(inception_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / inception_file.name).write_bytes(inception_file.read_bytes())
     assert load_inception("inception-edm", sha256=file_hash(inception_file)).size == 2048
 
 
-def test_files_of_another_kind(tmp_path):
+def test_files_of_other_types(tmp_path):
     path = tmp_path / "weights.pt"
     torch.save({"a": torch.zeros(2)}, path)
     with pytest.raises(ValueError, match="not a TorchScript network"):
         load_inception("inception-edm", weights=path, sha256=file_hash(path))
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
-    with pytest.raises(ValueError, match="another network"):
+    with pytest.raises(ValueError, match="not the Inception network"):
         load_inception("inception-edm", weights=path, sha256=file_hash(path))
 
 
-def test_clean_needs_clean_fid(inception_file, monkeypatch):
-    import sys
-
+def test_clean_convention_needs_clean_fid(inception_file, monkeypatch):
     monkeypatch.setitem(sys.modules, "cleanfid.resize", None)
     with pytest.raises(ImportError, match=r"gas_ext\[fid\]"):
         load_inception("inception-clean", weights=inception_file)

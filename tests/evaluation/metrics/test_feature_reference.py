@@ -25,10 +25,11 @@ def test_save_and_load(tmp_path, keep):
     assert [path.name for path in tmp_path.iterdir()] == ["reference.safetensors"]
 
 
-def test_the_hash_is_of_the_contents():
+def test_hash_covers_the_contents(tmp_path):
     features = normal(0, 20, 3)
     first = Reference.from_features("a", features)
-    assert first.sha256 == Reference.from_features("a", features.clone()).sha256
+    for same in (features.clone(), mapped(features, tmp_path)):
+        assert first.sha256 == Reference.from_features("a", same).sha256
     others = [
         Reference.from_features("b", features),
         Reference.from_features("a", features + 1e-6),
@@ -37,12 +38,6 @@ def test_the_hash_is_of_the_contents():
         Reference("a", feature_statistics(features + 1)),
     ]
     assert len({first.sha256, *(other.sha256 for other in others)}) == 6
-
-
-def test_mapped_features(tmp_path):
-    features = normal(1, 20, 3)
-    expected = Reference.from_features("a", features)
-    assert Reference.from_features("a", mapped(features, tmp_path)).sha256 == expected.sha256
 
 
 def test_edm_statistics(tmp_path):
@@ -77,53 +72,43 @@ def test_damaged_and_foreign_files(tmp_path):
         Reference.load(tmp_path / "none.npz")
 
 
-def test_npz_files_of_other_kinds(tmp_path):
-    path = tmp_path / "other.npz"
-    np.savez(path, images=np.zeros(3))
-    with pytest.raises(ValueError, match='"mu" and "sigma"'):
-        Reference.load(path)
-    np.savez(path, mu=np.zeros(3), sigma=np.zeros(3))
-    with pytest.raises(ValueError, match="expected \\(F,\\)"):
-        Reference.load(path)
-    np.savez(path, mu=np.array([{}], dtype=object), sigma=np.zeros(3))
-    with pytest.raises(ValueError, match="damaged"):  # rather than unpickled
-        Reference.load(path)
-    path.write_bytes(b"PK\x03\x04 no archive")
+def test_file_that_is_not_an_archive(tmp_path):
+    (tmp_path / "other.npz").write_bytes(b"PK\x03\x04 no archive")
     with pytest.raises(ValueError, match="damaged"):
-        Reference.load(path)
+        Reference.load(tmp_path / "other.npz")
 
 
 def test_parts_of_several_processes_are_merged_from_files(tmp_path):
-    """Each process leaves the moments of its share; nobody holds all features."""
+    """Each process saves the moments of its share; none holds all features."""
     features = normal(3, 90, 4)
     for i, part in enumerate(features.split([40, 15, 35])):
         Reference.from_features(f"part {i}", part, DESCRIPTION, keep=False).save(
             tmp_path / f"{i}.safetensors"
         )
     parts = [Reference.load(path) for path in sorted(tmp_path.iterdir())]
-    merged = Reference(
-        "all", merge_statistics(part.statistics for part in parts), extractor=parts[0].extractor
-    )
-    whole = feature_statistics(features)
-    assert merged.count == 90
-    torch.testing.assert_close(merged.statistics.covariance, whole.covariance, rtol=1e-12, atol=1e-13)
+    merged, whole = merge_statistics(part.statistics for part in parts), feature_statistics(features)
+    assert merged.size == 90
+    torch.testing.assert_close(merged.covariance, whole.covariance, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
+        ({"images": np.zeros(3)}, '"mu" and "sigma"'),
+        ({"mu": np.zeros(3), "sigma": np.zeros(3)}, r"must have \(F,\)"),
+        ({"mu": np.array([{}], dtype=object), "sigma": np.zeros(3)}, "damaged"),  # rather than unpickled
         ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "not finite"),
         ({"feats": np.zeros(3)}, "cannot be used"),
     ],
 )
-def test_npz_files_of_impossible_numbers(tmp_path, arrays, message):
+def test_npz_files_of_other_contents(tmp_path, arrays, message):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(ValueError, match=message):
         Reference.load(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize(("shape", "method"), [((2**40,), 0), ((-1,), 0), ((2**22,), 8)])
-def test_npz_files_are_not_believed_about_their_sizes(tmp_path, shape, method):
+def test_npz_files_cannot_lie_about_their_sizes(tmp_path, shape, method):
     with zipfile.ZipFile(tmp_path / "a.npz", "w", method) as file, file.open("mu.npy", "w") as member:
         header = {"descr": "<f8", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(member, header)

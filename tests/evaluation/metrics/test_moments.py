@@ -14,8 +14,6 @@ from gas_ext.evaluation.metrics import (
     remove_statistics,
 )
 
-ROOT = scipy.linalg.sqrtm
-
 
 def gaussian(seed, size, rank=None):
     generator = torch.Generator().manual_seed(seed)
@@ -44,13 +42,10 @@ def test_frechet_of_rank_deficient_covariances():
     """u u^T and v v^T: tr sqrt(S_a S_b) = |u . v|, where a matrix square root of the product is defective."""
     u, v = torch.tensor([[3.0, 0.0, 4.0], [1.0, 2.0, 0.0]], dtype=torch.float64)
     zero = torch.zeros(3, dtype=torch.float64)
-    expected = 25 + 5 - 2 * 3.0
-    assert frechet_distance(zero, torch.outer(u, u), zero, torch.outer(v, v)) == pytest.approx(
-        expected, rel=1e-12
-    )
     orthogonal = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
-    found = frechet_distance(zero, torch.outer(u, u), zero, torch.outer(orthogonal, orthogonal))
-    assert found == pytest.approx(26, rel=1e-12)
+    for other, expected in ((v, 25 + 5 - 2 * 3.0), (orthogonal, 26)):
+        found = frechet_distance(zero, torch.outer(u, u), zero, torch.outer(other, other))
+        assert found == pytest.approx(expected, rel=1e-12)
 
 
 @settings(deadline=None, max_examples=20)
@@ -60,14 +55,12 @@ def test_frechet_is_a_squared_distance(seed, size, rank):
     forward = frechet_distance(mean_a, cov_a, mean_b, cov_b)
     assert forward == pytest.approx(frechet_distance(mean_b, cov_b, mean_a, cov_a), rel=1e-9)
     assert forward >= float((mean_a - mean_b).square().sum()) * (1 - 1e-9)
-    assert frechet_distance(mean_a, cov_a, mean_a, cov_a) == pytest.approx(
-        0, abs=1e-10 * float(cov_a.trace())
-    )
+    assert frechet_distance(mean_a, cov_a, mean_a, cov_a) < 1e-10 * float(cov_a.trace())
 
 
-def test_frechet_refuses_other_shapes_and_nan():
+def test_frechet_rejects_other_shapes_and_nan():
     mean, covariance = gaussian(0, 3)
-    with pytest.raises(ValueError, match="do not agree"):
+    with pytest.raises(ValueError, match="one extractor"):
         frechet_distance(mean, covariance, mean[:2], covariance[:2, :2])
     with pytest.raises(ValueError, match="not finite"):
         frechet_distance(mean, covariance * float("nan"), mean, covariance)
@@ -88,13 +81,14 @@ def test_streaming_statistics_do_not_depend_on_the_batches(seed, batches, size):
     np.testing.assert_allclose(covariance, oracle, rtol=1e-9, atol=1e-11)
 
 
-def test_float32_features_are_summed_in_float64():
-    features = torch.full((1000, 1), 0.1) + torch.arange(1000).view(-1, 1) * 1e-7
+def test_float32_and_memory_mapped_features_are_summed_in_float64(tmp_path):
+    features = torch.full((5000, 1), 0.1) + torch.arange(5000).view(-1, 1) * 1e-7
     expected = features.double().var(dim=0).item()
-    assert feature_statistics(features).covariance.item() == pytest.approx(expected, rel=1e-9)
+    for same in (features, mapped(features, tmp_path)):
+        assert feature_statistics(same).covariance.item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_statistics_refuse_too_few_and_mixed():
+def test_statistics_reject_too_few_and_mixed_features():
     stream = StreamingStatistics()
     stream.update(torch.zeros(1, 2))
     with pytest.raises(ValueError, match="at least 2"):
@@ -105,7 +99,7 @@ def test_statistics_refuse_too_few_and_mixed():
         stream.update(torch.zeros(2))
 
 
-def test_merging_parts_is_seeing_all():
+def test_merged_parts_equal_the_whole():
     features = normal(0, 50, 4, mean=1e4)
     parts = [feature_statistics(part) for part in features.split([20, 7, 23])]
     whole = feature_statistics(features)
@@ -116,7 +110,7 @@ def test_merging_parts_is_seeing_all():
         torch.testing.assert_close(merged.covariance, whole.covariance, rtol=1e-9, atol=1e-11)
 
 
-def test_removing_is_not_having_seen():
+def test_removal_undoes_a_merge():
     features = normal(1, 40, 3, mean=100)
     rest = remove_statistics(feature_statistics(features), feature_statistics(features[10:22]))
     expected = feature_statistics(torch.cat([features[:10], features[22:]]))
@@ -127,17 +121,10 @@ def test_removing_is_not_having_seen():
         remove_statistics(expected, feature_statistics(features[:27]))
 
 
-def test_statistics_of_a_mapped_file(tmp_path):
-    features = normal(2, 5000, 2)
-    found = feature_statistics(mapped(features, tmp_path))
-    np.testing.assert_allclose(found.covariance, np.cov(features.numpy(), rowvar=False), rtol=1e-12)
-
-
 def test_statistics_do_not_depend_on_threads():
-    features = normal(3, 6000, 30)
+    features, found = normal(3, 6000, 30), []
     threads = torch.get_num_threads()
     try:
-        found = []
         for number in (1, 2):
             torch.set_num_threads(number)
             found.append(feature_statistics(features).covariance)
@@ -146,24 +133,14 @@ def test_statistics_do_not_depend_on_threads():
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-14)
 
 
-def test_frechet_of_samples_of_gaussians():
-    """N(0, 1) and N(m, s^2) in F dimensions: F (m^2 + (1 - s)^2), up to sampling."""
-    a, b = normal(4, 40000, 5), normal(5, 40000, 5, mean=0.5, std=2)
-    found = frechet_distance(*feature_statistics(a)[:2], *feature_statistics(b)[:2])
-    assert found == pytest.approx(5 * (0.25 + 1), rel=0.02)
-
-
-def test_frechet_is_clean_fids(monkeypatch):
-    fid = pytest.importorskip("cleanfid.fid")
-    # SciPy 1.18 has no `disp` any more, and returns the root alone.
-    monkeypatch.setattr(fid.linalg, "sqrtm", lambda matrix, disp=True: (ROOT(matrix), 0.0))
+def test_frechet_agrees_with_clean_fid(clean_fid):
     a, b = normal(6, 300, 20), normal(7, 200, 20, mean=0.1, std=1.3)
-    expected = fid.fid_from_feats(a.numpy(), b.numpy())
+    expected = clean_fid.fid_from_feats(a.numpy(), b.numpy())
     found = frechet_distance(*feature_statistics(a)[:2], *feature_statistics(b)[:2])
     assert found == pytest.approx(expected, rel=1e-9)
 
 
-def test_frechet_is_torchmetrics():
+def test_frechet_agrees_with_torchmetrics():
     torchmetrics = pytest.importorskip("torchmetrics.image.fid")
     identity = torch.nn.Identity()
     identity.num_features = 12

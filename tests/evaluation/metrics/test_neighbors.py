@@ -3,7 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from metric_tools import mapped, normal
+from metric_tools import mapped, normal, without
 
 import gas_ext.evaluation.metrics.neighbors as module
 from gas_ext.evaluation.metrics import neighbor_metrics
@@ -12,7 +12,7 @@ from gas_ext.evaluation.metrics.neighbors import neighbor_tables
 
 
 def brute_force(samples, reference, k):
-    """The definitions of arXiv 1904.06991 and 2002.09797, word for word."""
+    """The definitions of arXiv 1904.06991 and 2002.09797, literally."""
 
     def distance(a, b):
         return np.sqrt(((a - b) ** 2).sum())
@@ -35,7 +35,7 @@ def brute_force(samples, reference, k):
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 1000), st.integers(1, 5), st.integers(7, 25), st.integers(7, 25), st.integers(1, 4))
-def test_it_is_the_definition(seed, k, count, reference_count, size):
+def test_it_agrees_with_the_definition(seed, k, count, reference_count, size):
     generator = torch.Generator().manual_seed(seed)
     samples = torch.randn(count, size, generator=generator, dtype=torch.float64) * 1.5 + 0.3
     reference = torch.randn(reference_count, size, generator=generator, dtype=torch.float64)
@@ -46,22 +46,8 @@ def test_equal_sets():
     reference = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
     found = neighbor_metrics(reference, reference)
     assert (found.precision, found.recall, found.coverage) == (1, 1, 1)
-    # Every ball holds its center and k neighbors.
+    # Every ball contains its center and k neighbors.
     assert found.density == pytest.approx(6 / 5)
-
-
-def test_far_away_nothing_is_covered():
-    assert neighbor_metrics(normal(0, 40, 2, mean=100), normal(1, 40, 2)) == (0, 0, 0, 0)
-
-
-def test_lost_modes_lower_recall_and_coverage_but_not_precision():
-    modes = 20 * torch.eye(4, dtype=torch.float64)
-    reference = normal(0, 400, 4) + modes.repeat_interleave(100, dim=0)
-    half = normal(1, 400, 4) + modes[:2].repeat_interleave(200, dim=0)
-    found = neighbor_metrics(half, reference)
-    assert found.precision > 0.8
-    assert 0.3 < found.recall <= 0.5
-    assert 0.3 < found.coverage <= 0.5
 
 
 def test_copies_of_one_vector():
@@ -79,8 +65,7 @@ def test_replicates_are_the_metrics_without_each_group():
     tables = torch.stack(neighbor_tables(samples, reference, k=3, groups=6), dim=1)
     assert tables[0].tolist() == pytest.approx(list(neighbor_metrics(samples, reference, 3)))
     for part, found in zip(group_slices(47, 6), tables[1:], strict=True):
-        kept = torch.cat([samples[: part.start], samples[part.stop :]])
-        assert found.tolist() == pytest.approx(list(neighbor_metrics(kept, reference, 3)))
+        assert found.tolist() == pytest.approx(list(neighbor_metrics(without(samples, part), reference, 3)))
 
 
 def test_it_does_not_depend_on_the_tiles(monkeypatch, tmp_path):
@@ -93,10 +78,10 @@ def test_it_does_not_depend_on_the_tiles(monkeypatch, tmp_path):
         torch.testing.assert_close(found, whole, rtol=1e-12, atol=0)
 
 
-def test_it_refuses_too_few():
-    with pytest.raises(ValueError, match="at least 6"):
-        neighbor_metrics(normal(0, 5, 2), normal(1, 9, 2))
-    with pytest.raises(ValueError, match="k = 0"):
-        neighbor_metrics(normal(0, 9, 2), normal(1, 9, 2), k=0)
-    with pytest.raises(ValueError, match="fewer groups"):
-        neighbor_tables(normal(0, 6, 2), normal(1, 9, 2), k=5, groups=3)
+@pytest.mark.parametrize(
+    ("count", "k", "groups", "message"),
+    [(5, 5, 0, "at least 6"), (9, 0, 0, "k is 0"), (6, 5, 3, "fewer groups")],
+)
+def test_too_few_samples_are_rejected(count, k, groups, message):
+    with pytest.raises(ValueError, match=message):
+        neighbor_tables(normal(0, count, 2), normal(1, 9, 2), k, groups)

@@ -12,13 +12,13 @@ from gas_ext.evaluation.metrics.uncertainty import student_t_quantile
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 9, 10, 19, 49, 400])
 @pytest.mark.parametrize("probability", [0.5, 0.6, 0.9, 0.975, 0.9995])
-def test_quantiles_are_scipys(degrees, probability):
+def test_quantiles_agree_with_scipy(degrees, probability):
     found = student_t_quantile(probability, degrees)
     assert found == pytest.approx(scipy.stats.t.ppf(probability, degrees), rel=1e-8, abs=1e-9)
 
 
 def test_standard_error_of_a_mean():
-    """With one sample to a group it is s / sqrt(n), exactly."""
+    """With one sample per group it is exactly s / sqrt(n)."""
     values = np.random.default_rng(0).normal(size=30)
     estimate = mean_estimate(torch.from_numpy(values), groups=30)
     assert estimate.value == pytest.approx(values.mean())
@@ -28,7 +28,7 @@ def test_standard_error_of_a_mean():
 
 
 def test_differences_are_paired():
-    """The interval is that of a paired t-test, though each estimate alone is wide."""
+    """The interval is that of a paired t-test, although the intervals of both estimates are wide."""
     rng = np.random.default_rng(1)
     a = rng.normal(size=20) * 10
     b = a + 0.5 + rng.normal(size=20) * 0.1
@@ -39,20 +39,20 @@ def test_differences_are_paired():
     assert (mean_estimate(a, 20) - mean_estimate(rng.permutation(a), 20)).is_noise()
 
 
-def test_intervals_hold_what_they_say():
+def test_intervals_cover_at_their_level():
     rng = np.random.default_rng(2)
-    held = 0
+    covered = 0
     for _ in range(400):
         values = rng.exponential(size=(200, 1))
-        # A metric that is no mean: the variance, 1 for this distribution.
-        estimate = jackknife(lambda kept, values=values: float(values[kept].var(ddof=1)), 200, groups=20)
+        # A metric other than the mean: the variance, 1 for this distribution.
+        estimate = jackknife(lambda rows, values=values: float(values[rows].var(ddof=1)), 200, groups=20)
         low, high = estimate.interval(0.9)
-        held += low <= 1 <= high
-    assert 0.8 < held / 400 < 0.95
+        covered += low <= 1 <= high
+    assert 0.8 < covered / 400 < 0.95
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.4])
-def test_errors_of_all_metrics_are_their_scatter(shift):
+def test_errors_of_all_metrics_match_their_scatter(shift):
     """Errors from one set of seeds against the scatter over 40 sets."""
     reference = Reference.from_features("normal", normal(0, 300, 4))
     runs = [measure(normal(seed, 300, 4, mean=shift), reference, groups=15) for seed in range(1, 41)]
@@ -60,22 +60,27 @@ def test_errors_of_all_metrics_are_their_scatter(shift):
         estimates = [run.estimate(metric) for run in runs]
         scatter = np.std([estimate.value for estimate in estimates], ddof=1)
         errors = np.sqrt(np.mean([estimate.standard_error**2 for estimate in estimates]))
-        # Recall and coverage hang on single samples, which the jackknife counts for more than they are.
+        # Recall and coverage depend on single samples, which the jackknife overestimates.
         most = 2.5 if metric in ("recall", "coverage") else 1.4
         assert 0.7 < errors / scatter < most, (metric, errors, scatter)
 
 
-def test_nothing_to_go_by_is_noise():
+def test_missing_replicates_and_nan_are_noise():
     alone = Estimate(3.0)
     assert math.isnan(alone.standard_error)
     assert (alone - Estimate(1.0)).is_noise()
     assert Estimate(math.nan, (math.nan, math.nan)).is_noise()
 
 
-def test_what_is_not_paired_is_refused():
-    with pytest.raises(ValueError, match="not paired"):
-        Estimate(1.0, (1.0, 1.0)) - Estimate(1.0, (1.0, 1.0, 1.0))
-    with pytest.raises(ValueError, match="at least 2"):
-        Estimate(1.0, (1.0,))
-    with pytest.raises(ValueError, match="groups"):
-        jackknife(lambda kept: 0.0, 3, groups=4)
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Estimate(1.0, (1.0, 1.0)) - Estimate(1.0, (1.0, 1.0, 1.0)), "not paired"),
+        (lambda: Estimate(1.0, (1.0,)), "at least 2"),
+        (lambda: Estimate(1.0, (1.0, 1.1)).interval(1.0), "level is 1.0"),
+        (lambda: jackknife(lambda rows: 0.0, 3, groups=4), "groups"),
+    ],
+)
+def test_groups_that_do_not_fit_are_rejected(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,4 +1,4 @@
-"""The page in a browser: headless Chromium through Playwright, where both are found."""
+"""The page in headless Chromium, through Playwright; skipped if either is missing."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable
 def browser():
     path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None)
     if path is None:
-        pytest.skip(f"no Chromium is found ({', '.join(_NAMES)}, or the path in CHROMIUM)")
+        pytest.skip(f"Chromium is not found ({', '.join(_NAMES)}, or the path in CHROMIUM)")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
@@ -55,7 +55,7 @@ def open_page(browser, address):
 
 
 def shown(page, column):
-    """Texts of a column, without intervals."""
+    """Visible texts of a column, without intervals."""
     texts = page.eval_on_selector_all(
         "#numbers tbody tr",
         "(rows, column) => rows.filter((row) => !row.hidden).map((row) => row.cells[column].innerText)",
@@ -73,7 +73,7 @@ def test_headings_sort(open_page):
     assert shown(page, 2) == ["0.0400", "0.0500", "0.1000", "0.2000", "\u2013"]
     heading.locator("button").click()
     assert heading.get_attribute("aria-sort") == "descending"
-    assert shown(page, 2) == ["0.2000", "0.1000", "0.0500", "0.0400", "\u2013"]  # what is absent stays last
+    assert shown(page, 2) == ["0.2000", "0.1000", "0.0500", "0.0400", "\u2013"]  # missing values stay last
     page.locator("th[data-column='3'] button").click()  # PSNR: higher is better
     assert heading.get_attribute("aria-sort") is None
     assert shown(page, 3) == ["30.00", "24.05", "24.00", "20.00", "\u2013"]

@@ -1,7 +1,9 @@
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+import torch
 from report_tools import make_comparison
 
 from gas_ext.evaluation.report import write_report
@@ -11,7 +13,7 @@ VOID = {"meta", "link", "img", "br", "wbr", "input"}
 
 
 class Page(HTMLParser):
-    """Checks that elements nest, and keeps their attributes."""
+    """Checks that elements nest, and records their attributes and texts."""
 
     def __init__(self, text):
         super().__init__()
@@ -34,19 +36,14 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
-def test_page_needs_nothing_else():
+def test_page_is_self_contained_and_its_ids_are_unique():
     page = Page(to_html(make_comparison()))
     for tag, attributes in page.elements:
         for name in ("src", "href", "xlink:href", "data"):
             target = attributes.get(name)
             assert target is None or target.startswith(("data:", "#")), (tag, target)
     assert {tag for tag, _ in page.elements} >= {"table", "svg", "img", "script", "style"}
-
-
-def test_ids_are_unique():
-    ids = [
-        attributes["id"] for _, attributes in Page(to_html(make_comparison())).elements if "id" in attributes
-    ]
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
 
 
@@ -56,7 +53,7 @@ def test_labels_are_text():
     assert sum(tag == "script" for tag, _ in page.elements) == 1
 
 
-def test_rows_carry_their_values():
+def test_rows_have_their_values():
     comparison = make_comparison()
     page = Page(to_html(comparison))
     values = [attributes.get("data-value") for tag, attributes in page.elements if tag == "td"]
@@ -66,10 +63,6 @@ def test_rows_carry_their_values():
 
 
 def test_page_without_images_and_distributions():
-    from dataclasses import replace
-
-    import torch
-
     comparison = make_comparison()
     cells = [replace(cell, shown=torch.zeros(0, 1, 1, 1, dtype=torch.uint8)) for cell in comparison.cells]
     settings = {**comparison.settings, "features": []}
@@ -77,7 +70,7 @@ def test_page_without_images_and_distributions():
     assert not any(tag == "img" for tag, _ in page.elements)
 
 
-def test_several_features_have_columns_of_their_own():
+def test_several_features_have_separate_columns():
     texts = Page(to_html(make_comparison(further=True))).texts
     assert "to real images, features of toy" in texts
     assert "to real images, features of other" in texts
@@ -88,17 +81,9 @@ def test_several_features_have_columns_of_their_own():
 
 def test_report_is_written(tmp_path):
     page = write_report(make_comparison(), tmp_path / "deep" / "report")
-    names = sorted(str(path.relative_to(page.parent)) for path in page.parent.rglob("*") if path.is_file())
-    assert names == [
-        "grids/nfe-4.png",
-        "grids/nfe-6.png",
-        "index.html",
-        "quality-nfe.png",
-        "quality-time.png",
-        "results.csv",
-        "results.json",
-        "results.md",
-    ]
+    names = {str(path.relative_to(page.parent)) for path in page.parent.rglob("*") if path.is_file()}
+    pictures = {"grids/nfe-4.png", "grids/nfe-6.png", "quality-nfe.png", "quality-time.png"}
+    assert names == {"index.html", "results.csv", "results.json", "results.md", *pictures}
     record = json.loads((page.parent / "results.json").read_text())
     assert record["cells"][3]["measures"]["l1"]["value"] == 0.05
     assert record["cells"][3]["measures"]["l1"]["mark"] == "best"
@@ -107,7 +92,7 @@ def test_report_is_written(tmp_path):
     assert record["versions"]["torch"]
 
 
-def test_failed_writing_keeps_the_earlier_report(tmp_path, monkeypatch):
+def test_failed_write_preserves_the_earlier_report(tmp_path, monkeypatch):
     page = write_report(make_comparison(), tmp_path)
     before = page.read_text()
 
