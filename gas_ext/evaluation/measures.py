@@ -38,6 +38,11 @@ class Measure:
         return measure_key(self.group, self.name, self.features)
 
     @property
+    def better(self) -> str:
+        """Which direction is better: "higher" or "lower"."""
+        return "higher" if self.higher_is_better else "lower"
+
+    @property
     def title(self) -> str:
         """Heading that names its group."""
         return self.short if self.group == "sample" else f"{self.short} to {self.group}"

@@ -173,7 +173,7 @@ class Comparison:
                 measure.key: {
                     "title": measure.title,
                     "explanation": measure.explanation,
-                    "better": "higher" if measure.higher_is_better else "lower",
+                    "better": measure.better,
                 }
                 for measure in self.measures
             },

@@ -15,7 +15,7 @@ from gas_ext._utils.processes import Processes, join_processes
 from gas_ext._utils.progress import Reporter, SilentReporter
 from gas_ext._utils.seeds import SeedList, format_seeds
 from gas_ext.denoisers import Denoiser
-from gas_ext.evaluation.chunks import CellFolder
+from gas_ext.evaluation.chunks import CellFolder, ChunkSampler
 from gas_ext.evaluation.entries import (
     Entry,
     SolverLike,
@@ -29,7 +29,6 @@ from gas_ext.evaluation.features import FeatureExtractor, load_features
 from gas_ext.evaluation.judging import GROUPS, Judge
 from gas_ext.evaluation.metrics import Reference
 from gas_ext.evaluation.results import Cell, Comparison, mark_cells
-from gas_ext.evaluation.sampling import ChunkSampler
 from gas_ext.evaluation.setup import Setup
 from gas_ext.samples import spread_conditions
 

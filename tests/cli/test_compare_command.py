@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gas_ext.cli import app
-from gas_ext.evaluation.sampling import ChunkSampler
+from gas_ext.evaluation.chunks import ChunkSampler
 
 FEW = [
     "--config",

@@ -15,10 +15,10 @@ from gas_ext.evaluation.metrics import Reference, feature_statistics, frechet_di
 from gas_ext.solvers.registry import build_solver
 
 
-def draw(name, steps, seeds):
-    solver = build_solver(name, SCHEDULE, steps)
+def draw(name, steps, seeds, denoiser=None, conditions=None, **options):
+    sampler = GASSampler(build_solver(name, SCHEDULE, steps), denoiser or make_denoiser(), **options)
     with torch.no_grad():
-        return GASSampler(solver, make_denoiser())(stacked_noise(seeds, SHAPE))
+        return sampler(stacked_noise(seeds, SHAPE), conditions)
 
 
 def numbers(comparison):
@@ -231,15 +231,12 @@ def test_features_do_not_use_the_autocast_of_the_network(tmp_path):
 def test_several_features_are_measured_from_the_same_samples(tmp_path, data):
     corner = make_features()
     edge = FeatureExtractor("edge", 3, lambda images: images[:, 0, 3, :3])
-    both, calls = count_calls(
-        tmp_path / "both", ["ddim", "dpm++-2"], [2], features=[edge, corner], reference=data, perceptual=True
-    )
+    options = {"nfe": [2], "reference": data, "perceptual": True}
+    both, calls = count_calls(tmp_path / "both", features=[edge, corner], **options)
     assert calls == 1 + (3 + 1) * (12 + 2 + 2)  # no more than with one
     alone = {
         "": run_comparison(tmp_path / "edge", nfe=[2], features=edge),
-        "@corner": run_comparison(
-            tmp_path / "corner", nfe=[2], features=corner, reference=data, perceptual=True
-        ),
+        "@corner": run_comparison(tmp_path / "corner", features=corner, **options),
     }
     for cell in both.cells:
         expected = {}
@@ -250,11 +247,8 @@ def test_several_features_are_measured_from_the_same_samples(tmp_path, data):
     cell = both.cell("ddim", 2)
     assert cell.numbers.provenance.keys() == {"teacher", "teacher@corner", "data@corner"}
     assert cell.numbers.provenance["data@corner"]["extractor"] == corner.describe()
-    assert [measure.key for measure in both.measures if measure.name == "frechet"] == [
-        "frechet_to_teacher",
-        "frechet_to_teacher@corner",
-        "frechet_to_data@corner",
-    ]
+    keys = [measure.key for measure in both.measures if measure.name == "frechet"]
+    assert keys == ["frechet_to_teacher", "frechet_to_teacher@corner", "frechet_to_data@corner"]
     assert any("frechet_to_data@corner" in it.marks for it in both.judged)
 
 
@@ -264,18 +258,14 @@ def test_guidance_applies_to_all_solvers(tmp_path):
 
     denoiser = make_denoiser(guided, condition_kind="tensor", unconditional=torch.tensor([0.5]))
     conditions = torch.linspace(0.1, 1, 20)
-    found = run_comparison(
-        tmp_path, ["ddim"], [2], 20, denoiser=denoiser, conditions=conditions, guidance_scale=2.0
-    )
-    noise = stacked_noise(range(100, 120), SHAPE)
-
-    def samples(name, steps):
-        with torch.no_grad():
-            return GASSampler(build_solver(name, SCHEDULE, steps), denoiser, guidance_scale=2.0)(
-                noise, conditions
-            )
-
-    expected = (samples("ddim", 2) - samples("dpm++-3", 12)).abs().mean().item()
+    options = {
+        "seeds": range(100, 120),
+        "denoiser": denoiser,
+        "conditions": conditions,
+        "guidance_scale": 2.0,
+    }
+    found = run_comparison(tmp_path, ["ddim"], [2], **options)
+    expected = (draw("ddim", 2, **options) - draw("dpm++-3", 12, **options)).abs().mean().item()
     assert found.cell("ddim", 2).estimate("l1").value == pytest.approx(expected, rel=1e-5)
 
 
@@ -283,14 +273,13 @@ def test_latents_are_decoded_for_images_and_features(tmp_path):
     def decode(samples):
         return (samples.repeat_interleave(2, -1) / 2).expand(-1, 3, -1, -1)
 
+    def embed(images):
+        seen.append(images.shape)
+        return images[:, 0, :2, :2].flatten(1)
+
     seen = []
-    features = make_features()
-    object.__setattr__(
-        features, "embed", lambda images: seen.append(images.shape) or images[:, 0, :2, :2].flatten(1)
-    )
-    found = run_comparison(
-        tmp_path, ["ddim"], [2], 40, denoiser=make_denoiser(decode=decode), features=features
-    ).cell("ddim", 2)
+    options = {"denoiser": make_denoiser(decode=decode), "features": FeatureExtractor("corner", 4, embed)}
+    found = run_comparison(tmp_path, ["ddim"], [2], 40, **options).cell("ddim", 2)
     assert set(seen) == {(20, 3, 4, 8)}
     gap = (draw("ddim", 2, range(100, 140)) - draw("dpm++-3", 12, range(100, 140))).double()
     assert found.estimate("l1").value == pytest.approx(gap.abs().mean().item(), rel=1e-5)
@@ -333,19 +322,13 @@ class TwoProcesses(Processes):
 
 def test_processes_share_the_chunks_and_return_the_same(tmp_path):
     barrier = threading.Barrier(2)
+    settings = {"solvers": ["ddim"], "nfe": [2], "count": 520, "features": make_features()}
     found, calls = {}, {}
 
     def work(rank):
         function = Counting()
-        found[rank] = run_comparison(
-            tmp_path / "shared",
-            ["ddim"],
-            [2],
-            count=520,
-            denoiser=make_denoiser(function),
-            features=make_features(),
-            processes=TwoProcesses(rank, barrier),
-        )
+        options = {"denoiser": make_denoiser(function), "processes": TwoProcesses(rank, barrier)}
+        found[rank] = run_comparison(tmp_path / "shared", **settings, **options)
         calls[rank] = function.calls
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in (0, 1)]
@@ -353,7 +336,7 @@ def test_processes_share_the_chunks_and_return_the_same(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    alone = run_comparison(tmp_path / "alone", ["ddim"], [2], count=520, features=make_features())
+    alone = run_comparison(tmp_path / "alone", **settings)
     assert numbers(found[0]) == numbers(found[1]) == numbers(alone)
     assert calls[0] == calls[1]  # one chunk of 260 each
 

@@ -40,7 +40,6 @@ def to_html(comparison: Comparison) -> str:
         has_images=has_images(comparison),
         settings=wording.settings_lines(comparison),
         caption=caption,
-        explanation=_explanation,
         panel_svg=panel_svg,
         picture=_picture,
         with_teachers=_with_teachers,
@@ -76,10 +75,6 @@ def _cards(comparison: Comparison) -> list[tuple[int, list[tuple[Measure, Cell, 
         if lines:
             cards.append((nfe, lines))
     return cards
-
-
-def _explanation(measure: Measure) -> str:
-    return f"{measure.explanation}; {'higher' if measure.higher_is_better else 'lower'} is better"
 
 
 def _with_teachers(comparison: Comparison, nfe: int) -> list[tuple[Cell, Cell | None]]:

@@ -87,10 +87,9 @@ def draw_panel(
     elif abscissa == "nfe":
         axes.set_xticks(comparison.nfes)
         axes.margins(x=0.12)
-    better = "higher" if measure.higher_is_better else "lower"
     title = heading(measure, comparison)
     space = " " if len(title) < 30 else "\n"
-    axes.set_title(f"{title},{space}{better} is better", fontsize=10, loc="left", color=ink)
+    axes.set_title(f"{title},{space}{measure.better} is better", fontsize=10, loc="left", color=ink)
     axes.set_xlabel(ABSCISSAS[abscissa], fontsize=9, color=ink)
     axes.grid(color=lines, linewidth=0.6)
     axes.set_axisbelow(True)

@@ -49,12 +49,16 @@ def print_table(comparison: Comparison, file: IO[str] | None = None) -> None:
 
 
 def _terminal_text(measure: Measure, cell: Cell) -> str:
-    estimate, mark = cell.estimate(measure.key), cell.marks.get(measure.key)
-    text = (
-        f"{wording.value_text(measure, estimate)} {wording.reach_text(measure, estimate)}".rstrip()
-        + _SIGNS[mark]
-    )
+    mark = cell.marks.get(measure.key)
+    text = _with_reach(measure, cell) + _SIGNS[mark]
     return f"[bold]{text}[/bold]" if mark == BEST else text
+
+
+def _with_reach(measure: Measure, cell: Cell, face: str = "") -> str:
+    """Return a value, between the signs of a face, and its interval."""
+    estimate = cell.estimate(measure.key)
+    value, reach = wording.value_text(measure, estimate), wording.reach_text(measure, estimate)
+    return f"{face}{value}{face} {reach}".rstrip()
 
 
 def to_csv(comparison: Comparison) -> str:
@@ -67,21 +71,18 @@ def to_csv(comparison: Comparison) -> str:
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    columns = ["solver", "kind", "description", "nfe", "samples", "ms_per_image"]
     keys = [measure.key for measure in comparison.measures]
-    for key in keys:
-        columns += [key, f"{key}_low", f"{key}_high", f"{key}_mark"]
-    writer.writerow(columns)
+    numbers = [f"{key}{end}" for key in keys for end in ("", "_low", "_high", "_mark")]
+    writer.writerow(["solver", "kind", "description", "nfe", "samples", "ms_per_image", *numbers])
     for cell in comparison.cells:
-        about = [cell.label, cell.kind, cell.description, cell.nfe]
-        row = [*about, comparison.samples, cell.numbers.ms_per_image]
+        row = [cell.label, cell.kind, cell.description, cell.nfe, comparison.samples]
+        row.append(cell.numbers.ms_per_image)
         for key in keys:
-            estimate = cell.estimate(key)
-            if estimate is None:
-                row += [None] * 4
-                continue
-            ends = estimate.interval(LEVEL) if estimate.replicates else (None, None)
-            row += [estimate.value, *ends, cell.marks.get(key)]
+            estimate, ends = cell.estimate(key), (None, None)
+            if estimate is not None and estimate.replicates:
+                ends = estimate.interval(LEVEL)
+            value = None if estimate is None else estimate.value
+            row += [value, *ends, cell.marks.get(key)]
         writer.writerow(row)
     return text.getvalue()
 
@@ -102,20 +103,11 @@ def to_markdown(comparison: Comparison) -> str:
 
 def _markdown_table(comparison: Comparison, measures: list[Measure]) -> list[str]:
     names = [wording.short_heading(m, comparison) + (f" ({m.unit})" if m.unit else "") for m in measures]
-    arrows = ["higher is better" if m.higher_is_better else "lower is better" for m in measures]
-    columns = [f"{name}, {arrow}" for name, arrow in zip(names, arrows, strict=True)]
+    columns = [f"{name}, {m.better} is better" for name, m in zip(names, measures, strict=True)]
     rows = [["solver", "NFE", *columns, "ms per image"], ["---", *["---:"] * (len(measures) + 2)]]
     for section in wording.sections(comparison):
         for cell in section:
-            texts = [_markdown_text(measure, cell) for measure in measures]
+            texts = [_with_reach(m, cell, _FACES[cell.marks.get(m.key)]) for m in measures]
             label = re.sub(r"([\\|*_`<\[])", r"\\\1", cell.label)  # escape what Markdown interprets
             rows.append([label, str(cell.nfe), *texts, wording.milliseconds(cell)])
     return ["| " + " | ".join(row) + " |" for row in rows]
-
-
-def _markdown_text(measure: Measure, cell: Cell) -> str:
-    estimate, mark = cell.estimate(measure.key), cell.marks.get(measure.key)
-    if estimate is None:
-        return wording.ABSENT
-    face = _FACES[mark]
-    return f"{face}{wording.value_text(measure, estimate)}{face} {wording.reach_text(measure, estimate)}".rstrip()
