@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from importlib.resources import files
 
 from gas_ext.evaluation.measures import Measure
 from gas_ext.evaluation.report import wording
@@ -16,48 +15,32 @@ _ON_CARDS = ("l1", "frechet_to_teacher", "frechet_to_data")
 
 def to_html(comparison: Comparison) -> str:
     """Render the template assets/page.html."""
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    groups = wording.group_headings(comparison)
     environment = Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+        loader=PackageLoader(__package__, "assets"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
-    return environment.from_string(_asset("page.html")).render(
+    groups = wording.group_headings(comparison)
+    return environment.get_template("page.html").render(
         comparison=comparison,
-        title=comparison.title or "Comparison of solvers",
-        style=_asset("page.css"),
-        script=_asset("page.js"),
-        lead=_lead(comparison),
         cards=_cards(comparison),
         groups=groups,
         columns=[(m, "first" if m is group[0] else "") for group in groups.values() for m in group],
         cells=[cell for section in wording.sections(comparison) for cell in section],
-        faces={BEST: "best", NOISE: "noise"},
         styles=styles(comparison),
         solvers=[next(c for c in comparison.judged if c.label == label) for label in comparison.labels],
         plotted=plotted(comparison),
         abscissas=ABSCISSAS,
         has_images=has_images(comparison),
-        settings=wording.settings_lines(comparison),
         caption=caption,
         panel_svg=panel_svg,
         picture=_picture,
         with_teachers=_with_teachers,
         wording=wording,
-    )
-
-
-def _asset(name: str) -> str:
-    return files(__package__).joinpath(f"assets/{name}").read_text(encoding="utf-8")
-
-
-def _lead(comparison: Comparison) -> str:
-    solvers, teacher = len(comparison.labels), comparison.settings["teacher"]["name"]
-    nfes = [str(nfe) for nfe in comparison.nfes]
-    listed = " and ".join([", ".join(nfes[:-1]), nfes[-1]]) if len(nfes) > 1 else nfes[0]
-    return (
-        f"{solvers} solver{'' if solvers == 1 else 's'} for {teacher} with {listed} network "
-        f"evaluation{'' if nfes == ['1'] else 's'}, compared on the same {comparison.samples:,} seeds."
     )
 
 
