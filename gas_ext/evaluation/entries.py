@@ -175,7 +175,7 @@ def load_solver(path: str, denoiser: Denoiser) -> GeneralizedSolver:
     if not solver.teacher.get("name") and not solver.teacher.get("weights_hash"):
         GASSampler(solver, denoiser)  # raises if schedule or prediction type differ
         warnings.warn(
-            f"{path} does not name its teacher; it is assumed to be a solver for {denoiser.name!r}, which "
+            f"{path} names no teacher; it is assumed to be a solver for {denoiser.name!r}, which "
             "has the same noise schedule.",
             stacklevel=2,
         )

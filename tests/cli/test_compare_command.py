@@ -124,7 +124,7 @@ def test_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch):
         (["-s", "ddim", "--nfe", "0"], "numbers of evaluations from '0'"),
         (["-s", "ddim", "--nfe", "few"], "numbers of evaluations from 'few'"),
         (["-s", "runs/none-{nfe}/solver.safetensors"], "no solver file runs/none-4"),
-        (["-s", "ddim", "--features", "unknown"], "unknown features 'unknown'"),
+        (["-s", "ddim", "--features", "unknown"], "Unknown features 'unknown'"),
         (["-s", "ddim", "--features", "none", "--reference", "x.npz"], "needs the features"),
         (["-s", "ddim", "--features", "demo", "--features", "demo"], "Two feature extractors have one name"),
         (["-s", "ddim", "--feature-weights", "x.pt"], "demo comes with its weights"),

@@ -70,7 +70,7 @@ def test_solver_that_names_no_teacher_is_taken_with_one_warning(tmp_path, solver
     outcome = run("sample", "--solver", solver_file, *options)
     assert outcome.exit_code == 0, outcome.output
     assert outcome.stderr.count("warning: ") == 1
-    assert "names no teacher; it is taken for a solver of 'fashion-mnist-32'" in outcome.stderr
+    assert "names no teacher; it is assumed to be a solver for 'fashion-mnist-32'" in outcome.stderr
     other = tmp_path / "other.safetensors"
     GeneralizedSolver(NoiseSchedule.vp_linear(0.1, 19.0), 2).save(other)
     outcome = run("sample", "--solver", other, *options)

@@ -56,7 +56,7 @@ def load_features(
     torch.Size([2, 64])
     """
     if name not in _FACTORIES:
-        raise ValueError(f"The features {name!r} are unknown; use one of {', '.join(feature_names())}.")
+        raise ValueError(f"Unknown features {name!r}; use one of {', '.join(feature_names())}.")
     return _FACTORIES[name](device, weights, sha256)
 
 
@@ -115,7 +115,7 @@ def _efficientnet(device: str | torch.device, weights: Weights, sha256: str | No
 
 def _refuse_weights(name: str, weights: Weights) -> None:
     if weights is not None:
-        raise ValueError(f"{name} includes its weights; omit {Path(weights)}, or use other features.")
+        raise ValueError(f"{name} comes with its weights; omit {Path(weights)}, or use other features.")
 
 
 _FACTORIES: dict[str, Factory] = {

@@ -76,5 +76,5 @@ def test_custom_features(monkeypatch):
 def test_unknown_features_and_superfluous_weights():
     with pytest.raises(ValueError, match="demo, efficientnet-lite0, inception-clean"):
         load_features("vgg")
-    with pytest.raises(ValueError, match="demo includes its weights"):
+    with pytest.raises(ValueError, match="demo comes with its weights"):
         load_features("demo", weights="features.pt")
