@@ -117,10 +117,8 @@ def milliseconds(cell: Cell) -> str:
 
 
 def _timing_text(comparison: Comparison) -> str:
-    """Describe how the times were measured; empty if none were."""
-    timings = [cell.numbers.timing for cell in comparison.cells if cell.numbers.timing]
-    if not timings:
-        return ""
+    """Describe how the times were measured."""
+    timings = [cell.numbers.timing for cell in comparison.cells]
 
     def either(values: set[Any]) -> str:
         return " or ".join(map(str, sorted(values)))
