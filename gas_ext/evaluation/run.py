@@ -238,17 +238,10 @@ class _Work:
                 if self.processes.is_first:
                     cell.clear_leftovers()
                 teacher = self.teachers.get(entry.teacher)
-                cells.append(
-                    Cell(
-                        entry.label,
-                        entry.kind,
-                        entry.description,
-                        judge.numbers(cell, teacher),
-                        cell.require(first).tensors["shown"],
-                        f"{CELLS}/{cell.path.name}",
-                        "" if teacher is None else f"{CELLS}/{teacher.path.name}",
-                    )
-                )
+                numbers, shown = judge.numbers(cell, teacher), cell.require(first).tensors["shown"]
+                folder = f"{CELLS}/{cell.path.name}"
+                guide = "" if teacher is None else f"{CELLS}/{teacher.path.name}"
+                cells.append(Cell(entry.label, entry.kind, entry.description, numbers, shown, folder, guide))
                 advance(1)
         if self.processes.is_first:
             self.processes.wait()
