@@ -69,10 +69,9 @@ def draw_panel(
             x, y, error, label=label, capsize=2, linewidth=1.6, markersize=5.5, elinewidth=1, **style
         )
         if abscissa == "time":  # the position does not show the number of evaluations
+            font = {"fontsize": 7, "color": style["color"]}
             for nfe, *point in zip(nfes, x, y, strict=True):
-                axes.annotate(
-                    str(nfe), point, (3, 3), textcoords="offset points", fontsize=7, color=style["color"]
-                )
+                axes.annotate(str(nfe), tuple(point), (3, 3), textcoords="offset points", **font)
         abscissas += x
         values += y
     for level in {e.value for cell in comparison.teachers if (e := cell.estimate(measure.key))}:

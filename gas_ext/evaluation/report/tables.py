@@ -78,10 +78,9 @@ def to_csv(comparison: Comparison) -> str:
         row = [cell.label, cell.kind, cell.description, cell.nfe, comparison.samples]
         row.append(cell.numbers.ms_per_image)
         for key in keys:
-            estimate, ends = cell.estimate(key), (None, None)
-            if estimate is not None and estimate.replicates:
-                ends = estimate.interval(LEVEL)
+            estimate = cell.estimate(key)
             value = None if estimate is None else estimate.value
+            ends = estimate.interval(LEVEL) if estimate and estimate.replicates else (None, None)
             row += [value, *ends, cell.marks.get(key)]
         writer.writerow(row)
     return text.getvalue()
