@@ -70,9 +70,7 @@ class Setup:
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}, but must be at least 1.")
         if len(set(names)) != len(names):
-            raise ValueError(
-                f"Two feature extractors have the same name ({', '.join(names)}); pass each once."
-            )
+            raise ValueError(f"Two feature extractors have one name ({', '.join(names)}); pass each once.")
         if self.perceptual:
             self.feature_maps()
 

@@ -378,7 +378,7 @@ ROUNDED = Reference.from_features(
         ({"perceptual": True}, "needs features with maps, but the features are: none"),
         ({"nfe": []}, "nfe is empty"),
         ({"groups": 1}, "groups is 1"),
-        ({"features": [make_features(), make_features()]}, "Two feature extractors have the same name"),
+        ({"features": [make_features(), make_features()]}, "Two feature extractors have one name"),
         ({"reference": OTHER}, "'other' has 3 features, which does not fit no features"),
         ({"reference": OTHER, "features": make_features()}, r"does not fit corner \(4\)"),
         ({"reference": ROUNDED, "features": make_features()}, "quantization: 'none' against 'uint8'"),
