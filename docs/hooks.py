@@ -1,4 +1,4 @@
-"""Hooks of the documentation: formulas become MathML, and commands.md is written from the command line itself.
+"""Hooks of the documentation: formulas become MathML, and commands.md is made from the command line.
 
 Both happen while the site is built, so the pages need no script and nothing from another server.
 """
@@ -47,7 +47,9 @@ def _command(name: str, command: Any) -> str:
     options = [parameter for parameter in command.params if parameter.opts[0].startswith("-")]
     usage = " ".join(["gas-ext", name, *(parameter.name.upper() for parameter in arguments), "[OPTIONS]"])
     described = [f"`{parameter.name.upper()}`\n:   {_help(parameter)}" for parameter in arguments]
-    described += [f"{_names(parameter)}\n:   {_help(parameter)}" for parameter in options if not parameter.hidden]
+    described += [
+        f"{_names(parameter)}\n:   {_help(parameter)}" for parameter in options if not parameter.hidden
+    ]
     return "\n\n".join(
         [
             f"## {name}",
@@ -72,7 +74,7 @@ def _help(parameter: Any) -> str:
         text += " **Required.**"
     elif parameter.show_default and parameter.default is not None and not callable(parameter.default):
         default = getattr(parameter.default, "value", parameter.default)
-        if default not in (False, True, [], ()):
+        if not isinstance(default, (bool, list, tuple)):
             text += f" Default: `{default}`."
     if getattr(parameter, "multiple", False):
         text += " Repeatable." if "repeatable" not in text else ""
