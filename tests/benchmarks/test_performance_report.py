@@ -101,7 +101,7 @@ def test_targets_have_a_page_without_plots(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_run_without_a_subject_says_so(tmp_path):
+def test_missing_subjects_are_reported(tmp_path):
     run = copy.deepcopy(RUN)
     run["benchmarks"] = [e for e in run["benchmarks"] if e["extra_info"]["subject"] == "metrics"]
     assert report.main([str(write(tmp_path / "few.json", run)), "-o", str(tmp_path / "page.md")]) == 0
