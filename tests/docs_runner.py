@@ -25,6 +25,16 @@ class Page:
             block = block.replace(old, new)
         return self.run_block(block, **names)
 
+    def run_all(self, *, replacing: dict[str, str] | None = None, **names: Any) -> dict[str, Any]:
+        """Run every block in order, each with the names of those before it; return all names."""
+        for old in replacing or {}:
+            assert any(old in block for block in self.blocks), f"{old} is not in {self.name}"
+        for block in self.blocks:
+            for old, new in (replacing or {}).items():
+                block = block.replace(old, new)
+            names = self.run_block(block, **names)
+        return names
+
     def run_block(self, block: str, **names: Any) -> dict[str, Any]:
         """Run a block with some names given; return all names."""
         names = {"__name__": "page", **names}

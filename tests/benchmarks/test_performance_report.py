@@ -11,7 +11,9 @@ from PIL import Image
 
 RECORDED = Path(__file__).with_name("recorded.json")
 RUN = json.loads(RECORDED.read_text("utf-8"))
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = DOCS / "performance.md"
+TARGETS_PAGE = DOCS / "experiments" / "2026-11-24-performance-targets.md"
 
 
 def write(path, run):
@@ -67,7 +69,7 @@ def test_the_page_keeps_its_words_and_fills_every_part(page):
     text = page.read_text("utf-8")
     assert text.startswith("# Mine")
     parts = dict(re.findall(r"<!-- measured: ([a-z ]+) -->(.*?)<!-- end", text, re.DOTALL))
-    assert set(parts) == set(performance_tables.SECTIONS)
+    assert set(parts) == set(performance_tables.SECTIONS) - {"targets"}
     for name, body in parts.items():
         assert "Not measured" not in body, name
         tables = [line for line in body.splitlines() if line.startswith("|")]
@@ -89,13 +91,25 @@ def test_every_plot_of_the_page_is_drawn(page):
             assert len(image.convert("RGB").getcolors(1 << 20)) > 10  # more than an empty frame
 
 
-def test_a_run_without_a_subject_says_so(tmp_path):
+def test_targets_have_a_page_without_plots(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text(TARGETS_PAGE.read_text("utf-8").replace("**no**", "**unknown**"), "utf-8")
+    assert report.main([str(RECORDED), "-o", str(path)]) == 0
+    text = path.read_text("utf-8")
+    assert "**unknown**" not in text
+    assert all(f"| {target.text} |" in text for target in performance_tables.TARGETS)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_missing_subjects_are_reported(tmp_path):
     run = copy.deepcopy(RUN)
     run["benchmarks"] = [e for e in run["benchmarks"] if e["extra_info"]["subject"] == "metrics"]
     assert report.main([str(write(tmp_path / "few.json", run)), "-o", str(tmp_path / "page.md")]) == 0
-    text = (tmp_path / "page.md").read_text("utf-8")
-    assert "Not measured in this run." in text
-    assert "| not measured |" in text
+    assert "Not measured in this run." in (tmp_path / "page.md").read_text("utf-8")
+    targets = tmp_path / "targets.md"
+    targets.write_text(TARGETS_PAGE.read_text("utf-8"), "utf-8")
+    assert report.main([str(tmp_path / "few.json"), "-o", str(targets)]) == 0
+    assert "| not measured |" in targets.read_text("utf-8")
 
 
 def test_a_page_that_lacks_a_part_is_refused(tmp_path, capsys):
