@@ -54,9 +54,7 @@ def pytest_unconfigure(config):
     if left_out and reporter:
         counts = ", ".join(f"{left_out[tier]} {tier}" for tier in TIERS if left_out[tier])
         reporter.write_line(f"Not run: {counts}.")
-        reporter.write_line(
-            "One tier: pytest -m TIER. All of slow, native, process and browser: pytest --all."
-        )
+        reporter.write_line("One tier: pytest -m TIER. Everything but gpu and fuzz: pytest --all.")
 
 
 def pytest_itemcollected(item):

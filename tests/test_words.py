@@ -86,14 +86,14 @@ PHRASES = [
     ),
     (
         r"\b(first|second|last|next|same|n-th|i-th|other|own|these|two|four|no) places?\b|\b\d+x\d+ places\b"
-        r"|\b(over|at|of) (all |the |its |their )?places\b|\bplaces? in the (list|row|table|batch|history|file)\b",
+        r"|\b(over|at|of) (all |the |its |their )?places\b|\bplaces? in the (list|row|table|batch|file)\b",
         "index, position",
         "averaged over places and layers",
     ),
     (r"\bown recipe\b", "default recipe", "the package's own recipe"),
     (r"\bdays? with a GPU\b", "GPU validation", "a report for the day with a GPU"),
     (
-        r"(?<![\w.%:+,\[{<>^\\)/])\.\d+\b(?![\w.])",
+        r"(?<![\w.%:+,\[{<>^\\)/])\.\d+\b(?!\.?\w)",
         "a digit before the point: 0.0246",
         "the distance is .0246",
     ),
@@ -103,15 +103,17 @@ PATTERNS = [re.compile(pattern, re.IGNORECASE) for pattern, _, _ in PHRASES]
 # Sentences as they should be, and innocent uses of the same words.
 GOOD = [
     "A run cannot be resumed with different settings; the error lists the differences.",
-    "Three noise levels are tried for the first evaluation (the true one, 1/4 and 1/8 of it). The fit closest to "
-    "the teacher is kept.",
+    "Three noise levels are tried for the first evaluation (the true one, 1/4 and 1/8 of it). "
+    "The fit closest to the teacher is kept.",
     "Evaluated at a lower noise level, it treats the noise as structure.",
     "If `solver` is not a solver, `denoiser` is not callable, or `guidance_scale` is not a number.",
-    "Returns None if the operator rejects the inputs. There is no LPIPS network 'resnet'; there is none of them.",
+    "Returns None if the operator rejects the inputs.",
+    "There is no LPIPS network 'resnet'; there is none of them.",
     "Verify existing shards and regenerate damaged ones.",
     "It learns a solver, a few hundred numbers, that reaches in 4-10 network evaluations the quality.",
-    "The update is made in place, and takes place on the GPU; a mock stands in for it. No longer is no more.",
-    "Any kind of error may follow; amend the file, commend it, and tell both apart. None stands for the default.",
+    "The update is made in place, and takes place on the GPU; a mock stands in for it.",
+    "Any kind of error may follow; amend the file, commend it, and tell both apart.",
+    "None stands for the default.",
     "The ratio is 0.51 to 0.54, at f'{x:.4f}' and version 2.14.1, in setup.cfg.",
     "It must be no more than 3, and there must be no file.",
 ]
