@@ -88,8 +88,8 @@ def _skipped_tiers(config) -> list[str]:
 def _named(config, argument: str, tier_of: dict[pytest.Item, str]) -> list[pytest.Item]:
     """Return the tests that run because an argument names them.
 
-    These are the tests of a file, except gpu without a device, and everything that an argument (and -k) selects
-    where nothing would run otherwise.
+    These are the tests of a file, except gpu without a device, and everything that an argument (and -k)
+    selects where nothing would run otherwise.
     """
     path = (config.invocation_params.dir / argument.partition("::")[0]).resolve()
     below = [item for item in tier_of if path == item.path or path in item.path.parents]

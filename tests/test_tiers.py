@@ -37,7 +37,7 @@ def test_native_slow(): pass
 def run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[set[str], str]]:
-    """Return a function from arguments to the tests that passed under this conftest.py, and the last lines."""
+    """Return a function from arguments to the tests that passed, and the last lines of the output."""
     shutil.copy(Path(__file__).with_name("conftest.py"), tmp_path)
     (tmp_path / "pytest.ini").write_text(
         "[pytest]\nmarkers = slow\n native\n process\n browser\n gpu\n fuzz\n"
