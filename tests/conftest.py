@@ -1,7 +1,8 @@
-"""Golden data for all tests, a summary of how close to it they came, and the choice of GPU tests."""
+"""Golden data for all tests, a summary of how close to it they came, and the choice of tiers."""
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +13,24 @@ from hypothesis import settings
 settings.register_profile("seeded", derandomize=True, deadline=None)
 settings.load_profile("seeded")
 
+# --doctest-modules would import each room's conftest.py a second time, under one name.
+collect_ignore_glob = ["*conftest.py"]
+
+TIERS = ("slow", "native", "process", "browser", "fuzz", "gpu")
+NATIVE = [Path(__file__).with_name(name) for name in ("emulation", "native", "static")]
+
 _RECORD = pytest.StashKey[GoldenRecord]()
+_LEFT_OUT = pytest.StashKey[Counter]()
+
+
+def pytest_addoption(parser):
+    help = "Run all tiers but fuzz, and gpu only where there is a CUDA device."
+    parser.addoption("--all", action="store_true", help=help)
 
 
 def pytest_configure(config):
     config.stash[_RECORD] = defaultdict(lambda: (0.0, ""))
+    config.stash[_LEFT_OUT] = Counter()
 
 
 @pytest.fixture(scope="session")
@@ -33,12 +47,52 @@ def pytest_terminal_summary(terminalreporter, config):
             terminalreporter.write_line(f"{family:32s} {quantity:22s} {value:9.2e}  {where}")
 
 
+def pytest_unconfigure(config):
+    """Say below pytest's last line which tiers were left out, and how to run them."""
+    left_out = config.stash.get(_LEFT_OUT, None)
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if left_out and reporter:
+        counts = ", ".join(f"{left_out[tier]} {tier}" for tier in TIERS if left_out[tier])
+        reporter.write_line(f"Not run: {counts}.")
+        reporter.write_line("One tier: pytest -m TIER. Everything but gpu and fuzz: pytest --all.")
+
+
+def pytest_itemcollected(item):
+    if any(folder in item.path.parents for folder in NATIVE):
+        item.add_marker("native")
+
+
+@pytest.hookimpl(trylast=True)  # what -k and -m left
 def pytest_collection_modifyitems(config, items):
-    """Deselect what was not requested, as one line of the count: fuzzing, and without a GPU its tests."""
-    asked = config.getoption("-m")
-    names = [] if "fuzz" in asked else ["fuzz"]
-    if not (asked or torch.cuda.is_available() or os.environ.get("FAIL_WITHOUT_CUDA") == "1"):
-        names.append("gpu")
-    left_out = {item for item in items if any(map(item.get_closest_marker, names))}
-    items[:] = [item for item in items if item not in left_out]
-    config.hook.pytest_deselected(items=list(left_out))
+    """Deselect the tiers that were not requested."""
+    skipped = _skipped_tiers(config)
+    tier_of = {item: next((tier for tier in skipped if item.get_closest_marker(tier)), "") for item in items}
+    named = {item for argument in config.args for item in _named(config, argument, tier_of)}
+    left_out = [item for item in items if tier_of[item] and item not in named]
+    config.stash[_LEFT_OUT].update(tier_of[item] for item in left_out)
+    items[:] = [item for item in items if not tier_of[item] or item in named]
+    config.hook.pytest_deselected(items=left_out)
+
+
+def _skipped_tiers(config) -> list[str]:
+    """Return the tiers that the options leave out; -m decides alone, except that fuzz must be named."""
+    expression = config.getoption("-m")
+    skipped = [] if "fuzz" in expression else ["fuzz"]
+    if not (expression or torch.cuda.is_available() or os.environ.get("FAIL_WITHOUT_CUDA") == "1"):
+        skipped.append("gpu")
+    if not (expression or config.getoption("--all")):
+        skipped += ["native", "process", "browser", "slow"]
+    return skipped
+
+
+def _named(config, argument: str, tier_of: dict[pytest.Item, str]) -> list[pytest.Item]:
+    """Return the tests that run because an argument names them.
+
+    These are the tests of a file, except gpu without a device, and everything that an argument (and -k)
+    selects where nothing would run otherwise.
+    """
+    path = (config.invocation_params.dir / argument.partition("::")[0]).resolve()
+    below = [item for item in tier_of if path == item.path or path in item.path.parents]
+    if all(tier_of[item] for item in below):
+        return below
+    return [item for item in below if path == item.path and tier_of[item] != "gpu"]
