@@ -57,7 +57,7 @@ def test_heun_of_diffusers(last):
     """diffusers works with x / alpha and repeats the noise levels between first and last."""
     steps = 5
     solver = HeunSolver(DISCRETE, 2 * steps - 1, 1e-3, "edm", last=last)
-    times = solver._places
+    times = solver._distinct_times
     levels = torch.exp(-DISCRETE.lambda_(times))
     if last == "zero":
         levels = torch.cat([levels, levels.new_zeros(1)])
@@ -95,7 +95,7 @@ def test_heun_up_to_the_end(variable):
         return (rate * state + alpha * speed * data).detach()
 
     expected = x
-    for t, end in zip(solver._places[:-1], solver._places[1:], strict=True):
+    for t, end in zip(solver._distinct_times[:-1], solver._places[1:], strict=True):
         if variable == "sigma":
             u, v = torch.exp(-schedule.lambda_(t)), torch.exp(-schedule.lambda_(end))
             now, then = schedule.alpha(t), schedule.alpha(end)

@@ -24,14 +24,14 @@ def has_color(picture, color):
 @pytest.mark.parametrize("steps", [1, 4, 9])
 def test_solver_picture(tmp_path, steps):
     learned, classical = (GeneralizedSolver(SCHEDULE, steps, timesteps=name) for name in ("edm", "quadratic"))
-    plot_solver(learned, classical, tmp_path / "times.png", classical_name="DPM-Solver++", title="title")
+    plot_solver(learned, classical, tmp_path / "times.png", start_name="DPM-Solver++", title="title")
     picture = pixels(tmp_path / "times.png")
     assert has_color(picture, rgb(CLASSICAL_COLOR))
     assert has_color(picture, rgb(LEARNED_COLOR))
 
 
 def test_solver_picture_needs_equal_steps(tmp_path):
-    with pytest.raises(ValueError, match="same number"):
+    with pytest.raises(ValueError, match="the same number"):
         plot_solver(GeneralizedSolver(SCHEDULE, 3), GeneralizedSolver(SCHEDULE, 4), tmp_path / "x.png")
 
 
