@@ -195,8 +195,8 @@ def test_rows_are_loaded_alone():
     ("changes", "message"),
     [
         ({"_parameters": None}, "has no _parameters"),
-        ({"_parameters": {"w": "text"}}, "w of a network is no tensor"),
-        ({"_modules": {"inner": 3}}, r"inner\. is no pickled module"),
+        ({"_parameters": {"w": "text"}}, "w of a network is not a tensor"),
+        ({"_modules": {"inner": 3}}, r"inner\. is not a pickled module"),
         ({"_buffers": {3: None}}, "impossible names in its _buffers"),
         ({"_buffers": {"n" * 3000: None}}, "impossible names in its _buffers"),
         ({"_parameters": dict.fromkeys(map(str, range(90_000)))}, "more than 100000 names"),
