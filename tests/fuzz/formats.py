@@ -56,7 +56,7 @@ class Format:
     bytes_only = 1.0  # part of the cases in which bytes are damaged rather than content
 
     def __init_subclass__(cls):
-        if cls.file or "make" in vars(cls):
+        if cls.file or cls.make is not Format.make:
             FORMATS[cls.__name__] = cls
 
     def make(self, folder: Path) -> Path:
@@ -194,7 +194,7 @@ class Samples(Format):
 class ShardFile(Samples, Sealed):
     """A shard that is damaged, sealed again, and listed in the manifest as it is then."""
 
-    key, file = "gas_ext_samples", "samples"
+    key = "gas_ext_samples"
 
     def damage(self, rng, path):
         shard, manifest = path / "shard-00001.safetensors", path / "manifest.json"
@@ -298,15 +298,8 @@ class EDMSnapshot(Format):
         return load_edm_snapshot(path)
 
     def damage_content(self, rng, path):
-        names = [
-            "model_channels",
-            "channel_mult",
-            "num_blocks",
-            "label_dim",
-            "img_resolution",
-            "img_channels",
-        ]
-        name = rng.choice([*names, "model_type", "resample_filter", "x"])
+        sizes = ["model_channels", "channel_mult", "num_blocks", "label_dim"]
+        name = rng.choice([*sizes, "img_resolution", "img_channels", "model_type", "resample_filter", "x"])
         path.write_bytes(snapshot(edm_teacher(), arguments={name: rng.choice(HOSTILE)}))
 
 
