@@ -53,7 +53,7 @@ def test_import_is_bit_exact(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sample(name, golden_record):
-    """The stored sample is a float32 run of the reference: as near as such runs are to float64 ones."""
+    """The stored sample is a float32 run of the reference: as close as such runs are to float64 ones."""
     solver, entry, data = load(name)
     sampler, conditions = sampler_of(solver, entry, data)
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_training_steps(name, golden_record):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_export_is_what_was_imported(name, tmp_path):
+def test_export_equals_the_import(name, tmp_path):
     solver, entry, _ = load(name)
     path = tmp_path / "student.pt"
     solver.save_reference_checkpoint(path, step=3, ema_decay=0.999)
