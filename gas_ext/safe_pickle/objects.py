@@ -89,7 +89,7 @@ class PickledTensor:
         if len(sizes) != len(strides) or len(sizes) > 32:
             raise DamagedPickleError("a tensor has impossible sizes")
         numel = math.prod(sizes)
-        last = self.offset + sum((size - 1) * step for size, step in zip(sizes, strides, strict=True))
+        last = self.offset + _last(sizes, strides)
         if numel > self.storage.numel or (numel and last >= self.storage.numel):
             raise DamagedPickleError("a tensor reaches beyond its storage")
 
@@ -106,25 +106,19 @@ class PickledTensor:
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Return a copy of entries start to stop of the first dimension; only these are read."""
-        if not self.shape or math.prod(self.shape) == 0 or self.stride != _contiguous(self.shape):
-            return self.tensor()[start:stop].clone()
         start, stop, _ = slice(start, stop).indices(self.shape[0])
-        row, size = self.stride[0], self.dtype.itemsize
+        shape = (max(stop - start, 0), *self.shape[1:])
+        if 0 in shape:
+            return torch.empty(shape, dtype=self.dtype)
         assert self.storage.data is not None
-        first = (self.offset + start * row) * size
-        part = self.storage.data[first : first + (stop - start) * row * size]
-        if len(part) == 0:
-            return torch.empty((0, *self.shape[1:]), dtype=self.dtype)
-        copy = torch.frombuffer(part, dtype=torch.uint8).clone()
-        return copy.view(self.dtype).reshape(-1, *self.shape[1:])
+        part = Storage(self.dtype, 1 + _last(shape, self.stride))
+        part.bind(self.storage.data[(self.offset + start * self.stride[0]) * self.dtype.itemsize :])
+        return torch.as_strided(part.elements(), shape, self.stride).clone()
 
 
-def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= size
-    return tuple(reversed(strides))
+def _last(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
+    """Return the index of the last element in the storage, counted from the first."""
+    return sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
 
 
 def state_dict_of(module: PickledObject, *, depth: int = 200) -> dict[str, Tensor]:

@@ -76,18 +76,11 @@ def data_prediction_coefficients(
 ) -> tuple[Tensor, Tensor]:
     """Return p, q of D = p x + q m, where m is the network's output at (x, evaluation time).
 
-    Outputs m: "epsilon": eps; "sample": x_0; "flow_prediction": eps - x_0; "v_prediction": (alpha eps - sigma
-    x_0) / sqrt(alpha^2 + sigma^2) (Salimans and Ho 2022). All but "sample" are read at the time t of the
-    state. A "sample" is first turned into noise at the evaluation time t', as published solvers do: D = (x -
-    sigma(t) (x - alpha(t') m) / sigma(t')) / alpha(t). On schedules with alpha(1) = 0 that has no limit, and
-    the output is taken as D itself. All agree where t' = t.
-
-    Examples
-    --------
-    >>> t = torch.tensor([0.5], dtype=torch.float64)
-    >>> p, q = data_prediction_coefficients(NoiseSchedule.flow(), t, t, "flow_prediction")
-    >>> p.item(), q.item()
-    (1.0, -0.5)
+    The output m is eps for "epsilon", x_0 for "sample", eps - x_0 for "flow_prediction", and
+    (alpha eps - sigma x_0) / sqrt(alpha^2 + sigma^2) for "v_prediction" (Salimans and Ho 2022). All but "sample"
+    are read at the time t of the state. A "sample" is first turned into noise at the evaluation time t', as
+    published solvers do: D = (x - sigma(t) (x - alpha(t') m) / sigma(t')) / alpha(t).
+    On schedules with alpha(1) = 0 that has no limit, and m is D itself. All agree where t' = t.
     """
     check_prediction_type(schedule, prediction_type)
     alpha, sigma = schedule.alpha(timesteps), schedule.sigma(timesteps)

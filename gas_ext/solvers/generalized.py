@@ -92,8 +92,7 @@ class GeneralizedSolver(nn.Module):
         "reference-s4s": compute what the published code computes without theory guidance.
     preset : str
         Which parameters are trained, a name of `gas_ext.solvers.presets.PRESETS`; the others do not require a
-        gradient. The presets of S4S need theory_guidance=False, those of DPM-Solver++ True. Default: "gs",
-        all.
+        gradient. The presets of S4S need theory_guidance=False, those of DPM-Solver++ True. Default: "gs".
 
     Attributes
     ----------

@@ -73,17 +73,16 @@ class HeunSolver(MultistepSolver):
         intervals = steps // 2 if last == "zero" else (steps + 1) // 2
         super().__init__(schedule, intervals, 2, t_eps, timesteps)
         self.variable, self.last = variable, last
-        self._distinct_times = self._times
         # Each time has two states, predicted and corrected; the first and Euler's last have one.
-        twice = self._distinct_times[1:] if last == "zero" else self._distinct_times[1:-1]
-        self._times = torch.cat([self._distinct_times[:1], twice.repeat_interleave(2), self._end()])
+        repeats = torch.full((len(self._times),), 2, device="cpu")
+        repeats[0] = 1
+        if last == "euler":
+            repeats[-1] = 1
+        self._distinct_times = self._times
+        self._times = self._times.repeat_interleave(repeats)
+        if last == "zero":  # sigma = 0 has no time; 0 is written for it
+            self._times = torch.cat([self._times, self._times.new_zeros(1)])
         self.steps = steps
-
-    def _end(self) -> Tensor:
-        """Return the times of the last states: 0 for sigma = 0, which has no time."""
-        if self.last == "zero":
-            return torch.zeros(1, dtype=torch.float64, device="cpu")
-        return self._distinct_times[-1:].repeat(2 if self.last == "heun" else 1)
 
     def _compute_weights(self) -> StepWeights:
         u, scale, a, b = self._ode()

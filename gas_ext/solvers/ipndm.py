@@ -43,11 +43,6 @@ def adams_bashforth(order: int) -> tuple[float, ...]:
     """Return the weights of the explicit Adams method of an order on equal steps, newest value first.
 
     They integrate the polynomial through the last values over the next step: sum_j b_j (-j)^k = 1 / (k + 1).
-
-    Examples
-    --------
-    >>> adams_bashforth(2)
-    (1.5, -0.5)
     """
     weights = {1: (1,), 2: (3, -1), 3: (23, -16, 5), 4: (55, -59, 37, -9)}[order]
     return tuple(weight / sum(weights) for weight in weights)

@@ -43,11 +43,6 @@ def spaced_timesteps(schedule: NoiseSchedule, steps: int, t_eps: float, spacing:
     "uniform" in t; "quadratic": uniform in sqrt(t); "logsnr": uniform in lambda (Lu et al. 2022); "edm":
     uniform in (sigma / alpha)^(1/7) (Karras et al. 2022, eq. 5). Where lambda(1) = -inf (flow), the last two
     start from 1 - min(t_eps, (1 - t_eps) / 2), and their first timestep is then set to 1.
-
-    Examples
-    --------
-    >>> spaced_timesteps(NoiseSchedule.flow(), 2, 0.25).tolist()
-    [1.0, 0.625, 0.25]
     """
     check_interval(schedule, steps, t_eps)
     fractions = torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64, device="cpu")
@@ -91,13 +86,7 @@ def gits_timesteps(schedule: NoiseSchedule, steps: int) -> Tensor:
 
 
 def resolve_timesteps(schedule: NoiseSchedule, steps: int, t_eps: float, timesteps: Timesteps) -> Tensor:
-    """Return the (steps + 1,) float64 timesteps of a spacing or "gits", or a checked list, on the CPU.
-
-    Examples
-    --------
-    >>> resolve_timesteps(NoiseSchedule.vp_linear(), 2, 1e-3, [1.0, 0.5, 0.01]).tolist()
-    [1.0, 0.5, 0.01]
-    """
+    """Return the (steps + 1,) float64 timesteps of a spacing or "gits", or a checked list, on the CPU."""
     if isinstance(timesteps, str):
         is_gits = timesteps == "gits"
         return (
@@ -130,12 +119,6 @@ def keep_inside(timesteps: Tensor, schedule: NoiseSchedule, t_eps: float) -> Ten
 
     From t_eps up to halfway between 1 and the upper end of the domain they are unchanged. Outside they stay
     below that end and above the middle of t_eps and the lower end. Where alpha(1) = 0, they are cut at 1.
-
-    Examples
-    --------
-    >>> times = torch.tensor([1.2, 1.0, 0.5], dtype=torch.float64)
-    >>> keep_inside(times, NoiseSchedule.flow(), 1e-3).tolist()
-    [1.0, 1.0, 0.5]
     """
     low, high = schedule.t_min, schedule.t_max
     times = _bend(timesteps, start=0.5 * (1.0 + high), room=0.5 * (high - 1.0))
@@ -159,11 +142,6 @@ def stick_breaking(logits: Tensor, t_eps: float) -> Tensor:
 
     With mu = sigmoid(logits), kept 1e-5 away from 0 and 1, the n-th timestep from the end leaves the part
     mu_0 mu_1 ... mu_{n-1} of the interval above it, so logits[0] sets the last one before t_eps.
-
-    Examples
-    --------
-    >>> stick_breaking(torch.zeros(1), 0.0).tolist()
-    [1.0, 0.5, 0.0]
     """
     logits = logits.to(torch.float64)
     keep = torch.sigmoid(logits) * (1.0 - 2.0 * _MARGIN) + _MARGIN

@@ -11,12 +11,12 @@ import torch
 from golden_data import GOLDEN, knots
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from sampler_networks import randomize
 from test_schedules import SCHEDULES
 
 from gas_ext import GeneralizedSolver, NoiseSchedule
-from gas_ext._utils.sealed_files import checksum
+from gas_ext._utils.sealed_files import read_safetensors, write_sealed
 from gas_ext.solvers.timesteps import SPACINGS, spaced_timesteps
 
 VP = SCHEDULES["vp_linear"]
@@ -135,7 +135,9 @@ def test_untrained_theory_orders_agree_where_history_is_short():
         ({"order": 5}, ValueError, "order is 5"),
         ({"order": 0}, ValueError, "order is 0"),
         ({"steps": 50, "order": 33}, ValueError, "at most 32"),
-        ({"t_eps": 0.0}, ValueError, "t_eps"),
+        ({"t_eps": 0.0}, ValueError, "t_eps is 0.0"),
+        ({"t_eps": 1.0}, ValueError, "t_eps is 1.0"),
+        ({"t_eps": math.nan}, ValueError, "t_eps is nan"),
         ({"theory_order": 4}, ValueError, "theory_order"),
         ({"compat": "s4s"}, ValueError, "compat"),
         ({"prediction_type": "noise"}, ValueError, "noise"),
@@ -241,15 +243,12 @@ def test_a_solver_for_something_else_is_refused_by_name(solver, tmp_path, expect
 
 
 def rewrite(path, change):
-    """Apply `change(record, tensors)` to a solver file, and make its checksum right again."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        record = json.loads(file.metadata()["gas_ext_solver"])
-    tensors = load_file(path)
+    """Apply `change(record, tensors)` to a solver file, with a matching checksum."""
+    metadata, tensors = read_safetensors(path)
+    record = json.loads(metadata["gas_ext_solver"])
+    del record["sha256"]
     change(record, tensors)
-    record["sha256"] = checksum(record, tensors)
-    save_file(tensors, path, {"gas_ext_solver": json.dumps(record)})
+    write_sealed(path, "gas_ext_solver", record, tensors)
 
 
 def setting(**values):
