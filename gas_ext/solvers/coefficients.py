@@ -77,9 +77,9 @@ def data_prediction_coefficients(
     """Return p, q of D = p x + q m, where m is the network's output at (x, evaluation time).
 
     The output m is eps for "epsilon", x_0 for "sample", eps - x_0 for "flow_prediction", and
-    (alpha eps - sigma x_0) / sqrt(alpha^2 + sigma^2) for "v_prediction" (Salimans and Ho 2022). All but "sample"
-    are read at the time t of the state. A "sample" is first turned into noise at the evaluation time t', as
-    published solvers do: D = (x - sigma(t) (x - alpha(t') m) / sigma(t')) / alpha(t).
+    (alpha eps - sigma x_0) / sqrt(alpha^2 + sigma^2) for "v_prediction" (Salimans and Ho 2022). All but
+    "sample" are read at the time t of the state. A "sample" is first turned into noise at the evaluation time
+    t', as published solvers do: D = (x - sigma(t) (x - alpha(t') m) / sigma(t')) / alpha(t).
     On schedules with alpha(1) = 0 that has no limit, and m is D itself. All agree where t' = t.
     """
     check_prediction_type(schedule, prediction_type)

@@ -39,29 +39,18 @@ def plot_solver(
     steps = learned.steps
     columns = min(steps, 4)
     rows = -(-steps // columns)
-    width, times_height, weights_height = max(2.6 * columns, 8.0), 1.75, 2.15
-    height = 1.0 + times_height + 0.7 + rows * (weights_height + 0.55) + 0.15
-    figure = new_figure(width, height)
-    figure.text(0.25 / width, 1 - 0.2 / height, title, fontsize=13, fontweight="bold", va="top")
-    axes = figure.add_axes(
-        (
-            1.35 / width,
-            1 - (0.75 + times_height) / height,
-            (width - 1.65) / width,
-            (times_height - 0.15) / height,
-        )
-    )
-    _draw_times(axes, learned, start, start_name)
+    figure = new_figure(max(2.6 * columns, 8.0), 2.6 + 2.7 * rows)
+    figure.set_layout_engine("constrained", h_pad=0.08, w_pad=0.08, hspace=0.06)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=13, fontweight="bold")
+    grid = figure.add_gridspec(rows + 1, columns, height_ratios=[1.75, *[2.15] * rows])
+    _draw_times(figure.add_subplot(grid[0, :]), learned, start, start_name)
     every = [
         weight for solver in (learned, start) for n in range(steps) for weight in _step_weights(solver, n)
     ]
     span = max(every) - min(every)
     limits = (min(*every, 0.0) - 0.06 * span, max(every) + 0.06 * span)
-    cell = (width - 0.75) / columns
     for n in range(steps):
-        left = 0.65 + (n % columns) * cell
-        bottom = height - (0.75 + times_height + 0.9) - (n // columns + 1) * (weights_height + 0.55) + 0.55
-        axes = figure.add_axes((left / width, bottom / height, (cell - 0.3) / width, weights_height / height))
+        axes = figure.add_subplot(grid[1 + n // columns, n % columns])
         _draw_weights(axes, n, learned, start, limits, first=n % columns == 0)
     save_figure(figure, path)
 

@@ -56,20 +56,12 @@ def _entries() -> dict[str, _Entry]:
         for order, variant in itertools.product((1, 2, 3, 4), ("bh1", "bh2")):
             unipc = (f"{title}-{order} ({variant})", "Zhao et al. 2023", "logsnr", "UniPCSolver")
             add(f"{name}-{order}-{variant}", *unipc, order=order, variant=variant, corrector=corrector)
+    deis = ("Zhang and Chen 2023", "quadratic", "DEISSolver")
     for order in (1, 2, 3):  # the degree of the polynomial, as in the paper
-        add(
-            f"deis-{order}",
-            f"DEIS tAB-{order}",
-            "Zhang and Chen 2023",
-            "quadratic",
-            "DEISSolver",
-            order=order,
-        )
+        add(f"deis-{order}", f"DEIS tAB-{order}", *deis, order=order)
     for order in (1, 2, 3, 4):  # the number of evaluations
         add(f"ipndm-{order}", f"iPNDM-{order}", "Zhang and Chen 2023", "edm", "IPNDMSolver", order=order)
-    add(
-        "heun", "Heun", "Karras et al. 2022", "edm", "HeunSolver"
-    )  # `last` depends on the number of evaluations
+    add("heun", "Heun", "Karras et al. 2022", "edm", "HeunSolver")  # `last` depends on the steps
     add("edm", "EDM sampler", "Karras et al. 2022", "edm", "HeunSolver", last="zero")
     return entries
 
