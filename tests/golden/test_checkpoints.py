@@ -1,8 +1,9 @@
 """Published training checkpoints: their import, what they sample, and the training that made them."""
 
+import numpy as np
 import pytest
 import torch
-from golden_data import GOLDEN, arrays, index, network_of, note, schedule_of, tensor
+from golden_data import GOLDEN, PARAMETERS, arrays, index, network_of, note, schedule_of, tensor
 
 from gas_ext import GASSampler, GeneralizedSolver
 
@@ -19,16 +20,10 @@ def load(name: str) -> tuple[GeneralizedSolver, dict, dict]:
 
 def parameters(data: dict, prefix: str, order: int) -> dict[str, torch.Tensor]:
     """Golden parameters under this library's names."""
-
-    def table(letter):
-        return torch.stack([torch.from_numpy(data[f"{prefix}/{letter}{i + 1}_diff"]) for i in range(order)])
-
-    return {
-        "timestep_logits": torch.from_numpy(data[f"{prefix}/mu_logit"]),
-        "time_offsets": torch.from_numpy(data[f"{prefix}/t_couple"]),
-        "data_corrections": table("c"),
-        "state_corrections": table("a"),
-    }
+    found = {key: data[f"{prefix}/{key}"] for key in ("mu_logit", "t_couple")}
+    for letter in ("c", "a"):
+        found[letter] = np.stack([data[f"{prefix}/{letter}{i + 1}_diff"] for i in range(order)])
+    return {name: torch.from_numpy(found[key]) for name, key in PARAMETERS.items()}
 
 
 def sampler_of(solver: GeneralizedSolver, entry: dict, data: dict) -> tuple[GASSampler, tuple]:

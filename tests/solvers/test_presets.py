@@ -22,10 +22,8 @@ LEARNED = {
 }
 
 
-def make(preset, steps=3, **options):
-    return GeneralizedSolver(
-        SCHEDULE, steps, theory_guidance=not get_preset(preset).free, preset=preset, **options
-    )
+def make(preset, steps=3):
+    return GeneralizedSolver(SCHEDULE, steps, theory_guidance=not get_preset(preset).free, preset=preset)
 
 
 def data():
@@ -93,17 +91,6 @@ def test_only_trained_parameters_require_gradients(preset):
         assert {name for name, p in solver.named_parameters() if p.requires_grad} == LEARNED[preset]
         assert not any(p.requires_grad for p in solver.requires_grad_(False).parameters())
         assert solver.requires_grad_() is solver
-
-
-@pytest.mark.parametrize("preset", ["s4s", "s4s-alt"])
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_s4s_starts_as_the_classical_solver(preset, order):
-    options = {"theory_order": order, "timesteps": "edm"}
-    free, classical = make(preset, 5, **options), make("gs", 5, **options)
-    assert free.data_corrections.abs().max() > 0.1
-    assert free.state_corrections.abs().max() == 0
-    for found, expected in zip(free.weights(), classical.weights(), strict=True):
-        assert torch.allclose(found, expected, atol=1e-14, rtol=0)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
