@@ -321,7 +321,6 @@ def _draw(
         solver,
         start.solver,
         folder / "times.png",
-        classical_name=start.description,
-        role="start",
+        start_name=start.description,
         title=f"What the {config.steps}-step solver learned",
     )

@@ -1,9 +1,9 @@
-"""Published files that are pickles, read without running anything in them.
+"""Reads published pickles without running anything in them.
 
 Networks, discriminators, data sets and checkpoints of this field are pickles: programs that name functions
 to call. This reader interprets the opcodes itself (`machine`), imports and calls nothing by name, and knows a
-fixed list of globals (`globals`), each with a builder of our own: tensors become `torch.Tensor`, modules
-become inert `PickledObject` records. Everything else is refused by name.
+fixed list of globals (`globals`), each with its own builder: tensors become `torch.Tensor`, modules become
+inert `PickledObject` records. Everything else is refused by name.
 """
 
 from gas_ext.safe_pickle.archive import read_pickle, read_torch_archive

@@ -23,21 +23,6 @@ _STREAM_PROTOCOL = 1001
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # of a zip entry
 _LONGEST_DIRECTORY = 16 * 2**20  # bytes of a zip file's directory; one entry takes about 100
 
-# What reading garbage may end in besides our own errors.
-_FAULTS = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    RuntimeError,
-    TypeError,
-    UnicodeError,
-    ValueError,
-    struct.error,
-    zipfile.BadZipFile,
-)
-
 
 def read_pickle(
     source: str | os.PathLike[str] | bytes, limits: Limits | None = None, *, tensors: bool = True
@@ -47,25 +32,26 @@ def read_pickle(
     Parameters
     ----------
     source : path or bytes
-        The file, which is mapped rather than read, or its content.
+        The file, which is memory-mapped, or its content.
     limits : Limits, optional
-        How much it may ask for.
+        Limits on size and nesting.
     tensors : bool
-        False leaves `PickledTensor` records in place of tensors, whose rows are loaded when asked.
+        False returns `PickledTensor` records instead of tensors, whose rows are loaded on demand. Default:
+        True.
 
     Returns
     -------
     object
-        dict, list, tuple, set, str, int, float, bool, None, bytes (long ones as memoryview), torch.Tensor,
-        torch.dtype; `PickledObject` records of everything that is an instance of a class, and `PickledGlobal`
-        for a class itself. No container holds itself.
+        dict, list, tuple, set, str, int, float, bool, None, bytes (memoryview if long), torch.Tensor,
+        torch.dtype, `PickledObject` for instances of classes, and `PickledGlobal` for classes. No container
+        contains itself.
 
     Raises
     ------
     UnsafePickleError
-        If it names or calls anything that is not on the list; the message has the name.
+        If the file names or calls anything that is not on the list.
     DamagedPickleError
-        If it is cut off, altered, or asks for more than the limits.
+        If the file is truncated, altered, or exceeds the limits.
 
     Examples
     --------
@@ -79,10 +65,10 @@ def read_pickle(
 def read_torch_archive(
     source: str | os.PathLike[str] | bytes, limits: Limits | None = None, *, tensors: bool = True
 ) -> Any:
-    """Read what torch.save wrote (.ckpt, .pt, .pth), zip or single stream.
+    """Read a file of torch.save (.ckpt, .pt, .pth), zip or single stream.
 
-    Parameters, result and errors as for `read_pickle`. Classes of PyTorch Lightning's callbacks, which stand
-    in such files as dictionary keys, are among the `PickledGlobal`.
+    Parameters, result and errors as for `read_pickle`. Classes of PyTorch Lightning's callbacks, which are
+    dictionary keys in such files, become `PickledGlobal`.
 
     Examples
     --------
@@ -99,7 +85,7 @@ def _read(
     source: str | os.PathLike[str] | bytes,
     limits: Limits | None,
     tensors: bool,
-    form: Callable[[memoryview, Limits], Any],
+    read: Callable[[memoryview, Limits], Any],
 ) -> Any:
     limits = copy.copy(limits or Limits())  # reading counts them down
     name = "The pickle" if isinstance(source, bytes) else str(source)
@@ -108,20 +94,22 @@ def _read(
     try:
         data = _mapped(source)
         limits.stored_bytes = len(data)
-        return _Finisher(limits.depth, tensors).finish(form(data, limits))[0]
+        return _Finisher(limits.depth, tensors).finish(read(data, limits))[0]
     except UnsafePickleError as error:
         raise UnsafePickleError(
-            f"{name} is refused: {error}; only files of the known kinds are read, and nothing in them is run."
+            f"{name} is refused: {error}; only files of known types are read, and nothing in them is run."
         ) from None
-    except _FAULTS as error:
+    except OSError:
+        raise
+    except Exception as error:  # garbage may raise anything
         reason = str(error) if isinstance(error, DamagedPickleError) else f"{type(error).__name__} in reading"
         raise DamagedPickleError(
-            f"{name} is damaged or of another kind: {reason}; get a fresh copy."
+            f"{name} is damaged or of another type: {reason}; get a fresh copy."
         ) from None
 
 
 def _mapped(source: str | os.PathLike[str] | bytes) -> memoryview:
-    """Return the content; a file is mapped privately, so that tensors on it can be written to."""
+    """Return the content; a file is mapped privately, so that its tensors are writable."""
     if isinstance(source, bytes):
         return memoryview(bytearray(source))
     with open(source, "rb") as file:
@@ -152,18 +140,16 @@ def _torch_stream(data: memoryview, limits: Limits) -> Any:
 
     def part(persistent_id: PersistentId | None = None) -> Any:
         nonlocal position
-        # Streams do not nest further: a storage holds numbers.
         machine = Machine(data, limits, _no_nested_stream, persistent_id, position)
         value = machine.run()
         position = machine.position
         return value
 
     def storage(identity: Any) -> Storage:
-        key, found = _storage_of(identity)
-        return _same(storages.setdefault(key, found), found)
+        return _add(storages, *_storage_of(identity))
 
     if part() != _STREAM_MAGIC or part() != _STREAM_PROTOCOL:
-        raise DamagedPickleError("it is no torch.save stream")
+        raise DamagedPickleError("it is not a torch.save stream")
     system = part()
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise DamagedPickleError("it is not little-endian")
@@ -192,7 +178,7 @@ def _no_nested_stream(limits: Limits, data: Any) -> Any:
 def _storage_of(identity: Any) -> tuple[str, Storage]:
     """Read a persistent id ("storage", type, key, device, number of elements[, None])."""
     if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
-        raise UnsafePickleError("it refers to an object outside the file that is no storage")
+        raise UnsafePickleError("it refers to an object outside the file that is not a storage")
     _, dtype, key, _, numel = identity[:5]
     if len(identity) == 6 and identity[5] is not None:
         raise DamagedPickleError("a storage is a view of another")
@@ -201,8 +187,9 @@ def _storage_of(identity: Any) -> tuple[str, Storage]:
     return key, Storage(dtype, numel)
 
 
-def _same(known: Storage, found: Storage) -> Storage:
-    """Return the storage that is known by a key, if it is read as what it was before."""
+def _add(storages: dict[str, Storage], key: str, found: Storage) -> Storage:
+    """Return the storage of a key, new or as it was described before."""
+    known = storages.setdefault(key, found)
     if (known.dtype, known.numel) != (found.dtype, found.numel):
         raise DamagedPickleError("a storage is read as two types")
     return known
@@ -214,13 +201,13 @@ def _torch_archive(data: memoryview, limits: Limits) -> Any:
     try:
         listed = zipfile.ZipFile(_Seekable(data)).infolist()
     except zipfile.BadZipFile:
-        raise DamagedPickleError("it is truncated or altered, for its zip directory is not there") from None
+        raise DamagedPickleError("it is truncated or altered: it has no zip directory") from None
     entries = {entry.filename: entry for entry in listed}
     if len(entries) < len(listed):
         raise DamagedPickleError("two of its entries have the same name")
     pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise DamagedPickleError("it is no torch.save archive")
+        raise DamagedPickleError("it is not a torch.save archive")
     folder = pickles[0].removesuffix("data.pkl")
     order = entries.get(f"{folder}byteorder")
     if order is not None and bytes(_content(data, limits, order)) != b"little":
@@ -231,14 +218,14 @@ def _torch_archive(data: memoryview, limits: Limits) -> Any:
         key, found = _storage_of(identity)
         if key not in storages:
             found.bind(_content(data, limits, entries[f"{folder}data/{key}"]))
-        return _same(storages.setdefault(key, found), found)
+        return _add(storages, key, found)
 
     pickle = _content(data, limits, entries[pickles[0]])
     return Machine(pickle, limits, _no_nested_stream, storage).run()
 
 
 def _content(data: memoryview, limits: Limits, entry: zipfile.ZipInfo) -> memoryview:
-    """Return the bytes of a stored zip entry where they lie, once their checksum is found right."""
+    """Return a view of the bytes of a stored zip entry, after checking their checksum."""
     if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
         raise DamagedPickleError("it is compressed, which torch.save does not do")
     limits.spend("stored_bytes", entry.file_size)
@@ -252,50 +239,39 @@ def _content(data: memoryview, limits: Limits, entry: zipfile.ZipInfo) -> memory
 
 
 class _Seekable:
-    """The little of a file's interface that zipfile needs to read a directory."""
+    """The part of a file's interface with which zipfile reads a directory."""
 
     def __init__(self, data: memoryview) -> None:
-        self.data, self.place = data, 0
-
-    def seekable(self) -> bool:
-        return True
+        self.data, self.position = data, 0
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        self.place = max(0, offset + (0, self.place, len(self.data))[whence])
-        return self.place
+        self.position = max(0, offset + (0, self.position, len(self.data))[whence])
+        return self.position
 
     def tell(self) -> int:
-        return self.place
+        return self.position
 
     def read(self, count: int = -1) -> bytes:
-        end = len(self.data) if count is None or count < 0 else self.place + count
-        view = self.data[self.place : end]
+        end = len(self.data) if count is None or count < 0 else self.position + count
+        view = self.data[self.position : end]
         if len(view) > _LONGEST_DIRECTORY:
             raise DamagedPickleError("its directory is too long")
         part = bytes(view)
-        self.place += len(part)
+        self.position += len(part)
         return part
 
 
 class _Finisher:
-    """Puts tensors in the place of their records, in place where it can be, and checks the nesting.
-
-    Parameters
-    ----------
-    depth : int
-        Most levels of containers in containers.
-    tensors : bool
-        False leaves the records.
-    """
+    """Replaces tensor records by tensors, if wanted, and checks that values nest at most `depth` levels."""
 
     def __init__(self, depth: int, tensors: bool) -> None:
         self.depth, self.tensors = depth, tensors
-        # By identity: the original, which is kept so that it stays its own; what it became; levels in it.
+        # By identity: the original (a reference, so that its id stays unique), its replacement, its levels.
         self.made: dict[int, tuple[Any, Any, int]] = {}
         self.unfinished: set[int] = set()
 
     def finish(self, item: Any, level: int = 0) -> tuple[Any, int]:
-        """Return what an item on some level becomes, and how many levels of containers are in it."""
+        """Return the replacement of an item at some level, and how many levels of containers are in it."""
         if not isinstance(item, (PickledTensor, PickledObject, dict, list, tuple)):
             return item, 0
         key = id(item)
@@ -320,7 +296,7 @@ class _Finisher:
             return tuple([part for part, _ in parts]), 1 + max([levels for _, levels in parts], default=0)
         holder: Any = item.state if isinstance(item, PickledObject) else item
         deepest = 0
-        for place, child in holder.items() if isinstance(holder, dict) else enumerate(holder):
-            holder[place], levels = self.finish(child, level + 1)
+        for key, child in holder.items() if isinstance(holder, dict) else enumerate(holder):
+            holder[key], levels = self.finish(child, level + 1)
             deepest = max(deepest, levels)
         return item, 1 + deepest

@@ -1,4 +1,4 @@
-"""What may go wrong, and how much a file may ask for."""
+"""Errors, and limits on what one file may cost."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ from dataclasses import dataclass, field
 
 
 class UnsafePickleError(ValueError):
-    """The file names something that is not on the list of what is understood."""
+    """The file names a global that is not on the list."""
 
 
 class DamagedPickleError(ValueError):
-    """The file is cut off, altered, or asks for more than the limits allow."""
+    """The file is truncated, altered, or exceeds the limits."""
 
 
 @dataclass
 class Limits:
-    """How much one file may ask for; counted down while it is read, nested streams included.
+    """Limits on one file, nested streams included.
 
-    The defaults have room for the largest of the known files (a data set of 50,000 captions has 1.6 million
-    operations). Whatever the file says, the time stays in seconds and the memory besides the tensors' numbers
-    below 600 MB; the numbers of all tensors together take no more than the file's size.
+    The defaults have room for the largest known file (a data set of 50,000 captions has 1.6 million
+    operations). Any file is then read in seconds and with less than 600 MB in addition to the tensors, which
+    together are not larger than the file.
 
     Parameters
     ----------
     operations : int
-        Opcodes, each of which makes at most one object of about 200 bytes. A tensor counts four more, and
-        what an opcode copies out of a list or dictionary one for every entry.
+        Opcodes, each of which creates at most one object of about 200 bytes. A tensor counts as four more,
+        and an opcode that copies a list or dictionary counts each entry.
     text_bytes : int
         Bytes of all strings together, copies included.
     number_keys : int
-        Numbers put into dictionaries and sets: unlike strings, they can be chosen so that each new one is
-        compared with all the others.
+        Numbers in dictionaries and sets: unlike strings, they can be chosen to collide, so that each new one
+        is compared with all others.
     marks : int
-        Open MARKs, that is nested unfinished containers.
+        Open MARKs, which are nested unfinished containers.
     depth : int
-        Nesting of what is read, and of modules in modules.
+        Nesting of containers and modules.
     streams : int
         Nested torch streams (one per storage).
     """
@@ -45,18 +45,10 @@ class Limits:
     marks: int = 1_000
     depth: int = 200
     streams: int = 100_000
-    stored_bytes: int = field(default=0, init=False)  # of storages and zip entries; begins at the file's size
+    stored_bytes: int = field(default=0, init=False)  # of storages and zip entries; set to the file's size
 
     def spend(self, what: str, amount: int = 1) -> None:
-        """Count one of the limits down; DamagedPickleError when it is used up.
-
-        Examples
-        --------
-        >>> limits = Limits(streams=1)
-        >>> limits.spend("streams")
-        >>> limits.streams
-        0
-        """
+        """Count a limit down; DamagedPickleError if it is used up."""
         left = getattr(self, what) - amount
         setattr(self, what, left)
         if left < 0:
@@ -64,7 +56,7 @@ class Limits:
 
 
 def printable(text: str) -> str:
-    r"""Return a name that stands in a file as it may be shown: short, and without control characters.
+    r"""Return a name from a file for a message: short, and without control characters.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The globals that are understood, and what each is read as."""
+"""The list of globals that a file may name, and the builder of each."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 from gas_ext.safe_pickle.errors import DamagedPickleError, Limits, UnsafePickleError, printable
 from gas_ext.safe_pickle.objects import PickledGlobal, PickledObject, PickledTensor, Storage
 
-Builder = Callable[..., Any]  # builder(limits, *arguments), the arguments as they stand in the file
+Builder = Callable[..., Any]  # builder(limits, *arguments in the file)
 
-# Classes whose objects are read as PickledObject: their names and attributes are kept, nothing else.
+# Classes whose instances become PickledObject: a name and attributes.
 _MODULES = {
     "torch.nn.modules.activation": "LeakyReLU ReLU SiLU",
     "torch.nn.modules.container": "ModuleDict ModuleList ParameterList Sequential",
@@ -43,7 +43,7 @@ _MODULES = {
 }
 RECORDS = frozenset((module, name) for module, names in _MODULES.items() for name in names.split())
 
-# Names that stand in a file as mere values, such as the callbacks of PyTorch Lightning as dictionary keys.
+# Names that are mere values, such as the callbacks of PyTorch Lightning as dictionary keys.
 MARKERS = frozenset(
     {
         ("pytorch_lightning.callbacks.early_stopping", "EarlyStopping"),
@@ -76,20 +76,10 @@ VALUES: dict[tuple[str, str], Any] = {
 
 _TENSOR_COST = 4  # operations; a tensor takes the memory of so many other objects
 
-_NUMPY_FORMATS = {
-    "b1": "?",
-    "f2": "e",
-    "f4": "f",
-    "f8": "d",
-    "i1": "b",
-    "i2": "h",
-    "i4": "i",
-    "i8": "q",
-    "u1": "B",
-    "u2": "H",
-    "u4": "I",
-    "u8": "Q",
-}
+# NumPy's names of numbers, and their `struct` formats.
+_NUMPY_FORMATS = dict(
+    zip(["b1", "f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"], "?efdbhiqBHIQ", strict=True)
+)
 
 
 @dataclass
@@ -99,13 +89,13 @@ class NumpyDtype:
     code: str
 
     def build(self, state: Any) -> None:
-        """Take over the pickled state, of which only the byte order matters."""
+        """Check the byte order in the pickled state; the rest does not matter."""
         if not (isinstance(state, tuple) and len(state) >= 2 and state[1] in ("<", "|", "=")):
             raise DamagedPickleError("a NumPy type is not little-endian")
 
 
 def plain_dict(limits: Limits, *arguments: Any) -> dict[Any, Any]:
-    """Read collections.OrderedDict and defaultdict(list); an OrderedDict may bring its items in a list."""
+    """Read collections.OrderedDict and defaultdict(list); an OrderedDict may have its items in a list."""
     if not arguments or isinstance(arguments[0], PickledGlobal):
         return {}
     pairs = arguments[0]
@@ -124,7 +114,7 @@ def plain_set(limits: Limits, items: Any = ()) -> set[Any]:
 
 
 def check_key(limits: Limits, key: Any) -> Any:
-    """Return a dictionary key; only what hashes without recursion is one."""
+    """Return a dictionary key; DamagedPickleError unless it hashes without recursion."""
     if type(key) in (int, float):
         limits.spend("number_keys")
     elif key is not None and type(key) not in (str, bool, bytes, PickledGlobal):
@@ -155,7 +145,7 @@ def tensor_view(
 def parameter(limits: Limits, tensor: Any, *ignored: Any) -> PickledTensor:
     """Read torch._utils._rebuild_parameter as its tensor."""
     if not isinstance(tensor, PickledTensor):
-        raise DamagedPickleError("a parameter is no tensor")
+        raise DamagedPickleError("a parameter is not a tensor")
     return tensor
 
 
@@ -181,7 +171,7 @@ def numpy_scalar(limits: Limits, dtype: Any, data: Any) -> Any:
 
 
 def latin1_bytes(limits: Limits, text: Any, encoding: Any) -> bytes:
-    """Read the bytes that old protocols write as encoded text."""
+    """Read bytes that old protocols write as encoded text."""
     if not isinstance(text, str) or encoding != "latin1":
         raise DamagedPickleError("bytes are not written as latin1 text")
     limits.spend("text_bytes", len(text))
@@ -201,4 +191,4 @@ BUILDERS: dict[tuple[str, str], Builder] = {
     ("numpy._core.multiarray", "scalar"): numpy_scalar,
     ("_codecs", "encode"): latin1_bytes,
 }
-# torch.storage._load_from_bytes is a builder too; it reads a nested stream and lives in `archive`.
+# torch.storage._load_from_bytes is a builder too: `archive` has it, because it reads a nested stream.

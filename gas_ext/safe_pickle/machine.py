@@ -1,7 +1,8 @@
 """The pickle machine: protocols 2 to 5, over bytes that may be a mapped file.
 
-Opcodes as in the standard library's `pickletools`. Nothing is imported or called by name. Bytes are handed on
-as views of the file, strings are counted, and every opcode costs one operation of the limits.
+Opcodes as in the standard library's `pickletools`. Nothing is imported or called by name. Long bytes are
+views of the file, strings are counted, and every opcode costs one operation of the limits. Python's own
+unpickler would not do: it hashes keys without a hook, and deep tuples or equal hashes as keys never end.
 """
 
 from __future__ import annotations
@@ -11,15 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gas_ext.safe_pickle.errors import DamagedPickleError, Limits, UnsafePickleError, printable
-from gas_ext.safe_pickle.globals import (
-    BUILDERS,
-    MARKERS,
-    RECORDS,
-    VALUES,
-    Builder,
-    NumpyDtype,
-    check_key,
-)
+from gas_ext.safe_pickle.globals import BUILDERS, MARKERS, RECORDS, VALUES, Builder, NumpyDtype, check_key
 from gas_ext.safe_pickle.objects import PickledGlobal, PickledObject
 
 _SHORT_BYTES = 64  # bytes values up to this length are copied into `bytes`; longer ones stay views
@@ -30,18 +23,10 @@ PersistentId = Callable[[Any], Any]
 
 
 class Machine:
-    """Reads one pickle.
+    """Reads one pickle from `position` on.
 
-    Parameters
-    ----------
-    data : memoryview
-        The bytes; reading starts at `position`.
-    limits : Limits
-        Counted down.
-    load_from_bytes : callable
-        Reads a nested torch stream.
-    persistent_id : callable, optional
-        Turns a persistent id into an object; without it they are refused.
+    `load_from_bytes` reads a nested torch stream; `persistent_id` turns a persistent id into an object, and
+    without it they are refused.
     """
 
     def __init__(
@@ -52,17 +37,16 @@ class Machine:
         persistent_id: PersistentId | None = None,
         position: int = 0,
     ) -> None:
-        self.data = data
-        self.limits = limits
-        self.position = position
+        self.data, self.limits, self.position = data, limits, position
         self.stack: list[Any] = []
+        self.push = self.stack.append
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
         self.persistent_id = persistent_id
         self.builders = {**BUILDERS, ("torch.storage", "_load_from_bytes"): load_from_bytes}
 
     def run(self) -> Any:
-        """Return what the pickle describes; `position` is then behind it."""
+        """Return the value of the pickle; `position` is then behind it."""
         while True:
             code = self.take(1)[0]
             self.limits.spend("operations")
@@ -72,7 +56,7 @@ class Machine:
                 return self.stack.pop()
             operation = _OPERATIONS.get(code)
             if operation is None:
-                raise DamagedPickleError(f"opcode {code:#04x} is none that known files use")
+                raise DamagedPickleError(f"opcode {code:#04x} is not used by known files")
             operation(self)
 
     # Bytes
@@ -107,14 +91,10 @@ class Machine:
 
     # Stack
 
-    def push(self, value: Any) -> None:
-        """Put a value on the stack."""
-        self.stack.append(value)
-
     def pop(self) -> Any:
         """Take the newest value from the stack, above the newest mark."""
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise DamagedPickleError("it takes a value that is not there")
+            raise DamagedPickleError("it takes a value that does not exist")
         return self.stack.pop()
 
     def mark(self) -> None:
@@ -126,17 +106,17 @@ class Machine:
     def group(self) -> list[Any]:
         """Take all values since the newest mark."""
         if not self.marks:
-            raise DamagedPickleError("it ends a group that has not begun")
+            raise DamagedPickleError("it ends a group that has not started")
         start = self.marks.pop()
         values = self.stack[start:]
         del self.stack[start:]
         return values
 
-    def top(self, kind: type) -> Any:
-        """Return the newest value, which must be of a kind, without taking it."""
+    def top(self, wanted: type) -> Any:
+        """Return the newest value, which must be of a type, without taking it."""
         value = self.pop()
-        if type(value) is not kind:
-            raise DamagedPickleError(f"it fills a {type(value).__name__} as if it were a {kind.__name__}")
+        if type(value) is not wanted:
+            raise DamagedPickleError(f"it fills a {type(value).__name__} as if it were a {wanted.__name__}")
         self.push(value)
         return value
 
@@ -165,7 +145,7 @@ class Machine:
     # Globals and objects
 
     def find(self, module: Any, name: Any) -> None:
-        """Push what stands for a global, or refuse it by name."""
+        """Push the value or name of a global, or refuse it by name."""
         if not isinstance(module, str) or not isinstance(name, str):
             raise DamagedPickleError("a global has no name")
         key = (module, name)
@@ -175,11 +155,11 @@ class Machine:
             self.push(PickledGlobal(module, name))
         else:
             raise UnsafePickleError(
-                f"it names {printable(module)}.{printable(name)}, which is not on the list of what is read"
+                f"it names {printable(module)}.{printable(name)}, which is not on the list of known names"
             )
 
     def reduce(self) -> None:
-        """Call a builder of ours with the arguments on the stack."""
+        """Call the builder of a global with the arguments on the stack."""
         function, arguments = self.some(2)
         if not isinstance(function, PickledGlobal) or not isinstance(arguments, tuple):
             raise UnsafePickleError(f"it calls a {type(function).__name__}")
@@ -189,11 +169,11 @@ class Machine:
         self.push(builder(self.limits, *arguments))
 
     def new_object(self) -> None:
-        """Begin the record of an object, whose attributes follow."""
-        kind, arguments = self.some(2)
-        if not isinstance(kind, PickledGlobal) or (kind.module, kind.name) not in RECORDS or arguments != ():
-            raise UnsafePickleError("it makes an object of a class that is not on the list")
-        self.push(PickledObject(kind.module, kind.name))
+        """Start the record of an object, whose attributes follow."""
+        cls, arguments = self.some(2)
+        if not isinstance(cls, PickledGlobal) or (cls.module, cls.name) not in RECORDS or arguments != ():
+            raise UnsafePickleError("it creates an object of a class that is not on the list")
+        self.push(PickledObject(cls.module, cls.name))
 
     def build(self) -> None:
         """Give an object its attributes."""
@@ -226,7 +206,7 @@ class Machine:
     def get(self, index: int) -> None:
         """Push a remembered value."""
         if index not in self.memo:
-            raise DamagedPickleError("it asks for a value that it has not made")
+            raise DamagedPickleError("it uses a value that it has not created")
         self.push(self.memo[index])
 
     def integer(self, count: int) -> int:
@@ -247,7 +227,7 @@ class Machine:
             raise DamagedPickleError(f"its protocol {version} is not 2 to 5")
 
     def frame(self) -> None:
-        """Check a frame's length, which otherwise tells nothing."""
+        """Check the length of a frame, which is not needed otherwise."""
         if self.number("<Q") > len(self.data) - self.position:
             raise DamagedPickleError("it is cut off")
 

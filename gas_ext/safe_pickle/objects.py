@@ -1,4 +1,4 @@
-"""What a pickle is read into: plain Python values, tensors, and inert records of everything else."""
+"""Inert records of tensors, storages, classes and objects in a pickle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LONGEST_NAME = 2_000  # characters of a dotted name
 
 @dataclass(frozen=True)
 class PickledGlobal:
-    """A class or function that a file names; only its name, never the thing itself."""
+    """The name of a class or function in a file, never the class or function itself."""
 
     module: str
     name: str
@@ -26,15 +26,10 @@ class PickledGlobal:
 
 @dataclass
 class PickledObject:
-    """An object that is not rebuilt: the name of its class and its attributes.
+    """An object that is not rebuilt: module and name of its class, and its attributes.
 
-    Parameters
-    ----------
-    module, name : str
-        Where the class lived, and its name.
-    state : dict
-        Its attributes; for an nn.Module ``_parameters``, ``_buffers``, ``_modules`` and the constructor's
-        values.
+    The attributes of an nn.Module are ``_parameters``, ``_buffers``, ``_modules`` and the constructor's
+    values.
     """
 
     module: str
@@ -44,7 +39,7 @@ class PickledObject:
 
 @dataclass
 class Storage:
-    """The raw elements behind tensors; their bytes are bound when they have been found."""
+    """The raw elements of tensors; their bytes are bound once they are found."""
 
     dtype: torch.dtype
     numel: int
@@ -57,7 +52,7 @@ class Storage:
         return self.numel * self.dtype.itemsize
 
     def bind(self, data: memoryview) -> None:
-        """Point to the bytes; there may be more than needed, never fewer."""
+        """Use the first of these bytes; DamagedPickleError if there are too few."""
         if len(data) < self.nbytes:
             raise DamagedPickleError(f"a storage of {self.nbytes} bytes has only {len(data)}")
         self.data = data[: self.nbytes]
@@ -78,7 +73,7 @@ class Storage:
 
 @dataclass
 class PickledTensor:
-    """A tensor described by a file: a view of a storage, loaded when asked."""
+    """A tensor described by a file: a view of a storage, loaded on demand."""
 
     storage: Storage
     offset: int
@@ -86,7 +81,7 @@ class PickledTensor:
     stride: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Check that every element lies inside the storage, and that none is counted many times."""
+        """Check that all elements are inside the storage and at most as many."""
         sizes, strides = self.shape, self.stride
         whole = [*sizes, *strides, self.offset]
         if not all(type(value) is int and 0 <= value < 2**48 for value in whole):
@@ -94,7 +89,7 @@ class PickledTensor:
         if len(sizes) != len(strides) or len(sizes) > 32:
             raise DamagedPickleError("a tensor has impossible sizes")
         numel = math.prod(sizes)
-        last = self.offset + sum((size - 1) * step for size, step in zip(sizes, strides, strict=True))
+        last = self.offset + _last(sizes, strides)
         if numel > self.storage.numel or (numel and last >= self.storage.numel):
             raise DamagedPickleError("a tensor reaches beyond its storage")
 
@@ -104,32 +99,26 @@ class PickledTensor:
         return self.storage.dtype
 
     def tensor(self) -> Tensor:
-        """Return the tensor; views of one storage share memory, as they did."""
+        """Return the tensor; views of one storage share memory, as in the file."""
         if 0 in self.shape:
             return torch.empty(self.shape, dtype=self.dtype)
         return torch.as_strided(self.storage.elements(), self.shape, self.stride, self.offset)
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Return entries start to stop of the first dimension, copying these alone."""
-        if not self.shape or math.prod(self.shape) == 0 or self.stride != _contiguous(self.shape):
-            return self.tensor()[start:stop].clone()
+        """Return a copy of entries start to stop of the first dimension; only these are read."""
         start, stop, _ = slice(start, stop).indices(self.shape[0])
-        row, size = self.stride[0], self.dtype.itemsize
+        shape = (max(stop - start, 0), *self.shape[1:])
+        if 0 in shape:
+            return torch.empty(shape, dtype=self.dtype)
         assert self.storage.data is not None
-        first = (self.offset + start * row) * size
-        part = self.storage.data[first : first + (stop - start) * row * size]
-        if len(part) == 0:
-            return torch.empty((0, *self.shape[1:]), dtype=self.dtype)
-        copy = torch.frombuffer(part, dtype=torch.uint8).clone()
-        return copy.view(self.dtype).reshape(-1, *self.shape[1:])
+        part = Storage(self.dtype, 1 + _last(shape, self.stride))
+        part.bind(self.storage.data[(self.offset + start * self.stride[0]) * self.dtype.itemsize :])
+        return torch.as_strided(part.elements(), shape, self.stride).clone()
 
 
-def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= size
-    return tuple(reversed(strides))
+def _last(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
+    """Return the index of the last element in the storage, counted from the first."""
+    return sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
 
 
 def state_dict_of(module: PickledObject, *, depth: int = 200) -> dict[str, Tensor]:
@@ -138,15 +127,15 @@ def state_dict_of(module: PickledObject, *, depth: int = 200) -> dict[str, Tenso
     Parameters
     ----------
     module : PickledObject
-        Has ``_parameters``, ``_buffers`` and ``_modules``.
+        With ``_parameters``, ``_buffers`` and ``_modules``.
     depth : int
-        Deepest nesting of modules.
+        Deepest nesting of modules. Default: 200.
 
     Raises
     ------
     DamagedPickleError
-        If the record is no module, modules contain each other, there are more names than in any network, or
-        one tensor has many (`check_sharing`).
+        If the record is not a module, modules contain each other, or there are more names or shared tensors
+        (`check_sharing`) than in any network.
     """
     found: dict[str, Tensor] = {}
     names_left = _MOST_NAMES
@@ -154,11 +143,11 @@ def state_dict_of(module: PickledObject, *, depth: int = 200) -> dict[str, Tenso
     while waiting:
         prefix, record, level = waiting.pop()
         if not isinstance(record, PickledObject):
-            raise DamagedPickleError(f"{printable(prefix) or 'the network'} is no pickled module")
+            raise DamagedPickleError(f"{printable(prefix) or 'the network'} is not a pickled module")
         if level > depth:
             raise DamagedPickleError(f"modules are nested deeper than {depth}")
         parameters, buffers, modules = (
-            _entries(record, kind, prefix) for kind in ("_parameters", "_buffers", "_modules")
+            _entries(record, part, prefix) for part in ("_parameters", "_buffers", "_modules")
         )
         names_left -= len(parameters) + len(buffers) + len(modules)
         if names_left < 0:
@@ -168,7 +157,7 @@ def state_dict_of(module: PickledObject, *, depth: int = 200) -> dict[str, Tenso
             buffers = {name: value for name, value in buffers.items() if name not in fleeting}
         for name, value in (*parameters.items(), *buffers.items()):
             if value is not None and not isinstance(value, Tensor):
-                raise DamagedPickleError(f"{printable(prefix + name)} of a network is no tensor")
+                raise DamagedPickleError(f"{printable(prefix + name)} of a network is not a tensor")
             if value is not None:
                 found[prefix + name] = value
         for name, child in reversed(modules.items()):
@@ -179,7 +168,7 @@ def state_dict_of(module: PickledObject, *, depth: int = 200) -> dict[str, Tenso
 
 
 def check_sharing(tensors: Collection[Tensor]) -> None:
-    """Raise DamagedPickleError if copies of tensors would take far more memory than their file does.
+    """Raise DamagedPickleError if copies of the tensors would take far more memory than their file.
 
     A file may give one tensor any number of names; networks tie a few at most.
     """
@@ -189,13 +178,13 @@ def check_sharing(tensors: Collection[Tensor]) -> None:
         raise DamagedPickleError("its tensors share their numbers")
 
 
-def _entries(record: PickledObject, kind: str, prefix: str) -> dict[str, Any]:
+def _entries(record: PickledObject, part: str, prefix: str) -> dict[str, Any]:
     """Return the named tensors or modules in a module."""
-    entries = record.state.get(kind)
+    entries = record.state.get(part)
     if not isinstance(entries, dict):
-        raise DamagedPickleError(f"a pickled {printable(record.name)} has no {kind}")
+        raise DamagedPickleError(f"a pickled {printable(record.name)} has no {part}")
     if len(entries) > _MOST_NAMES:
         raise DamagedPickleError(f"a network has more than {_MOST_NAMES} names")
     if not all(isinstance(name, str) and len(prefix) + len(name) <= _LONGEST_NAME for name in entries):
-        raise DamagedPickleError(f"a pickled {printable(record.name)} has impossible names in its {kind}")
+        raise DamagedPickleError(f"a pickled {printable(record.name)} has impossible names in its {part}")
     return entries

@@ -1,7 +1,7 @@
-"""Everything that yields coefficients: learned and training-free solvers, their times and names.
+"""Learned and training-free solvers: their coefficients, timesteps, names and files.
 
-All are linear in the states and predictions that they keep, so each step is one `gas_ext.ops.fused_update`,
-and all of them run in `GASSampler`. `gas_ext.solvers.registry` builds them by name.
+All are linear in the states and predictions they store, so each step is one `gas_ext.ops.fused_update`, and
+all run in `GASSampler`. `gas_ext.solvers.registry` builds them by name.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from gas_ext.solvers.deis import DEISSolver
     from gas_ext.solvers.dpm import DPMSolver
     from gas_ext.solvers.generalized import GeneralizedSolver
-    from gas_ext.solvers.gits import GITS_SIGMAS, gits_timesteps
     from gas_ext.solvers.heun import HeunSolver
     from gas_ext.solvers.ipndm import IPNDMSolver
     from gas_ext.solvers.multistep import MultistepSolver
+    from gas_ext.solvers.timesteps import GITS_SIGMAS, gits_timesteps
     from gas_ext.solvers.unipc import UniPCSolver
 
 __all__ = [
@@ -38,7 +38,7 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
-        "GITS_SIGMAS": "gas_ext.solvers.gits",
+        "GITS_SIGMAS": "gas_ext.solvers.timesteps",
         "DEISSolver": "gas_ext.solvers.deis",
         "DPMSolver": "gas_ext.solvers.dpm",
         "GeneralizedSolver": "gas_ext.solvers.generalized",
@@ -48,6 +48,6 @@ __getattr__ = lazy_exports(
         "Solver": "gas_ext.solvers.coefficients",
         "SolverCoefficients": "gas_ext.solvers.coefficients",
         "UniPCSolver": "gas_ext.solvers.unipc",
-        "gits_timesteps": "gas_ext.solvers.gits",
+        "gits_timesteps": "gas_ext.solvers.timesteps",
     },
 )

@@ -1,4 +1,4 @@
-"""Coefficients as constants: those of a finished solver are computed once and used by every solve.
+"""Coefficients of a finished solver, computed once and used by every solve.
 
 Computing them takes longer than all updates of a small image.
 """
@@ -15,11 +15,12 @@ from gas_ext.solvers.multistep import MultistepSolver
 
 
 def can_bake(solver: Solver) -> bool:
-    """Whether the coefficients of a solver follow from what `BakedCoefficients` compares, here and now.
+    """Whether `BakedCoefficients` would notice every change of this solver's coefficients in this context.
 
-    Not those of other classes, which may depend on anything; not where gradients of the parameters are
-    recorded or `torch.func` has replaced them. Looking at values on a GPU would wait for it, so there not
-    those of parameters that still learn, nor while a graph is captured, whose replays follow them.
+    False for other classes, whose coefficients may depend on anything, and where gradients of the parameters
+    are recorded or `torch.func` has replaced them. On a GPU, comparing values would synchronize, so also
+    False for parameters that require a gradient, and while a graph is captured, whose replays follow the
+    parameters.
     """
     if torch.compiler.is_compiling():
         return False
@@ -36,31 +37,32 @@ def can_bake(solver: Solver) -> bool:
 
 
 class BakedCoefficients:
-    """Coefficients of a solver, and what they were computed from.
+    """Coefficients of a solver, and the parameters and settings they were computed from.
 
     Parameters are compared by value on the CPU; elsewhere by address and by torch's count of writes to them.
     """
 
     def __init__(self, solver: Solver, prediction_type: str | None, guidance_scale: float | None) -> None:
-        with torch.inference_mode(False), torch.no_grad():  # to be of use in any mode
+        with torch.inference_mode(False), torch.no_grad():  # usable in any mode
             self.coefficients: SolverCoefficients = solver.coefficients(prediction_type, guidance_scale)
-            self._parameters = [_remembered(parameter) for parameter in _parameters(solver)]
+            # Elsewhere than on the CPU the memory is shared, so that its address is not used again.
+            self._parameters = [p.detach().clone() if p.is_cpu else p.detach() for p in _parameters(solver)]
         self._addresses = _addresses(_parameters(solver))
-        self._asked = solver, prediction_type, guidance_scale
-        self._place = _place(solver)
-        self._stream = _stream(self._place[0])
+        self._settings = solver, prediction_type, guidance_scale
+        self._context = _context(solver)
+        self._stream = _stream(self._context[0])
 
     def hold(self, solver: Solver, prediction_type: str | None, guidance_scale: float | None) -> bool:
         """Whether these are the coefficients that the solver would compute now."""
-        place = _place(solver)
-        if self._asked != (solver, prediction_type, guidance_scale) or self._place != place:
+        context = device, _ = _context(solver)
+        if self._settings != (solver, prediction_type, guidance_scale) or self._context != context:
             return False
         # Another stream would not wait for coefficients that are still being computed. Capturing a graph
-        # begins with waiting for everything that was written.
-        if self._stream != _stream(place[0]) and not is_captured(place[0]):
+        # starts by waiting for all earlier writes.
+        if self._stream != _stream(device) and not is_captured(device):
             return False
         parameters = _parameters(solver)
-        if place[0].type == "cpu":
+        if device.type == "cpu":
             return all([torch.equal(old, new) for old, new in zip(self._parameters, parameters, strict=True)])
         return self._addresses == _addresses(parameters)
 
@@ -75,16 +77,16 @@ def _is_gpu(device: torch.device) -> bool:
 
 
 def _parameters(solver: Solver) -> list[Tensor]:
-    """Return what coefficients depend on: nothing that changes in a training-free solver."""
+    """Return the tensors that coefficients depend on; those of a training-free solver depend on none."""
     if not isinstance(solver, GeneralizedSolver):
         return []
-    # What parameters() returns, in a tenth of its time.
+    # As parameters(), in a tenth of its time.
     return [parameter for parameter in solver._parameters.values() if parameter is not None]
 
 
-def _place(solver: Solver) -> tuple[torch.device, bool]:
-    """Return the solver's device, and whether tensors there may have no values, as in a FakeTensorMode."""
-    device = solver._place.device if isinstance(solver, MultistepSolver) else _parameters(solver)[0].device
+def _context(solver: Solver) -> tuple[torch.device, bool]:
+    """Return the device of a solver, and whether tensors may have no values, as in a FakeTensorMode."""
+    device = solver._anchor.device if isinstance(solver, MultistepSolver) else _parameters(solver)[0].device
     return device, is_intercepted()
 
 
@@ -92,11 +94,6 @@ def _stream(device: torch.device) -> int | None:
     return torch.cuda.current_stream(device).cuda_stream if _is_gpu(device) else None
 
 
-def _remembered(parameter: Tensor) -> Tensor:
-    # Elsewhere than on the CPU the memory is shared, so that the address is not used again.
-    return parameter.detach().clone() if parameter.is_cpu else parameter.detach()
-
-
 def _addresses(parameters: list[Tensor]) -> list[tuple[int, int]]:
-    """Return where parameters are, and how often torch has written there; inference mode does not count."""
+    """Return addresses of parameters and torch's count of writes to them (inference tensors have none)."""
     return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters if not p.is_cpu]

@@ -1,12 +1,12 @@
-"""From a schedule, times and corrections to every number a solve needs, for all steps at once.
+"""Coefficients of all steps of a solve, computed from a schedule, timesteps and corrections.
 
 With lambda = log(alpha / sigma), h_n = lambda_{n+1} - lambda_n and D_n the data prediction at step n, one
 step of DPM-Solver++ (multistep, Lu et al. 2022) is x_{n+1} = sigma_{n+1} / sigma_n x_n + sum_j c_nj D_j. A
 learned solver adds corrections to it (GAS, arXiv 2510.17699, section 3). Everything here is float64,
 differentiable, on the device of its inputs, and free of host synchronization.
 
-Where alpha(1) = 0, lambda_0 = -inf and h_0 = inf: all weights are written so that they reach their finite
-limits (h_0 stands only in denominators and in exp(-h_0)).
+Where alpha(1) = 0, lambda_0 = -inf and h_0 = inf. All weights are written so that they reach their finite
+limits: h_0 appears only in denominators and in exp(-h_0).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction")
 
 
 class StepWeights(NamedTuple):
-    """Weights of one update x_{n+1} = sum_j state[n, j] x_{n-j} + sum_j data[n, j] D_{n-j}, for all n.
+    """Weights of the updates x_{n+1} = sum_j state[n, j] x_{n-j} + sum_j data[n, j] D_{n-j} of all steps n.
 
-    Both are float64, (N, states kept) and (N, data predictions kept); entries with j > n are zero.
+    Both are float64, (N, stored states) and (N, stored data predictions); entries with j > n are zero.
     """
 
     state: Tensor
@@ -34,17 +34,17 @@ class StepWeights(NamedTuple):
 
 
 class SolverCoefficients(NamedTuple):
-    """All numbers of a solve.
+    """Coefficients of all steps of a solve.
 
     Attributes
     ----------
     rows : tuple of Tensor
         One float64 row per step, in the layout of `gas_ext.ops.fused_update`: [p, q, guidance, next scale,
-        weight of D_n, weights of x_n, x_{n-1}, ..., D_{n-1}, D_{n-2}, ...], as many as step n has and keeps.
+        weight of D_n, weights of x_n, x_{n-1}, ..., D_{n-1}, D_{n-2}, ...], as far as they are stored.
     timesteps : Tensor
         (N + 1,) float64, from 1 to t_eps.
     evaluation_timesteps : Tensor
-        (N,) float64, the times the network sees.
+        (N,) float64, the times at which the network is evaluated.
     weights : StepWeights
         The same weights as two tables.
     """
@@ -57,7 +57,7 @@ class SolverCoefficients(NamedTuple):
 
 @runtime_checkable
 class Solver(Protocol):
-    """What `GASSampler` runs: a schedule, a number of steps, and the numbers of each."""
+    """What `GASSampler` runs: a schedule, a number of steps, and the coefficients of each step."""
 
     schedule: NoiseSchedule
     steps: int
@@ -68,7 +68,7 @@ class Solver(Protocol):
     def coefficients(
         self, prediction_type: str | None = None, guidance_scale: float | None = None
     ) -> SolverCoefficients:
-        """Return every number of a solve."""
+        """Return the coefficients of all steps of a solve."""
 
 
 def data_prediction_coefficients(
@@ -76,37 +76,11 @@ def data_prediction_coefficients(
 ) -> tuple[Tensor, Tensor]:
     """Return p, q of D = p x + q m, where m is the network's output at (x, evaluation time).
 
-    Outputs "epsilon", "v_prediction" and "flow_prediction" are read at the unshifted time t. A "sample" is
-    first turned into noise at the evaluation time t', as published solvers do:
-    D = (x - sigma(t) (x - alpha(t') m) / sigma(t')) / alpha(t); on schedules with alpha(1) = 0 that has no
-    limit, and the output is taken as D itself. All agree where t' = t.
-
-    Parameters
-    ----------
-    schedule : NoiseSchedule
-        The schedule of x.
-    timesteps, evaluation_timesteps : Tensor
-        Times t of x and t' of the network, of one shape.
-    prediction_type : str
-        "epsilon": m = eps; "sample": m = x_0; "flow_prediction": m = eps - x_0; "v_prediction":
-        m = (alpha eps - sigma x_0) / sqrt(alpha^2 + sigma^2) (Salimans and Ho 2022).
-
-    Returns
-    -------
-    tuple of Tensor
-        p and q, float64.
-
-    Raises
-    ------
-    ValueError
-        If the prediction type is unknown, or "epsilon" where alpha(1) = 0.
-
-    Examples
-    --------
-    >>> t = torch.tensor([0.5], dtype=torch.float64)
-    >>> p, q = data_prediction_coefficients(NoiseSchedule.flow(), t, t, "flow_prediction")
-    >>> p.item(), q.item()
-    (1.0, -0.5)
+    The output m is eps for "epsilon", x_0 for "sample", eps - x_0 for "flow_prediction", and
+    (alpha eps - sigma x_0) / sqrt(alpha^2 + sigma^2) for "v_prediction" (Salimans and Ho 2022). All but
+    "sample" are read at the time t of the state. A "sample" is first turned into noise at the evaluation time
+    t', as published solvers do: D = (x - sigma(t) (x - alpha(t') m) / sigma(t')) / alpha(t).
+    On schedules with alpha(1) = 0 that has no limit, and m is D itself. All agree where t' = t.
     """
     check_prediction_type(schedule, prediction_type)
     alpha, sigma = schedule.alpha(timesteps), schedule.sigma(timesteps)
@@ -125,7 +99,7 @@ def data_prediction_coefficients(
 
 
 def check_prediction_type(schedule: NoiseSchedule, prediction_type: str) -> None:
-    """Raise ValueError unless the prediction type is known and can be turned into data on this schedule."""
+    """Raise ValueError unless the prediction type is known and gives a data prediction on this schedule."""
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(
             f"Prediction type {prediction_type!r} is unknown; expected one of {', '.join(PREDICTION_TYPES)}."
@@ -138,7 +112,7 @@ def check_prediction_type(schedule: NoiseSchedule, prediction_type: str) -> None
 
 
 def check_guidance_scale(value: float | None) -> float | None:
-    """Return a guidance scale as a float, or None; TypeError or ValueError if it is no finite number."""
+    """Return a guidance scale as a float, or None; TypeError or ValueError if it is not a finite number."""
     scale = None if value is None else real_number("guidance_scale", value)
     if scale is not None and not math.isfinite(scale):
         raise ValueError(f"guidance_scale is {scale}, but must be finite; pass None for no guidance.")
@@ -152,24 +126,12 @@ def guided_weights(
     state_corrections: Tensor,
     theory_order: int = 3,
 ) -> StepWeights:
-    """Return DPM-Solver++ weights of the current times plus corrections ("theory guidance").
+    """Return DPM-Solver++ weights of the current timesteps plus corrections ("theory guidance").
 
-    Parameters
-    ----------
-    schedule : NoiseSchedule
-        The schedule of x.
-    timesteps : Tensor
-        (N + 1,) decreasing.
-    data_corrections, state_corrections : Tensor
-        (order, N). Row i acts i steps back. State corrections add to the weights of x. Of the data
-        corrections, the first min(n + 1, order, theory_order) act on the theory's own terms (D_n and its
-        divided differences) with the signs of published solvers, the others on D_{n-i} itself.
-    theory_order : int
-        1, 2 or 3: order of the multistep formula.
-
-    Returns
-    -------
-    StepWeights
+    Row i of the (order, N) corrections acts i steps back. State corrections add to the weights of x. Of the
+    data corrections, the first min(n + 1, order, theory_order) act on the theory's own terms (D_n and its
+    divided differences) with the signs of published solvers, the others on D_{n-i} itself. `theory_order` is
+    1, 2 or 3.
     """
     order, steps = data_corrections.shape
     corrections = mask_inactive(data_corrections.to(torch.float64))
@@ -177,7 +139,7 @@ def guided_weights(
     h = schedule.lambda_(timesteps).diff()
     highest = min(order, theory_order, steps)
     blocks = []
-    for k in range(1, highest + 1):  # step k - 1 is the first with k terms; from `highest` on it stays so
+    for k in range(1, highest + 1):  # step k - 1 is the first with k terms, and `highest` terms are the most
         first, end = k - 1, k if k < highest else steps
         previous = [h[first - i : end - i] for i in range(k)]
         blocks.append(_theory_block(alpha_next[first:end], previous, corrections[:, first:end]))
@@ -229,10 +191,10 @@ def _phi_tails(h: Tensor) -> tuple[Tensor, Tensor]:
 def free_weights(
     schedule: NoiseSchedule, timesteps: Tensor, data_corrections: Tensor, state_corrections: Tensor
 ) -> StepWeights:
-    """Return the weights of a linear multistep solver that does not follow the times (S4S style).
+    """Return the weights of a linear multistep solver that do not depend on the timesteps (as in S4S).
 
     x_{n+1} = sigma_{n+1} / sigma_n x_n + sum_i c_i D_{n-i} + sum_i a_i x_{n-i}: the data corrections are the
-    weights themselves. Parameters as in `guided_weights`.
+    weights themselves.
     """
     sigma = schedule.sigma(timesteps)
     data = mask_inactive(data_corrections.to(torch.float64)).T
@@ -242,11 +204,11 @@ def free_weights(
 def reference_s4s_weights(
     schedule: NoiseSchedule, timesteps: Tensor, data_corrections: Tensor, state_corrections: Tensor
 ) -> StepWeights:
-    """Return what the published code computes without theory guidance.
+    """Return the weights of the published code without theory guidance.
 
     With r = sigma_{n+1} / sigma_n and C = alpha_{n+1} (1 - exp(-h)):
-    x_{n+1} = r (r x_n + C sum_i c_i D_{n-i}) + C sum_i a_i D_{n-i}, that is, r enters twice and the "state"
-    corrections act on D. Parameters as in `guided_weights`.
+    x_{n+1} = r (r x_n + C sum_i c_i D_{n-i}) + C sum_i a_i D_{n-i}. So r enters twice, and the "state"
+    corrections act on D.
     """
     sigma = schedule.sigma(timesteps)
     ratio, scale = sigma[1:] / sigma[:-1], data_scale(schedule, timesteps)
@@ -261,7 +223,7 @@ def data_scale(schedule: NoiseSchedule, timesteps: Tensor) -> Tensor:
 
 
 def mask_inactive(corrections: Tensor) -> Tensor:
-    """Set to zero what step n cannot use: rows i > n of an (order, N) table."""
+    """Set rows i > n of column n of an (order, N) table to zero: step n has no such history."""
     order, steps = corrections.shape
     back = torch.arange(order, device=corrections.device)
     step = torch.arange(steps, device=corrections.device)
@@ -278,13 +240,9 @@ def fused_rows(
     p: Tensor, q: Tensor, weights: StepWeights, guidance_scale: float | None = None
 ) -> tuple[Tensor, ...]:
     """Return one row per step in the layout of `gas_ext.ops.fused_update`; see `SolverCoefficients`."""
-    steps, data_kept = weights.data.shape
-    states_kept = weights.state.shape[1]
     guidance_scale = check_guidance_scale(guidance_scale)
     guidance = torch.full_like(p, 1.0 if guidance_scale is None else guidance_scale)
     head = torch.stack([p, q, guidance, torch.ones_like(p), weights.data[:, 0]], dim=1)
-    rows = []
-    for n in range(steps):
-        states, data = min(n + 1, states_kept), min(n + 1, data_kept)
-        rows.append(torch.cat([head[n], weights.state[n, :states], weights.data[n, 1:data]]))
-    return tuple(rows)
+    return tuple(
+        torch.cat([head[n], weights.state[n, : n + 1], weights.data[n, 1 : n + 1]]) for n in range(len(head))
+    )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from gas_ext.schedules import NoiseSchedule
 from gas_ext.solvers.coefficients import StepWeights, guided_weights
-from gas_ext.solvers.multistep import MultistepSolver, Timesteps
+from gas_ext.solvers.multistep import MultistepSolver
+from gas_ext.solvers.timesteps import Timesteps
 
 
 class DPMSolver(MultistepSolver):
@@ -18,16 +17,17 @@ class DPMSolver(MultistepSolver):
     replaced by its Taylor polynomial from divided differences; see
     `gas_ext.solvers.coefficients.guided_weights`.
 
-    Order 1 is DDIM (Song et al. 2021), and the same as Euler's method in the variable in which the path of a
-    fixed D is straight: in sigma for EDM, in t for flow matching. It has limits where alpha(1) = 0.
+    Order 1 is DDIM (Song et al. 2021), which is Euler's method in sigma for EDM and in t for flow matching.
+    The solver has limits where alpha(1) = 0.
 
     Parameters
     ----------
     lower_order_final : bool
-        Whether the order falls to 2 and 1 in the last steps, which steadies solves of few steps (the default
-        of DPM-Solver's code and of diffusers below 15 steps). An untrained `GeneralizedSolver` does not.
+        Lower the order to 2 and 1 in the last steps, which stabilizes solves of few steps (the default of
+        DPM-Solver's code, and of diffusers below 15 steps). Default: False, as in an untrained
+        `GeneralizedSolver`.
     schedule, steps, order, t_eps, timesteps
-        As for `MultistepSolver`; order 1 to 3.
+        As for `MultistepSolver`; order 1 to 3 (default 3), timesteps "logsnr" by default.
 
     Examples
     --------
@@ -37,7 +37,8 @@ class DPMSolver(MultistepSolver):
     """
 
     highest_order = 3
-    steps_in_lambda = False  # its formulas have limits
+    steps_in_lambda = False  # its formulas have limits at lambda = -inf
+    options = ("lower_order_final",)
 
     def __init__(
         self,
@@ -53,7 +54,6 @@ class DPMSolver(MultistepSolver):
         self.lower_order_final = lower_order_final
 
     def _compute_weights(self) -> StepWeights:
-        """Return the weights of the newest state and the newest data predictions."""
         times = self._times
         highest = min(self.order, self.steps)
         none = torch.zeros(highest, self.steps, dtype=torch.float64)
@@ -62,7 +62,3 @@ class DPMSolver(MultistepSolver):
             for order in range(1, highest):
                 data[-order] = guided_weights(self.schedule, times, none, none, order).data[-order]
         return StepWeights(state[:, :1], data)
-
-    def describe(self) -> dict[str, Any]:
-        """Return plain values that say which solver this is, for manifests and tables."""
-        return {**super().describe(), "lower_order_final": self.lower_order_final}

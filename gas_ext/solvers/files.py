@@ -22,7 +22,6 @@ _KEY = "gas_ext_solver"
 
 Record: TypeAlias = dict[str, Any]
 
-
 _FIELDS: Fields = {
     "schedule": RECORD,
     "steps": Field((int,), 0, MAX_STEPS),
@@ -37,18 +36,17 @@ _FIELDS: Fields = {
     "teacher": RECORD,
     "training": RECORD,
 }
-# What a file means that was written before there was such a field.
+# Values of fields that older files lack.
 _ABSENT = {"kind": "gs"}
 
 
 def write_solver_file(path: Path, record: Record, tensors: Mapping[str, Tensor]) -> None:
-    """Write a solver; `path` appears, or changes, only when the file is complete."""
-    record = {"format_version": FORMAT_VERSION, **record}
-    write_sealed(path, _KEY, record, tensors)
+    """Write a solver atomically."""
+    write_sealed(path, _KEY, {"format_version": FORMAT_VERSION, **record}, tensors)
 
 
 def read_solver_file(path: Path) -> tuple[Record, dict[str, Tensor]]:
-    """Read a solver file; ValueError says in one sentence why it cannot be used."""
+    """Read a solver file; ValueError unless its record is valid and its parameters have the right shapes."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no solver file {path}.")
     if path.suffix != SUFFIX and not _is_safetensors(path):
@@ -60,15 +58,32 @@ def read_solver_file(path: Path) -> tuple[Record, dict[str, Tensor]]:
             f"gas-ext import {example} --steps N --config NAME -o {example.stem}{SUFFIX}."
         )
     record, tensors = read_sealed(path, _KEY, "solver", _FIELDS, _ABSENT, FORMAT_VERSION)
-    shapes = parameter_shapes(record["steps"], record["order"])
-    for name, shape in shapes.items():  # before anything of these sizes is built
-        if name not in tensors or tuple(tensors[name].shape) != shape:
-            got = "nothing" if name not in tensors else f"{tuple(tensors[name].shape)} numbers"
+    steps, order = record["steps"], record["order"]
+    return record, check_parameters(tensors, steps, order, path)
+
+
+def check_parameters(tensors: dict[str, Tensor], steps: int, order: int, path: Path) -> dict[str, Tensor]:
+    """Return the parameters of a solver; ValueError unless they are complete, of the right shapes and finite.
+
+    This precedes the solver itself, so that nothing is built with sizes that only the record claims.
+    """
+    shapes = {
+        "timestep_logits": (max(steps - 1, 0),),
+        "time_offsets": (steps,),
+        "data_corrections": (order, steps),
+        "state_corrections": (order, steps),
+    }
+    for name, shape in shapes.items():
+        value = tensors.get(name)
+        if value is None or value.shape != shape or not value.is_floating_point():
+            got = "nothing" if value is None else f"{tuple(value.shape)} {value.dtype} numbers"
             raise ValueError(
-                f"{path} holds {got} for {name}, but {record['steps']} steps of order {record['order']} need "
-                f"{shape}."
+                f"{path} holds {got} for {name}, but {steps} steps of order {order} need {shape} "
+                "floating-point numbers; get a fresh copy."
             )
-    return record, tensors
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{path} holds numbers in {name} that are not finite; get a fresh copy.")
+    return {name: tensors[name] for name in shapes}
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -76,22 +91,11 @@ def _is_safetensors(path: Path) -> bool:
         return file.read(9)[8:] == b"{"
 
 
-def parameter_shapes(steps: int, order: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a solver's parameters by name."""
-    tables = order, steps
-    return {
-        "timestep_logits": (max(steps - 1, 0),),
-        "time_offsets": (steps,),
-        "data_corrections": tables,
-        "state_corrections": tables,
-    }
-
-
 def read_reference_checkpoint(path: Path, steps: int | None) -> tuple[dict[str, Tensor], int]:
     """Return the averaged parameters of a published student under this library's names, and its order.
 
-    With steps=None the file's own number of steps is taken.
     The file lists [logits (N - 1), offsets (N), c_1, a_1, c_2, a_2, ...] (N each) under ema.shadow_params.
+    With steps=None any N is accepted.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path}.")
@@ -108,36 +112,38 @@ def read_reference_checkpoint(path: Path, steps: int | None) -> tuple[dict[str, 
     steps = values[1].numel() if steps is None and len(values) > 1 else steps or 0
     if order < 1 or shapes != [(steps - 1,)] + [(steps,)] * (2 * order + 1):
         found = f"parameters of shapes {shapes[:3]}"
-        raise ValueError(f"{path} holds {found}, which is no student of {steps} steps; pass its own steps.")
+        raise ValueError(
+            f"{path} holds {found}, which is not a student of {steps} steps; pass its number of steps."
+        )
     tensors = {
         "timestep_logits": values[0],
         "time_offsets": values[1],
         "data_corrections": torch.stack(values[2::2]),
         "state_corrections": torch.stack(values[3::2]),
     }
-    return {name: value.detach() for name, value in tensors.items()}, order
+    tensors = {name: value.detach() for name, value in tensors.items()}
+    return check_parameters(tensors, steps, order, path), order
 
 
 def write_reference_checkpoint(
     path: Path, tensors: Mapping[str, Tensor], step: int, ema_decay: float
 ) -> None:
-    """Write parameters in the form that `read_reference_checkpoint` reads and the published code loads.
+    """Write parameters as a checkpoint that the published code loads, with an empty optimizer state.
 
-    Averaged and last parameters are the same; the optimizer's state is empty.
+    Averaged and latest parameters are the same.
     """
     values = [tensors["timestep_logits"], tensors["time_offsets"]]
     for pair in zip(tensors["data_corrections"], tensors["state_corrections"], strict=True):
         values += pair
     values = [value.detach().to("cpu", torch.float32).clone() for value in values]
-    averages = {
-        "decay": ema_decay,
-        "num_updates": step,
-        "shadow_params": values,
-        "collected_params": [value.clone() for value in values],
-    }
     content = {
         "model": [torch.nn.Parameter(value.clone()) for value in values],
-        "ema": averages,
+        "ema": {
+            "decay": ema_decay,
+            "num_updates": step,
+            "shadow_params": values,
+            "collected_params": [value.clone() for value in values],
+        },
         "optim": {"state": {}, "param_groups": []},
         "step": step,
     }

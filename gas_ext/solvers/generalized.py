@@ -1,10 +1,10 @@
-"""A learned few-step solver: a small set of numbers, how they become coefficients, and their file."""
+"""A learned few-step solver: its parameters, their coefficients, and its file."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,6 +35,7 @@ from gas_ext.solvers.files import (
 from gas_ext.solvers.presets import get_preset
 from gas_ext.solvers.timesteps import (
     SPACINGS,
+    Timesteps,
     check_interval,
     inverse_stick_breaking,
     keep_inside,
@@ -45,11 +46,23 @@ from gas_ext.solvers.timesteps import (
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-MAX_ORDER = 32  # order states and order - 1 older data predictions fit into one fused update
+# Constructor arguments that a file records under their own names.
+_SETTINGS = (
+    "steps",
+    "order",
+    "t_eps",
+    "theory_guidance",
+    "theory_order",
+    "compat",
+    "prediction_type",
+    "guidance_scale",
+)
+
+MAX_ORDER = 32  # one fused update takes that many states and older data predictions
 
 
 class GeneralizedSolver(nn.Module):
-    """Times, time offsets and weights of an N-step solver, trained by back-propagating through the solve.
+    """Timesteps, time offsets and weights of an N-step solver, trained by back-propagating through the solve.
 
     Untrained it is DPM-Solver++ (multistep) at the given timesteps. GAS, arXiv 2510.17699, section 3.
 
@@ -60,17 +73,17 @@ class GeneralizedSolver(nn.Module):
     steps : int
         Number N of network evaluations, at least 1.
     order : int, optional
-        How many states and data predictions a step may use, 1 to min(N, 32); the highest if not given.
+        Number of states and data predictions that a step may use, 1 to min(N, 32). Default: the highest.
     t_eps : float
-        Last time.
+        Last timestep. Default: 1e-3.
     theory_guidance : bool
-        True: learned corrections are added to the DPM-Solver++ weights of the *current* times. False: the
-        data corrections are the weights themselves (a linear multistep solver as in S4S), started at the
-        theory's weights; they do not follow the times.
+        True (default): learned corrections are added to the DPM-Solver++ weights of the *current* timesteps.
+        False: the data corrections are the weights themselves (a linear multistep solver as in S4S). They are
+        initialized with the weights of the theory and do not follow the timesteps.
     theory_order : int
-        Order 1 to 3 of the underlying DPM-Solver++.
+        Order 1 to 3 of the underlying DPM-Solver++. Default: 3.
     timesteps : str or sequence of float
-        Where the times start: a spacing of `gas_ext.solvers.timesteps`, or the N + 1 times themselves.
+        Initial timesteps: "uniform" (default), "quadratic", "logsnr", "edm", or N + 1 numbers.
     prediction_type : str, optional
         What the network of this solver predicts, if known; see `GASSampler`.
     guidance_scale : float, optional
@@ -78,20 +91,20 @@ class GeneralizedSolver(nn.Module):
     compat : str, optional
         "reference-s4s": compute what the published code computes without theory guidance.
     preset : str
-        Which of the parameters training changes, a name of `gas_ext.solvers.presets.PRESETS`; the others do not
-        require a gradient. The presets of S4S need theory_guidance=False, those of DPM-Solver++ True.
+        Which parameters are trained, a name of `gas_ext.solvers.presets.PRESETS`; the others do not require a
+        gradient. The presets of S4S need theory_guidance=False, those of DPM-Solver++ True. Default: "gs".
 
     Attributes
     ----------
     timestep_logits : Parameter
-        (N - 1,) stick-breaking logits, the first for the last time before t_eps.
+        (N - 1,) stick-breaking logits, the first for the last timestep before t_eps.
     time_offsets : Parameter
-        (N,) added to the time that the network sees at step n.
+        (N,) added to the time at which the network is evaluated at step n.
     data_corrections, state_corrections : Parameter
-        (order, N) row i acts on D_{n-i} (or its divided difference) and x_{n-i}; see
+        (order, N); row i acts on D_{n-i} (or its divided difference) and x_{n-i}; see
         `gas_ext.solvers.coefficients.guided_weights`.
     teacher, training_summary : dict
-        What the file says about where the solver comes from.
+        Origin of the solver, as recorded in its file.
 
     Raises
     ------
@@ -116,7 +129,7 @@ class GeneralizedSolver(nn.Module):
         theory_guidance: bool = True,
         *,
         theory_order: int = 3,
-        timesteps: str | Sequence[float] | Tensor = "uniform",
+        timesteps: Timesteps = "uniform",
         prediction_type: str | None = None,
         guidance_scale: float | None = None,
         compat: str | None = None,
@@ -124,7 +137,7 @@ class GeneralizedSolver(nn.Module):
     ) -> None:
         super().__init__()
         check_schedule(schedule)
-        # Plain Python numbers from here on: NumPy's and tensors do not go into the file's JSON.
+        # Plain Python numbers from here on: the file's JSON holds neither NumPy's nor tensors.
         steps, t_eps = whole_number("steps", steps), real_number("t_eps", t_eps)
         theory_order = whole_number("theory_order", theory_order)
         check_interval(schedule, steps, t_eps)
@@ -132,7 +145,7 @@ class GeneralizedSolver(nn.Module):
         order = highest if order is None else whole_number("order", order)
         if not 1 <= order <= highest:
             raise ValueError(
-                f"order is {order}, but must lie between 1 and {highest} (the steps, at most {MAX_ORDER})."
+                f"order is {order}, but must be between 1 and {highest} (the steps, at most {MAX_ORDER})."
             )
         if theory_order not in (1, 2, 3):
             raise ValueError(f"theory_order is {theory_order}, but must be 1, 2 or 3.")
@@ -140,13 +153,9 @@ class GeneralizedSolver(nn.Module):
             raise ValueError(f"compat is {compat!r}, but only 'reference-s4s' is known.")
         if prediction_type is not None:
             check_prediction_type(schedule, prediction_type)
-        self.schedule = schedule
-        self.steps = steps
-        self.order = order
-        self.t_eps = t_eps
+        self.schedule, self.steps, self.order, self.t_eps = schedule, steps, order, t_eps
         self.theory_guidance = flag("theory_guidance", theory_guidance) and compat is None
-        self.theory_order = theory_order
-        self.compat = compat
+        self.theory_order, self.compat = theory_order, compat
         self.prediction_type = prediction_type
         self.guidance_scale = check_guidance_scale(guidance_scale)
         self.teacher: dict[str, Any] = {}
@@ -161,7 +170,7 @@ class GeneralizedSolver(nn.Module):
         self.set_preset(preset)
         self.to(default_device())
 
-    def _initial_timesteps(self, timesteps: str | Sequence[float] | Tensor) -> Tensor:
+    def _initial_timesteps(self, timesteps: Timesteps) -> Tensor:
         if isinstance(timesteps, str):
             return spaced_timesteps(self.schedule, self.steps, self.t_eps, timesteps)
         times = float64_table("timesteps", timesteps)
@@ -173,24 +182,24 @@ class GeneralizedSolver(nn.Module):
         return times
 
     def set_preset(self, preset: str) -> None:
-        """Say which of the parameters training changes; see `preset` above.
+        """Choose which parameters are trained; see `preset` above.
 
         Raises
         ------
         ValueError
-            If the preset is unknown, or needs free weights where this solver's are not, or the reverse.
+            If the preset is unknown or needs another `theory_guidance`.
         """
         free = get_preset(preset).free
         if free is not None and free == self.theory_guidance:
             raise ValueError(
                 f"A solver with preset {preset} needs theory_guidance={not free}, but this one has "
-                f"{self.theory_guidance}."
+                f"{self.theory_guidance}; build another one."
             )
         self.preset = preset
         self.requires_grad_()
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Say whether what this preset of solver learns requires a gradient; the rest never does."""
+        """Set `requires_grad` of the parameters that the preset trains; the others never require one."""
         learned = get_preset(self.preset).learned
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(requires_grad and name in learned)
@@ -198,7 +207,7 @@ class GeneralizedSolver(nn.Module):
 
     @torch.no_grad()
     def _start_from_theory(self) -> None:
-        """Set the free data weights to those of the theory at the present times."""
+        """Set the free data weights to those of the theory at the current timesteps."""
         times, zeros = self.timesteps(), torch.zeros_like(self.data_corrections)
         weights = guided_weights(self.schedule, times, zeros, zeros, self.theory_order).data.T
         if self.compat is not None:
@@ -206,14 +215,11 @@ class GeneralizedSolver(nn.Module):
         self.data_corrections.copy_(weights)
 
     def timesteps(self) -> Tensor:
-        """Return the times of the states: (N + 1,) float64, strictly decreasing from 1 to t_eps."""
+        """Return the timesteps of the states: (N + 1,) float64, strictly decreasing from 1 to t_eps."""
         return stick_breaking(self.timestep_logits, self.t_eps)
 
     def evaluation_timesteps(self) -> Tensor:
-        """Return the times the network sees: t_n + offset_n, (N,) float64, kept in the schedule's domain.
-
-        See `gas_ext.solvers.timesteps.keep_inside`.
-        """
+        """Return the times of the network evaluations: t_n + offset_n inside the schedule, (N,) float64."""
         return self._evaluation_timesteps(self.timesteps())
 
     def _evaluation_timesteps(self, timesteps: Tensor) -> Tensor:
@@ -221,7 +227,7 @@ class GeneralizedSolver(nn.Module):
         return keep_inside(times, self.schedule, self.t_eps)
 
     def weights(self, timesteps: Tensor | None = None) -> StepWeights:
-        """Return the weights of all updates, theory and corrections folded; see `StepWeights`."""
+        """Return the weights of all updates, corrections included; default: at the solver's timesteps."""
         times = self.timesteps() if timesteps is None else as_float64(timesteps)
         if times.shape != (self.steps + 1,):
             raise ValueError(f"Expected {self.steps + 1} timesteps, but got shape {tuple(times.shape)}.")
@@ -235,23 +241,23 @@ class GeneralizedSolver(nn.Module):
     def coefficients(
         self, prediction_type: str | None = None, guidance_scale: float | None = None
     ) -> SolverCoefficients:
-        """Return every number of a solve as one differentiable float64 computation on the parameters' device.
+        """Return the coefficients of all steps, differentiable, in float64, on the device of the parameters.
 
         Parameters
         ----------
         prediction_type : str, optional
-            As in `GASSampler`; the solver's own if not given.
+            As in `GASSampler`. Default: the solver's own.
         guidance_scale : float, optional
-            Classifier-free guidance scale; 1 if not given.
+            Classifier-free guidance scale. Default: 1.
 
         Raises
         ------
         ValueError
-            If the prediction type is not known, or not usable on this schedule.
+            If the prediction type is unknown, or not usable on this schedule.
         """
         prediction_type = prediction_type or self.prediction_type
         if prediction_type is None:
-            raise ValueError("This solver has no prediction type of its own; pass prediction_type.")
+            raise ValueError("This solver does not know what the network predicts; pass prediction_type.")
         times = self.timesteps()
         seen = self._evaluation_timesteps(times)
         p, q = data_prediction_coefficients(self.schedule, times[:-1], seen, prediction_type)
@@ -259,7 +265,7 @@ class GeneralizedSolver(nn.Module):
         return SolverCoefficients(fused_rows(p, q, weights, guidance_scale), times, seen, weights)
 
     def extra_repr(self) -> str:
-        """Return what distinguishes this solver, for `print(solver)`."""
+        """Return the settings that `print(solver)` shows."""
         weights = self.compat or ("theory guidance" if self.theory_guidance else "free weights")
         sizes = f"steps={self.steps}, order={self.order}, t_eps={self.t_eps}"
         return f"{self.schedule!r}, {sizes}, {weights}, preset={self.preset}"
@@ -276,7 +282,7 @@ class GeneralizedSolver(nn.Module):
         Parameters
         ----------
         path : path
-            The file; it is replaced only when the new one is complete.
+            The file.
         teacher : mapping, optional
             Identity of the network, {"name": ..., "weights_hash": ...}; replaces `self.teacher`.
         training : mapping, optional
@@ -288,15 +294,8 @@ class GeneralizedSolver(nn.Module):
         self.teacher, self.training_summary = teacher, training
         record: Record = {
             "schedule": self.schedule.to_dict(),
-            "steps": self.steps,
-            "order": self.order,
-            "t_eps": self.t_eps,
-            "theory_guidance": self.theory_guidance,
-            "theory_order": self.theory_order,
-            "compat": self.compat,
+            **{name: getattr(self, name) for name in _SETTINGS},
             "kind": self.preset,
-            "prediction_type": self.prediction_type,
-            "guidance_scale": self.guidance_scale,
             "teacher": self.teacher,
             "training": self.training_summary,
         }
@@ -313,14 +312,14 @@ class GeneralizedSolver(nn.Module):
         guidance_scale: float | None = None,
         weights_hash: str | None = None,
     ) -> GeneralizedSolver:
-        """Read a solver file, bit for bit what was saved.
+        """Read a solver file, bit for bit as saved.
 
         Parameters
         ----------
         path : path
             A file written by `save`.
         schedule, prediction_type, guidance_scale, weights_hash : optional
-            What the solver must have been made for (the last: hash of the teacher's weights).
+            If given, the solver must have been made for these (the last: hash of the teacher's weights).
 
         Returns
         -------
@@ -331,61 +330,38 @@ class GeneralizedSolver(nn.Module):
         TypeError
             If guidance_scale is not a number.
         ValueError
-            If the file is damaged, not a solver, of another format version, or made for something else; the
-            message names what.
+            If the file is damaged, not a solver, of another format version, or made for something else.
         FileNotFoundError
-            If there is no such file.
+            If the file does not exist.
         """
         if schedule is not None:
             check_schedule(schedule)
-        record, tensors = read_solver_file(path_of("path", path))
+        if weights_hash is not None and not isinstance(weights_hash, str):
+            raise TypeError(f"weights_hash is {weights_hash!r}, but must be a str; pass that of a teacher.")
         expected = {
             "schedule": None if schedule is None else schedule.to_dict(),
             "prediction_type": prediction_type,
             "guidance_scale": check_guidance_scale(guidance_scale),
+            "weights_hash": weights_hash,
         }
-        if weights_hash is not None and not isinstance(weights_hash, str):
-            raise TypeError(f"weights_hash is {weights_hash!r}, but must be a str, as a teacher has it.")
+        record, tensors = read_solver_file(path_of("path", path))
         found = {**record, "weights_hash": record["teacher"].get("weights_hash")}
-        for name, value in {**expected, "weights_hash": weights_hash}.items():
+        for name, value in expected.items():
             if value is not None and found[name] != value:
                 raise ValueError(f"{path} was made for {name} {_short(found[name])}, not {_short(value)}.")
-        return cls._from_record(record, tensors, str(path))
-
-    @classmethod
-    def _from_record(cls, record: Record, tensors: Mapping[str, Tensor], source: str) -> GeneralizedSolver:
         try:
-            solver = cls(
-                NoiseSchedule.from_dict(record["schedule"]),
-                record["steps"],
-                record["order"],
-                record["t_eps"],
-                record["theory_guidance"],
-                theory_order=record["theory_order"],
-                prediction_type=record["prediction_type"],
-                guidance_scale=record["guidance_scale"],
-                compat=record["compat"],
-                preset=record["kind"],
-            )
+            settings = {name: record[name] for name in _SETTINGS}
+            solver = cls(NoiseSchedule.from_dict(record["schedule"]), **settings, preset=record["kind"])
         except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"{source} describes no valid solver: {reason_of(error)}.") from error
+            raise ValueError(f"{path} describes no valid solver: {reason_of(error)}.") from error
         solver.teacher, solver.training_summary = record["teacher"], record["training"]
-        solver._fill(tensors, source)
+        solver._fill(tensors)
         return solver
 
-    def _fill(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        """Replace all parameters by those read from `source`, with their dtype, after checking them."""
+    def _fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Replace all parameters, dtype included, by those of a file."""
         for name, parameter in self.named_parameters():
-            value = tensors.get(name)
-            if value is None or value.shape != parameter.shape or not value.is_floating_point():
-                got = "nothing" if value is None else f"{tuple(value.shape)} {value.dtype}"
-                raise ValueError(
-                    f"{source} holds {got} for {name}, but {self.steps} steps of order {self.order} need "
-                    f"{tuple(parameter.shape)} floating-point numbers."
-                )
-            if not bool(torch.isfinite(value).all()):
-                raise ValueError(f"{source} holds numbers in {name} that are not finite; it cannot be used.")
-            parameter.data = value.clone()
+            parameter.data = tensors[name].clone()
 
     @classmethod
     def from_reference_checkpoint(
@@ -401,22 +377,24 @@ class GeneralizedSolver(nn.Module):
     ) -> GeneralizedSolver:
         """Read a student published with the GS/GAS paper: its averaged (EMA) parameters.
 
-        Such a file says nothing about its schedule and t_eps, so they must be given; steps are compared with
-        the file's if given.
+        Such a file does not record its schedule and t_eps; pass those it was trained with.
 
         Parameters
         ----------
         path : path
             Training checkpoint (.pt); only tensors and plain containers in it are read.
-        schedule, steps, t_eps, prediction_type, guidance_scale
+        schedule, t_eps, prediction_type, guidance_scale
             As in the constructor.
+        steps : int, optional
+            Number of steps that the file must have. Default: any.
         theory_guidance : bool
-            False for students trained with `use_theory_coef` off; they get compat="reference-s4s".
+            False for students trained with `use_theory_coef` off, which get compat="reference-s4s".
+            Default: True.
 
         Raises
         ------
         ValueError
-            If the file is not such a checkpoint, or its sizes do not fit the number of steps.
+            If the file is not such a checkpoint, or has another number of steps.
         """
         tensors, order = read_reference_checkpoint(
             path_of("path", path), None if steps is None else whole_number("steps", steps)
@@ -432,56 +410,55 @@ class GeneralizedSolver(nn.Module):
             guidance_scale=guidance_scale,
             compat=compat,
         )
-        solver._fill(tensors, str(path))
+        solver._fill(tensors)
         return solver
 
     def save_reference_checkpoint(
         self, path: str | os.PathLike[str], *, step: int = 0, ema_decay: float = 0.999
     ) -> None:
-        """Write the solver in the form of the students published with the GS/GAS paper (.pt).
+        """Write the solver in the format of the students published with the GS/GAS paper (.pt), atomically.
 
-        The form holds float32 numbers, which `from_reference_checkpoint` reads back exactly. It cannot
-        say schedule, steps, last time or guidance, which its reader must know.
+        The format holds float32 parameters, which `from_reference_checkpoint` reads back exactly, and records
+        neither schedule, t_eps nor guidance.
 
         Parameters
         ----------
         path : path
-            The file; it is replaced only when the new one is complete.
+            The file.
         step, ema_decay : int, float
-            Number of iterations and decay of the average, which the form records.
+            Number of training iterations (default: 0) and decay of the average (default: 0.999) to record.
 
         Raises
         ------
         ValueError
-            If the solver is of a preset that the published code does not have: free weights, or corrections to
-            another order of the theory than the third.
+            If the published code has no such solver: with free weights, or with `theory_order` 1 or 2.
         """
         if not self.theory_guidance and self.compat is None:
             raise ValueError(
-                "The published form has no free weights, only corrections to the theory; train with theory "
+                "The published format has no free weights, only corrections to the theory; train with theory "
                 "guidance to export."
             )
         if self.theory_order != 3:
             raise ValueError(
-                f"The published form corrects DPM-Solver++ of order 3, but this solver corrects order "
-                f"{self.theory_order}; rewrite it first with gas_ext.training.warm_start.from_solver."
+                f"The published format corrects DPM-Solver++ of order 3, but this solver corrects order "
+                f"{self.theory_order}; convert it first with gas_ext.training.warm_start.from_solver."
             )
         tensors = {name: value.detach() for name, value in self.named_parameters()}
         write_reference_checkpoint(path_of("path", path), tensors, step, ema_decay)
 
 
 def _plain_record(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a mapping as a dict; TypeError unless it can go into the file's JSON."""
+    """Return a mapping as a dict; TypeError unless the file's JSON can hold it."""
     if not isinstance(values, Mapping):
         raise TypeError(f"{name} is {values!r:.80}, but must be a mapping of plain values, such as a dict.")
     try:
         json.dumps(record := dict(values))
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} cannot be written as JSON ({error}); give it plain values.") from None
+        raise TypeError(f"{name} cannot be written as JSON ({error}); pass plain values.") from None
     return record
 
 
 def _short(value: Any) -> str:
-    """Return a value as it may stand in a message."""
+    """Return a value as a short JSON text for messages."""
     text = json.dumps(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from gas_ext._utils.checks import whole_number
 from gas_ext.schedules import NoiseSchedule
 from gas_ext.solvers.coefficients import StepWeights
-from gas_ext.solvers.multistep import MultistepSolver, Timesteps
+from gas_ext.solvers.multistep import MultistepSolver, check_choice
+from gas_ext.solvers.timesteps import Timesteps
 
 
 class HeunSolver(MultistepSolver):
     """Heun's method of second order: up to two network evaluations per step.
 
-    Each stage is one linear combination of the two newest states and data predictions, so that Heun runs in
-    `GASSampler` like a multistep solver of as many steps as there are evaluations: stages 0, 2, 4, ... go to
-    the next time by Euler, and stages 1, 3, 5, ... replace that state by what the mean of both slopes gives.
-    So `timesteps` has the times between first and last twice.
+    Each stage is one linear combination of the two newest states and data predictions, so Heun's method runs
+    in `GASSampler` as a multistep solver with one step per evaluation: stages 0, 2, 4, ... are Euler steps to
+    the next time, and stages 1, 3, 5, ... replace the result by the step along the mean of both slopes.
+    Therefore `timesteps` contains the times between first and last twice.
 
     With X = x / scale and u the variable of integration, dX/du = a X + b D:
     u = sigma / alpha, scale = alpha: a = 1/u, b = -1/u (what EDM uses);
@@ -30,18 +29,18 @@ class HeunSolver(MultistepSolver):
     schedule : NoiseSchedule
         Schedule of the states.
     steps : int
-        Number of network evaluations, as for every solver: odd for `last` "zero" (at least 3) and "euler",
-        even for "heun". EDM's 18 times are 35 evaluations.
+        Number of network evaluations: odd for `last` "zero" (at least 3) and "euler", even for "heun". EDM's
+        18 timesteps are 35 evaluations.
     t_eps : float
-        The last time at which the network may be asked.
+        The last time at which the network is evaluated. Default: 0, where EDM's schedule has sigma_min.
     timesteps : str or sequence of float
-        As for `MultistepSolver`: a spacing, or the times themselves, decreasing.
+        A spacing or a list, as for `MultistepSolver`, for the distinct times. Default: "uniform".
     variable : str
-        "sigma" or "time".
+        Variable of integration: "sigma" (default) or "time".
     last : str
-        The last of N steps. "zero": by Euler from t_eps to sigma = 0, where the network cannot be evaluated,
-        as EDM does; there are N times and 2 N - 1 evaluations. "euler", "heun": to t_eps, where the other
-        solvers end too; there are N + 1 times and 2 N - 1 or 2 N evaluations.
+        The last of N steps. "zero" (default): an Euler step from t_eps to sigma = 0, where the network cannot
+        be evaluated, as in EDM; N distinct times, 2 N - 1 evaluations. "euler", "heun": a step to t_eps,
+        where all other solvers end; N + 1 distinct times, 2 N - 1 or 2 N evaluations.
 
     Examples
     --------
@@ -50,6 +49,7 @@ class HeunSolver(MultistepSolver):
     """
 
     highest_order = 2
+    options = ("variable", "last")
 
     def __init__(
         self,
@@ -61,34 +61,30 @@ class HeunSolver(MultistepSolver):
         variable: str = "sigma",
         last: str = "zero",
     ) -> None:
-        if variable not in ("sigma", "time"):
-            raise ValueError(f"variable is {variable!r}, but must be 'sigma' or 'time'.")
-        if last not in ("zero", "euler", "heun"):
-            raise ValueError(f"last is {last!r}, but must be 'zero', 'euler' or 'heun'.")
+        check_choice("variable", variable, ("sigma", "time"))
+        check_choice("last", last, ("zero", "euler", "heun"))
         least, odd = {"zero": (3, True), "euler": (1, True), "heun": (2, False)}[last]
         if whole_number("steps", steps) < least or steps % 2 != odd:
             raise ValueError(
-                f"steps is {steps}, but Heun's method with last={last!r} makes an {'odd' if odd else 'even'} "
+                f"steps is {steps}, but Heun's method with last={last!r} takes an {'odd' if odd else 'even'} "
                 f"number of network evaluations, at least {least}."
             )
-        # Two evaluations for each interval between the times; the last one of "zero" and "euler" has one.
+        # Each interval takes two evaluations; the last one of "zero" and "euler" takes one.
         intervals = steps // 2 if last == "zero" else (steps + 1) // 2
         super().__init__(schedule, intervals, 2, t_eps, timesteps)
         self.variable, self.last = variable, last
-        self._places = self._times
-        # Two states stand at each time, predicted and corrected, but one at the first and at Euler's last.
-        twice = self._places[1:] if last == "zero" else self._places[1:-1]
-        self._times = torch.cat([self._places[:1], twice.repeat_interleave(2), self._end()])
+        # Each time has two states, predicted and corrected; the first and Euler's last have one.
+        repeats = torch.full((len(self._times),), 2, device="cpu")
+        repeats[0] = 1
+        if last == "euler":
+            repeats[-1] = 1
+        self._distinct_times = self._times
+        self._times = self._times.repeat_interleave(repeats)
+        if last == "zero":  # sigma = 0 has no time; 0 is written for it
+            self._times = torch.cat([self._times, self._times.new_zeros(1)])
         self.steps = steps
 
-    def _end(self) -> Tensor:
-        """Return the times of the last states: 0 where sigma = 0, which has no time."""
-        if self.last == "zero":
-            return torch.zeros(1, dtype=torch.float64, device="cpu")
-        return self._places[-1:].repeat(2 if self.last == "heun" else 1)
-
     def _compute_weights(self) -> StepWeights:
-        """Return the weights of all stages."""
         u, scale, a, b = self._ode()
         h = u.diff()
         state = torch.zeros(self.steps, 2, dtype=torch.float64)
@@ -107,8 +103,8 @@ class HeunSolver(MultistepSolver):
         return StepWeights(state, data)
 
     def _ode(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return u and scale at all times, the end included, and a and b where the network is asked."""
-        times = self._places
+        """Return u and scale at all times including the end, and a and b where the network is evaluated."""
+        times = self._distinct_times
         alpha = self.schedule.alpha(times)
         if self.variable == "sigma":
             u, scale = torch.exp(-self.schedule.lambda_(times)), alpha
@@ -128,7 +124,3 @@ class HeunSolver(MultistepSolver):
             (a,) = torch.autograd.grad(log_sigma, t)
             (slope,) = torch.autograd.grad(self.schedule.lambda_(t).sum(), t)
         return a, self.schedule.alpha(times) * slope
-
-    def describe(self) -> dict[str, Any]:
-        """Return plain values that say which solver this is, for manifests and tables."""
-        return {**super().describe(), "variable": self.variable, "last": self.last}

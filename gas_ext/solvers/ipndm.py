@@ -29,7 +29,6 @@ class IPNDMSolver(NoiseMultistepSolver):
     highest_order = 4
 
     def _compute_weights(self) -> StepWeights:
-        """Return the weights of the newest state and the newest predicted noises."""
         times = self._times
         alpha = self.schedule.alpha(times)
         change = alpha[1:] * torch.exp(-self.schedule.lambda_(times)).diff()
@@ -41,20 +40,9 @@ class IPNDMSolver(NoiseMultistepSolver):
 
 
 def adams_bashforth(order: int) -> tuple[float, ...]:
-    """Return the weights of the explicit Adams method of an order on equal steps, newest first.
+    """Return the weights of the explicit Adams method of an order on equal steps, newest value first.
 
     They integrate the polynomial through the last values over the next step: sum_j b_j (-j)^k = 1 / (k + 1).
-
-    Examples
-    --------
-    >>> adams_bashforth(2)
-    (1.5, -0.5)
     """
-    tables = {
-        1: (1,),
-        2: (3, -1),
-        3: (23, -16, 5),
-        4: (55, -59, 37, -9),
-    }
-    weights = tables[order]
+    weights = {1: (1,), 2: (3, -1), 3: (23, -16, 5), 4: (55, -59, 37, -9)}[order]
     return tuple(weight / sum(weights) for weight in weights)

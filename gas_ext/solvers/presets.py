@@ -1,7 +1,7 @@
-"""Presets of learned solvers: which of a `GeneralizedSolver`'s numbers are learned.
+"""Presets of learned solvers: which parameters of a `GeneralizedSolver` are trained.
 
-The rivals of GS differ from it only in what they hold fixed, so each is a setting of the same solver, trained
-by the same command.
+The learned baselines (LD3, S4S) differ from GS only in what they fix, so each is a setting of the same
+solver, trained by the same command.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ PresetName = Literal["gs", "ld3", "learned-times", "s4s", "s4s-alt"]
 
 @dataclass(frozen=True)
 class Preset:
-    """One preset of learned solver.
+    """One preset of a learned solver.
 
     Parameters
     ----------
     title : str
         Name in tables.
     learned : tuple of str
-        The parameters that training changes; the others stay as they start.
+        The parameters that are trained; the others keep their initial values.
     free : bool or None
-        Whether the data weights are free of the theory; None where either will do.
+        Whether the data weights are free of the theory; None accepts both.
     about : str
-        What it is, and its source.
+        Description and source.
     """
 
     title: str
@@ -50,10 +50,10 @@ PRESETS: dict[str, Preset] = {
         "LD3",
         (TIMES, OFFSETS),
         False,
-        "times, and apart from them the times that the network sees, of DPM-Solver++ (Tong et al. 2025)",
+        "times of DPM-Solver++ and, decoupled, the times of its network evaluations (Tong et al. 2025)",
     ),
     "learned-times": Preset(
-        "DPM-Solver++ with learned times", (TIMES,), False, "times of DPM-Solver++, and nothing else"
+        "DPM-Solver++ with learned times", (TIMES,), False, "times of DPM-Solver++ alone"
     ),
     "s4s": Preset(
         "S4S",
@@ -71,12 +71,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def get_preset(name: str) -> Preset:
-    """Return a preset by its name.
-
-    Raises
-    ------
-    ValueError
-        If there is none of that name.
+    """Return a preset by its name; ValueError if there is none.
 
     Examples
     --------
@@ -84,7 +79,5 @@ def get_preset(name: str) -> Preset:
     ('timestep_logits', 'time_offsets')
     """
     if not isinstance(name, str) or name not in PRESETS:
-        raise ValueError(
-            f"There is no preset {shown(name)}; expected one of {', '.join(PRESETS)}."
-        )
+        raise ValueError(f"There is no preset {shown(name)}; expected one of {', '.join(PRESETS)}.")
     return PRESETS[name]

@@ -1,19 +1,19 @@
 """Solvers by name: ``unipc-3-bh2@logsnr`` is UniPC of order 3 on times uniform in logSNR.
 
-A name is a solver, and after an @ where its times stand: a spacing, or the times themselves. Without that,
-they are those usual for the solver. A path that ends in .safetensors is a learned solver.
+A name is SOLVER or SOLVER@TIMES, where TIMES is a spacing or a list of timesteps; the default is the usual
+spacing of the solver. A path that ends in .safetensors is a learned solver.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import itertools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-if TYPE_CHECKING:  # names are listed without waiting for torch
+if TYPE_CHECKING:  # listing the names does not import torch
     from gas_ext.schedules import NoiseSchedule
     from gas_ext.solvers.coefficients import Solver
-    from gas_ext.solvers.generalized import GeneralizedSolver
 
 SpacingName = Literal["uniform", "quadratic", "logsnr", "edm", "gits"]
 
@@ -35,7 +35,7 @@ class _Entry:
     source: str
     spacing: str
     solver: str
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any]
 
 
 def _entries() -> dict[str, _Entry]:
@@ -44,35 +44,30 @@ def _entries() -> dict[str, _Entry]:
     def add(name: str, title: str, source: str, spacing: str, solver: str, **options: Any) -> None:
         entries[name] = _Entry(title, source, spacing, solver, options)
 
-    ddim = ("Song et al. 2021", "uniform", "DPMSolver")
-    add("euler", "Euler", *ddim, order=1)
-    add("ddim", "DDIM", *ddim, order=1)
+    add("euler", "Euler", "Song et al. 2021", "uniform", "DPMSolver", order=1)
+    add("ddim", "DDIM", "Song et al. 2021", "uniform", "DPMSolver", order=1)
     dpm = ("Lu et al. 2022", "logsnr", "DPMSolver")
     for order in (1, 2, 3):
         add(f"dpm++-{order}", f"DPM-Solver++({order}M)", *dpm, order=order)
     for order in (2, 3):
         title = f"DPM-Solver++({order}M), lower order at the end"
         add(f"dpm++-{order}-lower", title, *dpm, order=order, lower_order_final=True)
-    unipc = ("Zhao et al. 2023", "logsnr", "UniPCSolver")
     for name, title, corrector in (("unipc", "UniPC", True), ("unip", "UniP", False)):
-        for order in (1, 2, 3, 4):
-            for variant in ("bh1", "bh2"):
-                full, shown = f"{name}-{order}-{variant}", f"{title}-{order} ({variant})"
-                add(full, shown, *unipc, order=order, variant=variant, corrector=corrector)
+        for order, variant in itertools.product((1, 2, 3, 4), ("bh1", "bh2")):
+            unipc = (f"{title}-{order} ({variant})", "Zhao et al. 2023", "logsnr", "UniPCSolver")
+            add(f"{name}-{order}-{variant}", *unipc, order=order, variant=variant, corrector=corrector)
     deis = ("Zhang and Chen 2023", "quadratic", "DEISSolver")
     for order in (1, 2, 3):  # the degree of the polynomial, as in the paper
         add(f"deis-{order}", f"DEIS tAB-{order}", *deis, order=order)
-    ipndm = ("Zhang and Chen 2023", "edm", "IPNDMSolver")
     for order in (1, 2, 3, 4):  # the number of evaluations
-        add(f"ipndm-{order}", f"iPNDM-{order}", *ipndm, order=order)
-    edm = ("Karras et al. 2022", "edm", "HeunSolver")
-    add("heun", "Heun", *edm)  # how the last step is made follows from the number of evaluations
-    add("edm", "EDM sampler", *edm, last="zero")
+        add(f"ipndm-{order}", f"iPNDM-{order}", "Zhang and Chen 2023", "edm", "IPNDMSolver", order=order)
+    add("heun", "Heun", "Karras et al. 2022", "edm", "HeunSolver")  # `last` depends on the steps
+    add("edm", "EDM sampler", "Karras et al. 2022", "edm", "HeunSolver", last="zero")
     return entries
 
 
 _ENTRIES = _entries()
-# UniPC without a variant is bh2, the safer one at its usual times.
+# UniPC without a variant is bh2, which is more stable on its usual times.
 _ALIASES = {name.removesuffix("-bh2"): name for name in _ENTRIES if name.endswith("-bh2")}
 
 
@@ -93,28 +88,28 @@ def build_solver(name: str, schedule: NoiseSchedule, steps: int | None = None, t
     Parameters
     ----------
     name : str
-        SOLVER or SOLVER@TIMES. Solvers: `names`, where unipc-3 is short for unipc-3-bh2. Times: "uniform",
-        "quadratic", "logsnr", "edm", "gits", or decreasing numbers such as "1,0.5,0.001"; the last two end
-        where they end. Or the path of a learned solver, ending in .safetensors.
+        SOLVER or SOLVER@TIMES. Solvers: `names`; unipc-3 is short for unipc-3-bh2. Times: "uniform",
+        "quadratic", "logsnr", "edm", "gits", or decreasing numbers such as "1,0.5,0.001"; the last two have
+        their own last timestep. Or the path of a learned solver, ending in .safetensors.
     schedule : NoiseSchedule
         Schedule of the states.
     steps : int, optional
-        Network evaluations. A learned solver has its own, which must be the same if this is given.
+        Number of network evaluations. If given for a learned solver, it must be the solver's own.
     t_eps : float
-        Last time; a learned solver has its own.
+        Last timestep, default 1e-3; a learned solver has its own.
 
     Returns
     -------
     Solver
-        On the CPU. `heun` takes any number of evaluations from 2: two per step, and if odd one in the last.
-        `edm` takes odd ones from 3, as the last step goes to sigma = 0 and is Euler's.
+        On the CPU. `heun` takes any number of evaluations from 2; if it is odd, the last step is an Euler
+        step. `edm` takes an odd number from 3, because its last step, to sigma = 0, is an Euler step.
 
     Raises
     ------
     ValueError
-        If there is no such solver, or it cannot be built for this schedule and number of steps.
+        If the name is unknown, or the solver does not support this schedule or number of steps.
     FileNotFoundError
-        If there is no such file.
+        If the file does not exist.
 
     Examples
     --------
@@ -123,7 +118,14 @@ def build_solver(name: str, schedule: NoiseSchedule, steps: int | None = None, t
     [1.0, 0.4, 0.001]
     """
     if _is_learned(name):
-        return _learned_solver(name, schedule, steps)
+        from gas_ext.solvers.generalized import GeneralizedSolver
+
+        learned = GeneralizedSolver.load(name, schedule=schedule)
+        if steps is not None and learned.steps != steps:
+            raise ValueError(
+                f"{name} makes {learned.steps} network evaluations, not {steps}; leave steps out."
+            )
+        return learned
     entry, _, spacing = _parse(name)
     if steps is None:
         raise ValueError(f"{name} can make any number of network evaluations; say how many (steps).")
@@ -131,15 +133,12 @@ def build_solver(name: str, schedule: NoiseSchedule, steps: int | None = None, t
     from gas_ext._utils.checks import whole_number
 
     steps = whole_number("steps", steps)
-
     timesteps = spacing if spacing in SPACING_TITLES else [float(time) for time in spacing.split(",")]
     options = dict(entry.options)
     if entry.solver == "HeunSolver":
-        options.setdefault("last", "euler" if steps % 2 else "heun")
-        _check_heun(name, steps, options["last"])
-    solver: Solver = getattr(gas_ext.solvers, entry.solver)(
-        schedule, steps, t_eps=t_eps, timesteps=timesteps, **options
-    )
+        options.setdefault("last", "euler" if steps % 2 and steps > 1 else "heun")
+    build = getattr(gas_ext.solvers, entry.solver)
+    solver: Solver = build(schedule, steps, t_eps=t_eps, timesteps=timesteps, **options)
     return solver
 
 
@@ -149,38 +148,18 @@ def _is_learned(name: str) -> bool:
     return name.endswith(LEARNED_SUFFIX)
 
 
-def _check_heun(name: str, evaluations: int, last: str) -> None:
-    if last == "zero" and (evaluations % 2 == 0 or evaluations < 3):
-        raise ValueError(
-            f"{name} makes 2 N - 1 network evaluations, at least 3, but {evaluations} were requested; take "
-            "an odd number, or heun, which takes any from 2."
-        )
-    if evaluations < 2:
-        raise ValueError(f"{name} needs at least 2 network evaluations, but {evaluations} were requested.")
-
-
-def _learned_solver(path: str, schedule: NoiseSchedule, steps: int | None) -> GeneralizedSolver:
-    from gas_ext.solvers.generalized import GeneralizedSolver
-
-    solver = GeneralizedSolver.load(path, schedule=schedule)
-    if steps is not None and solver.steps != steps:
-        raise ValueError(f"{path} makes {solver.steps} network evaluations, not {steps}.")
-    return solver
-
-
 def _parse(name: str) -> tuple[_Entry, str, str]:
-    """Return a solver, its full name and its times."""
+    """Return the entry of a solver, its full name and its times."""
     base, at, times = name.partition("@")
     base = _ALIASES.get(base, base)
     if base not in _ENTRIES or (at and not _are_times(times)):
         short = [known.removesuffix("-bh2") for known in _ENTRIES if not known.endswith("-bh1")]
         raise ValueError(
             f"There is no solver {name!r}; expected one of {', '.join(short)} (unipc and unip also with "
-            f"-bh1), for other times than the usual with @ and one of {', '.join(SPACING_TITLES)} or a list "
-            f"such as 1,0.5,0.001, or a learned solver's file ({LEARNED_SUFFIX})."
+            f"-bh1), optionally followed by @ and one of {', '.join(SPACING_TITLES)} or a list of timesteps "
+            f"such as 1,0.5,0.001, or the file of a learned solver ({LEARNED_SUFFIX})."
         )
-    entry = _ENTRIES[base]
-    return entry, base, times or entry.spacing
+    return _ENTRIES[base], base, times or _ENTRIES[base].spacing
 
 
 def _are_times(text: str) -> bool:
@@ -190,12 +169,8 @@ def _are_times(text: str) -> bool:
         return False
 
 
-def _title_of(times: str) -> str:
-    return SPACING_TITLES.get(times, "own")
-
-
 def canonical_name(name: str) -> str:
-    """Return a name with everything that it means.
+    """Return the full name, with variant and times.
 
     Examples
     --------
@@ -209,21 +184,21 @@ def canonical_name(name: str) -> str:
 
 
 def display_name(name: str) -> str:
-    """Return a name as it stands in tables; a learned solver's file is read.
+    """Return the name for tables and plots; the file of a learned solver is read.
 
     Examples
     --------
     >>> display_name("deis-2"), display_name("ddim@1,0.5,0.1")
-    ('DEIS tAB-2, quadratic times', 'DDIM, own times')
+    ('DEIS tAB-2, quadratic times', 'DDIM, custom times')
     """
     if _is_learned(name):
         return f"{describe(name)['solver']} ({Path(name).parent.name or Path(name).stem})"
-    entry, _, times = _parse(name)
-    return f"{entry.title}, {_title_of(times)} times"
+    described = describe(name)
+    return f"{described['solver']}, {described['times']} times"
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Return what is known of a solver without building it, as plain values.
+    """Return name, title, times and source of a solver without building it, as plain values.
 
     Examples
     --------
@@ -236,7 +211,7 @@ def describe(name: str) -> dict[str, Any]:
     return {
         "name": canonical_name(name),
         "solver": entry.title,
-        "times": _title_of(times),
+        "times": SPACING_TITLES.get(times, "custom"),
         "source": entry.source,
         "learned": False,
     }

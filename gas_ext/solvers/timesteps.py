@@ -1,58 +1,48 @@
-"""Where a solver's timesteps stand: classical spacings, and what makes times learnable.
+"""Timesteps of solvers: classical spacings, the GITS tables, and what makes timesteps learnable.
 
-Those of the states are learned as logits of stick breaking; those that the network sees may be moved freely,
-and are kept inside the schedule.
+Timesteps of the states are learned as stick-breaking logits. The times at which the network is evaluated may
+move freely and are kept inside the schedule.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from gas_ext._utils.checks import real_number, whole_number
+from gas_ext._utils.checks import float64_table, real_number, whole_number
 from gas_ext.schedules import NoiseSchedule, check_schedule
 
-MAX_STEPS = 10_000  # a damaged solver file may name any number, and the tables are made by it
+Timesteps: TypeAlias = str | Sequence[float] | Tensor
+
+MAX_STEPS = 10_000  # a damaged solver file may name any number, and its tables would be that large
 SPACINGS = ("uniform", "quadratic", "logsnr", "edm")
 
-# Stick breaking never takes less than this fraction of what is left, nor leaves less (published solvers).
+# Noise levels sigma / alpha by number of steps (Chen et al. 2024), as published with the GS/GAS paper.
+GITS_SIGMAS = {
+    5: (14.6146, 4.39, 1.5286, 0.6526, 0.2667, 0.0292),
+    6: (14.6146, 4.7242, 1.9132, 0.9324, 0.4557, 0.1801, 0.0292),
+    7: (14.6146, 6.4477, 2.2797, 1.1629, 0.6114, 0.3058, 0.1258, 0.0292),
+    8: (14.6146, 6.4477, 2.7391, 1.4467, 0.8319, 0.4936, 0.2667, 0.1258, 0.0292),
+}
+_GITS_FIRST = 14.6146
+
+# Stick breaking takes at least this fraction of what is left, and leaves at least as much (published
+# solvers).
 _MARGIN = 1e-5
-# No interval is shorter than this part of [t_eps, 1], so that extreme logits still give increasing lambda.
+# No interval is shorter than this part of [t_eps, 1], so that lambda increases even at extreme logits.
 _SMALLEST_GAP = 1e-11
 
 
 def spaced_timesteps(schedule: NoiseSchedule, steps: int, t_eps: float, spacing: str = "uniform") -> Tensor:
-    """Return the timesteps of a classical spacing.
+    """Return the (steps + 1,) float64 timesteps of a classical spacing, from 1 to t_eps, on the CPU.
 
-    Parameters
-    ----------
-    schedule : NoiseSchedule
-        Gives lambda for the last two spacings.
-    steps : int
-        Number of network evaluations, at least 1.
-    t_eps : float
-        Last time, inside the schedule's domain and below 1.
-    spacing : str
-        "uniform" in t; "quadratic": uniform in sqrt(t); "logsnr": uniform in lambda (Lu et al. 2022);
-        "edm": uniform in (sigma / alpha)^(1/7) (Karras et al. 2022, eq. 5). Where lambda(1) = -inf (flow),
-        the last two are laid out from 1 - min(t_eps, (1 - t_eps) / 2) and their first time is then set to 1.
-
-    Returns
-    -------
-    Tensor
-        (steps + 1,) float64 on the CPU, strictly decreasing from 1 to t_eps.
-
-    Raises
-    ------
-    ValueError
-        If the number of steps, t_eps or the name of the spacing is not as above.
-
-    Examples
-    --------
-    >>> spaced_timesteps(NoiseSchedule.flow(), 2, 0.25).tolist()
-    [1.0, 0.625, 0.25]
+    "uniform" in t; "quadratic": uniform in sqrt(t); "logsnr": uniform in lambda (Lu et al. 2022); "edm":
+    uniform in (sigma / alpha)^(1/7) (Karras et al. 2022, eq. 5). Where lambda(1) = -inf (flow), the last two
+    start from 1 - min(t_eps, (1 - t_eps) / 2), and their first timestep is then set to 1.
     """
     check_interval(schedule, steps, t_eps)
     fractions = torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64, device="cpu")
@@ -61,54 +51,74 @@ def spaced_timesteps(schedule: NoiseSchedule, steps: int, t_eps: float, spacing:
     elif spacing == "quadratic":
         times = (1.0 + fractions * (math.sqrt(t_eps) - 1.0)) ** 2
     elif spacing in ("logsnr", "edm"):
-        # 1 - t_eps, but for t_eps >= 1/3 halfway to 1, so that there is room between.
+        # 1 - t_eps, or halfway to 1 for t_eps >= 1/3, where that would leave no room.
         start = 1.0 - min(t_eps, 0.5 * (1.0 - t_eps)) if schedule.zero_terminal_snr else 1.0
         first, last = schedule.lambda_(start), schedule.lambda_(t_eps)
         if spacing == "edm":  # in k^(1/7) with k = sigma / alpha = exp(-lambda)
             first, last = torch.exp(-first / 7.0), torch.exp(-last / 7.0)
-        places = first + fractions * (last - first)
-        times = schedule.inverse_lambda(-7.0 * torch.log(places) if spacing == "edm" else places)
+        positions = first + fractions * (last - first)
+        times = schedule.inverse_lambda(-7.0 * torch.log(positions) if spacing == "edm" else positions)
     else:
         raise ValueError(f"Spacing {spacing!r} is unknown; expected one of {', '.join(SPACINGS)}.")
     times[0], times[-1] = 1.0, t_eps
     return times
 
 
+def gits_timesteps(schedule: NoiseSchedule, steps: int) -> Tensor:
+    """Return the GITS timesteps of Stable Diffusion 1.5 (Chen et al. 2024), (steps + 1,) float64.
+
+    Raises
+    ------
+    ValueError
+        If `steps` is not 5 to 8, or the noise level of the schedule at t = 1, where all states start, differs
+        from that of Stable Diffusion by more than 1 %.
+    """
+    if steps not in GITS_SIGMAS:
+        raise ValueError(f"There are no GITS times for {steps} steps; expected 5, 6, 7 or 8.")
+    first = math.inf if schedule.zero_terminal_snr else math.exp(-schedule.lambda_(1.0).item())
+    if not 0.99 < first / _GITS_FIRST < 1.01:
+        raise ValueError(
+            f"The GITS times were found for Stable Diffusion 1.5, with sigma / alpha from {_GITS_FIRST} "
+            f"(on {schedule!r} from {first:.4g}); use another spacing or pass a list of timesteps."
+        )
+    sigmas = torch.tensor(GITS_SIGMAS[steps], dtype=torch.float64, device="cpu")
+    return schedule.inverse_lambda(-torch.log(sigmas))
+
+
+def resolve_timesteps(schedule: NoiseSchedule, steps: int, t_eps: float, timesteps: Timesteps) -> Tensor:
+    """Return the (steps + 1,) float64 timesteps of a spacing or "gits", or a checked list, on the CPU."""
+    if isinstance(timesteps, str):
+        is_gits = timesteps == "gits"
+        return (
+            gits_timesteps(schedule, steps)
+            if is_gits
+            else spaced_timesteps(schedule, steps, t_eps, timesteps)
+        )
+    times = float64_table("timesteps", timesteps)
+    if times.shape != (whole_number("steps", steps) + 1,) or not bool((times.diff() < 0).all()):
+        raise ValueError(f"Expected {steps + 1} decreasing timesteps, but got {times.tolist()}.")
+    check_interval(schedule, steps, times[-1].item())
+    if not times[0] <= schedule.t_max:
+        raise ValueError(
+            f"The timesteps start at {times[0].item()}, beyond the end of {schedule!r} at {schedule.t_max}."
+        )
+    return times
+
+
 def check_interval(schedule: NoiseSchedule, steps: int, t_eps: float) -> None:
-    """Raise ValueError unless there is a step, not too many, and t_eps lies inside the schedule, below 1."""
+    """Raise ValueError unless 1 <= steps <= MAX_STEPS and t_eps is inside the schedule and below 1."""
     check_schedule(schedule)
     if not 1 <= whole_number("steps", steps) <= MAX_STEPS:
-        raise ValueError(f"steps is {steps}, but a solver needs at least one and makes at most {MAX_STEPS}.")
+        raise ValueError(f"steps is {steps}, but must be at least 1 and at most {MAX_STEPS}.")
     if not max(schedule.t_min, 0.0) <= real_number("t_eps", t_eps) < 1.0 or t_eps == schedule.t_min:
-        raise ValueError(f"t_eps is {t_eps}, but {schedule!r} needs one between {schedule.t_min:g} and 1.")
+        raise ValueError(f"t_eps is {t_eps}, but on {schedule!r} must be between {schedule.t_min:g} and 1.")
 
 
 def keep_inside(timesteps: Tensor, schedule: NoiseSchedule, t_eps: float) -> Tensor:
-    """Keep times that may lie anywhere inside the domain of a schedule, smoothly.
+    """Return times bent smoothly into the domain of the schedule.
 
-    They are left as they are from t_eps up to halfway between 1 and the upper end of the domain. Beyond, they
-    bend smoothly, and stay below that end and above the middle of t_eps and the lower end. Where
-    alpha(1) = 0, the domain ends at 1 and they are cut there.
-
-    Parameters
-    ----------
-    timesteps : Tensor
-        Any shape.
-    schedule : NoiseSchedule
-        Gives the domain.
-    t_eps : float
-        The last time.
-
-    Returns
-    -------
-    Tensor
-        Of the same shape, differentiable.
-
-    Examples
-    --------
-    >>> times = torch.tensor([1.2, 1.0, 0.5], dtype=torch.float64)
-    >>> keep_inside(times, NoiseSchedule.flow(), 1e-3).tolist()
-    [1.0, 1.0, 0.5]
+    From t_eps up to halfway between 1 and the upper end of the domain they are unchanged. Outside they stay
+    below that end and above the middle of t_eps and the lower end. Where alpha(1) = 0, they are cut at 1.
     """
     low, high = schedule.t_min, schedule.t_max
     times = _bend(timesteps, start=0.5 * (1.0 + high), room=0.5 * (high - 1.0))
@@ -116,10 +126,10 @@ def keep_inside(timesteps: Tensor, schedule: NoiseSchedule, t_eps: float) -> Ten
 
 
 def _bend(x: Tensor, start: float, room: float) -> Tensor:
-    """Return x up to `start`, and beyond a smooth bend towards start + room; a plain cut if room is 0.
+    """Return x up to `start`, and beyond it a smooth bend towards start + room; a plain cut if room is 0.
 
-    The cut hands gradients through (straight-through): the first time stands on it, where the gradient of
-    clamp is 0, and its offset would never be learned. The value is exactly the cut one.
+    The cut passes gradients through (straight-through): the first time is at the cut, where the gradient of
+    clamp is 0, and its offset would never be learned. The value is exactly the clamped one.
     """
     if room <= 0.0:
         return x.clamp(max=start).detach() + (x - x.detach())
@@ -128,27 +138,10 @@ def _bend(x: Tensor, start: float, room: float) -> Tensor:
 
 
 def stick_breaking(logits: Tensor, t_eps: float) -> Tensor:
-    """Return the timesteps that belong to N - 1 logits.
+    """Return the (N + 1,) float64 timesteps of N - 1 logits, strictly decreasing from 1 to t_eps.
 
-    With mu = sigmoid(logits) kept 1e-5 away from 0 and 1, time n-from-the-end leaves the part
-    mu_0 mu_1 ... mu_{n-1} of the interval above it, so logits[0] places the last time before t_eps.
-
-    Parameters
-    ----------
-    logits : Tensor
-        (N - 1,), any finite or infinite values.
-    t_eps : float
-        The last time.
-
-    Returns
-    -------
-    Tensor
-        (N + 1,) float64, strictly decreasing from 1 to t_eps, differentiable.
-
-    Examples
-    --------
-    >>> stick_breaking(torch.zeros(1), 0.0).tolist()
-    [1.0, 0.5, 0.0]
+    With mu = sigmoid(logits), kept 1e-5 away from 0 and 1, the n-th timestep from the end leaves the part
+    mu_0 mu_1 ... mu_{n-1} of the interval above it, so logits[0] sets the last one before t_eps.
     """
     logits = logits.to(torch.float64)
     keep = torch.sigmoid(logits) * (1.0 - 2.0 * _MARGIN) + _MARGIN
@@ -162,31 +155,15 @@ def stick_breaking(logits: Tensor, t_eps: float) -> Tensor:
 
 
 def inverse_stick_breaking(timesteps: Tensor) -> Tensor:
-    """Return the logits whose `stick_breaking` gives the timesteps.
-
-    Parameters
-    ----------
-    timesteps : Tensor
-        (N + 1,), strictly decreasing from 1.
-
-    Returns
-    -------
-    Tensor
-        (N - 1,) float64.
-
-    Raises
-    ------
-    ValueError
-        If the times do not decrease from 1, or two of them stand closer than stick breaking can place them.
-    """
+    """Return the (N - 1,) float64 logits whose `stick_breaking` gives these (N + 1,) timesteps."""
     times = timesteps.detach().to(torch.float64)
     if times.ndim != 1 or times.numel() < 2 or times[0] != 1.0 or not bool((times.diff() < 0).all()):
         raise ValueError(f"Timesteps must decrease strictly from 1, but got {times.tolist()}.")
-    left = ((1.0 - times) / (1.0 - times[-1])).flip(0)  # part of the interval above each time
+    left = ((1.0 - times) / (1.0 - times[-1])).flip(0)  # part of the interval above each timestep
     keep = (left[1:-1] / left[:-2] - _MARGIN) / (1.0 - 2.0 * _MARGIN)
     if not bool(((keep > 0.0) & (keep < 1.0)).all()):
         raise ValueError(
-            f"Timesteps {times.tolist()} stand closer together than {_MARGIN:g} of the interval above them, "
-            "which learnable times cannot express; use fewer steps or another spacing."
+            f"Timesteps {times.tolist()} are closer together than {_MARGIN:g} of the interval above them, "
+            "which learnable timesteps cannot express; use fewer steps or another spacing."
         )
     return torch.logit(keep)

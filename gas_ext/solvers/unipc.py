@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from gas_ext.schedules import NoiseSchedule
 from gas_ext.solvers.coefficients import StepWeights
-from gas_ext.solvers.multistep import MultistepSolver, Timesteps
+from gas_ext.solvers.multistep import MultistepSolver, check_choice
+from gas_ext.solvers.timesteps import Timesteps
 
 
 class UniPCSolver(MultistepSolver):
     """UniPC (Zhao et al. 2023), data prediction, orders 1 to 4; NFE = steps.
 
-    The corrected state x^c_{n+1} differs from the predicted one only by data predictions, for both start from
-    sigma_{n+1} / sigma_n x^c_n. So x^c_n = x_n + sum_j k_nj D_j with predicted states x_n, and putting this
-    into the predictor's next step leaves one linear combination of x_n and the data: the corrector costs no
-    pass of its own. Orders fall towards the end, and the last state is not corrected, as published.
+    The corrected state x^c_{n+1} differs from the predicted one only by data predictions, because both start
+    from sigma_{n+1} / sigma_n x^c_n. So x^c_n = x_n + sum_j k_nj D_j with predicted states x_n, and inserting
+    this into the predictor's next step gives one linear combination of x_n and the data: the corrector needs
+    no extra pass. The order decreases in the last steps, and the last state is not corrected, as published.
 
     Parameters
     ----------
     variant : str
-        "bh1": B(h) = h; "bh2": B(h) = exp(h) - 1 (Zhao et al. 2023, section 3.1).
+        "bh1" (default): B(h) = h; "bh2": B(h) = exp(h) - 1 (Zhao et al. 2023, section 3.1).
     corrector : bool
-        False for the predictor alone, UniP.
+        False selects the predictor alone, UniP. Default: True.
     schedule, steps, order, t_eps, timesteps
-        As for `MultistepSolver`; order 1 to 4.
+        As for `MultistepSolver`; order 1 to 4 (default 3), timesteps "logsnr" by default.
 
     Examples
     --------
@@ -37,6 +36,7 @@ class UniPCSolver(MultistepSolver):
     """
 
     highest_order = 4
+    options = ("variant", "corrector")
 
     def __init__(
         self,
@@ -49,14 +49,11 @@ class UniPCSolver(MultistepSolver):
         variant: str = "bh1",
         corrector: bool = True,
     ) -> None:
-        if variant not in ("bh1", "bh2"):
-            raise ValueError(f"variant is {variant!r}, but must be 'bh1' or 'bh2'.")
         super().__init__(schedule, steps, order, t_eps, timesteps)
-        self.variant = variant
+        self.variant = check_choice("variant", variant, ("bh1", "bh2"))
         self.corrector = corrector
 
     def _compute_weights(self) -> StepWeights:
-        """Return the weights of all updates, the corrector folded in."""
         times = self._times
         lambdas, alpha = self.schedule.lambda_(times), self.schedule.alpha(times)
         ratio = torch.exp(alpha.log().diff() - lambdas.diff())  # sigma_{n+1} / sigma_n
@@ -90,7 +87,7 @@ class UniPCSolver(MultistepSolver):
         nodes = torch.stack([*past, torch.ones_like(h)])
         powers = torch.stack([nodes**k for k in range(order)])
         moments_tensor = torch.stack(moments)
-        half = torch.full((1,), 0.5, dtype=torch.float64)  # what the paper takes for a single unknown
+        half = torch.full((1,), 0.5, dtype=torch.float64)  # the paper's choice for a single unknown
         rho_corrector = half if order == 1 else torch.linalg.solve(powers, moments_tensor)
         rho_predictor = half[: order - 1]
         if order > 2:
@@ -100,11 +97,7 @@ class UniPCSolver(MultistepSolver):
         corrector = _from_differences(-alpha * first, scale * rho_corrector / nodes)
         return predictor, torch.cat([corrector[-1:], corrector[:-1]])
 
-    def describe(self) -> dict[str, Any]:
-        """Return plain values that say which solver this is, for manifests and tables."""
-        return {**super().describe(), "variant": self.variant, "corrector": self.corrector}
-
 
 def _from_differences(newest: Tensor, weights: Tensor) -> Tensor:
-    """Return weights on D_n and the others, given the weight of D_n and those of the differences to D_n."""
+    """Return weights of D_n and the others from the weights of D_n and of the differences to it."""
     return torch.cat([(newest - weights.sum())[None], weights])

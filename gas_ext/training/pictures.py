@@ -59,8 +59,7 @@ class Pictures:
                 solver,
                 self._start,
                 self._folder / f"solver-{iteration:08d}.png",
-                classical_name=self._start_name,
-                role="start",
+                start_name=self._start_name,
                 title=f"After {iteration} iterations",
             )
 

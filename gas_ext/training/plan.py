@@ -12,9 +12,9 @@ from gas_ext._utils.seeds import format_seeds, parse_seeds
 from gas_ext.configs import Config, Run
 from gas_ext.configs.base import LossKind
 from gas_ext.configs.training import Recipe
-from gas_ext.solvers.gits import GITS_SIGMAS
 from gas_ext.solvers.presets import get_preset
 from gas_ext.solvers.registry import display_name
+from gas_ext.solvers.timesteps import GITS_SIGMAS
 from gas_ext.teachers.folder import CARD, config_option, import_command, teacher_folder
 from gas_ext.training.memory import training_bytes
 from gas_ext.training.settings import TrainingConfig

@@ -163,7 +163,7 @@ def test_a_student_takes_the_schedule_of_an_imported_teacher():
     [
         (("-o", "s.safetensors"), "name its data set with --config"),
         (("--config", "cifar10", "-o", "s"), "must be a file ending in .safetensors"),
-        (("--config", "cifar10", "--steps", 5, "-o", "s.safetensors"), "no student of 5 steps"),
+        (("--config", "cifar10", "--steps", 5, "-o", "s.safetensors"), "not a student of 5 steps"),
         (("--config", "cifar10", "--heads", 1, "-o", "s.safetensors"), "takes no num_heads"),
         (("--config", "coco", "-o", "s.safetensors"), "run gas-ext import coco -o teachers/coco first"),
     ],

@@ -1,4 +1,4 @@
-"""Makes the helpers of other test folders importable, which write the files of each format."""
+"""Makes the helpers of other test folders importable; they write the files of each format."""
 
 import sys
 from pathlib import Path

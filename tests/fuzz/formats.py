@@ -1,4 +1,4 @@
-"""Every file format that the package reads: an intact example, what may be damaged in it, how it is read."""
+"""Every file format that the package reads: an intact example, its damage, and its reader."""
 
 import io
 import json
@@ -31,7 +31,7 @@ from gas_ext.samples.manifest import _hash
 from gas_ext.teachers.diffusers.files import load_model
 from gas_ext.teachers.edm import load_edm_snapshot
 from gas_ext.teachers.edm.teacher import build_teacher
-from gas_ext.teachers.folder import load_teacher, save_teacher, weights_hash_of
+from gas_ext.teachers.folder import _describe_files, load_teacher, save_teacher, weights_hash_of
 from gas_ext.teachers.ldm import load_checkpoint
 from gas_ext.training import read_log
 from gas_ext.training.checkpoints import check_state, newest_checkpoint, save_checkpoint
@@ -45,30 +45,59 @@ from gas_ext.training.discriminators import (
 from gas_ext.training.discriminators.r3gan import R3GANConfig
 from gas_ext.training.losses import read_weights
 
+FORMATS = {}
+
 
 class Format:
-    """One format; `damage` changes the file that `make` wrote."""
+    """One format. `make` writes an intact example into a folder, by default one file with `write`."""
 
-    cost = 1  # how many cases of the cheap formats one case takes as long as
+    file = ""
+    cost = 1  # number of cases of the cheap formats that take as long as one case
+    bytes_only = 1.0  # part of the cases in which bytes are damaged rather than content
+
+    def __init_subclass__(cls):
+        if cls.file or cls.make is not Format.make:
+            FORMATS[cls.__name__] = cls
 
     def make(self, folder: Path) -> Path:
+        self.write(folder / self.file)
+        return folder / self.file
+
+    def write(self, path: Path) -> None:
         raise NotImplementedError
 
     def load(self, path: Path):
         raise NotImplementedError
 
     def damage(self, rng, path: Path) -> None:
-        path.write_bytes(damaged_bytes(rng, path.read_bytes()))
+        if rng.random() < self.bytes_only:
+            spoil(rng, path)
+        else:
+            self.damage_content(rng, path)
+
+    def damage_content(self, rng, path: Path) -> None:
+        raise NotImplementedError
+
+
+def spoil(rng, path: Path) -> None:
+    path.write_bytes(damaged_bytes(rng, path.read_bytes()))
+
+
+def sealed(record):
+    """A manifest of samples with its checksum, if it is still a dict."""
+    if isinstance(record, dict):
+        record.pop("sha256", None)
+        record["sha256"] = _hash(record)
+    return record
 
 
 class Sealed(Format):
-    """Safetensors with a record; half of the cases have a checksum that fits what was changed."""
+    """Safetensors with a record; damaged content gets a matching checksum."""
 
     key = ""
+    bytes_only = 0.4
 
-    def damage(self, rng, path):
-        if rng.random() < 0.4:
-            return super().damage(rng, path)
+    def damage_content(self, rng, path):
         with safe_open(path, framework="pt") as file:
             record = json.loads(file.metadata()[self.key])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -76,24 +105,18 @@ class Sealed(Format):
             record = damaged_tree(rng, record)
         else:
             tensors = damaged_tensors(rng, tensors)
-        self.write(path, record, tensors)
-
-    def write(self, path, record, tensors):
         if isinstance(record, dict):
             record["sha256"] = checksum(record, tensors)
         save_file({name: t.contiguous() for name, t in tensors.items()}, path, {self.key: json.dumps(record)})
 
 
 class Solver(Sealed):
-    key = "gas_ext_solver"
+    key, file = "gas_ext_solver", "solver.safetensors"
     schedule = NoiseSchedule.edm()
 
-    def make(self, folder):
-        path = folder / "solver.safetensors"
-        GeneralizedSolver(self.schedule, 3, t_eps=0.3).save(
-            path, teacher={"name": "a"}, training={"iterations": 3}
-        )
-        return path
+    def write(self, path):
+        solver = GeneralizedSolver(self.schedule, 3, t_eps=0.3)
+        solver.save(path, teacher={"name": "a"}, training={"iterations": 3})
 
     def load(self, path):
         return GeneralizedSolver.load(path).coefficients("sample")
@@ -104,27 +127,23 @@ class KnotsSolver(Solver):
 
 
 class Student(Format):
-    def make(self, folder):
-        GeneralizedSolver(NoiseSchedule.flow(), 3).save_reference_checkpoint(folder / "student.pt")
-        return folder / "student.pt"
+    file, bytes_only = "student.pt", 0.6
+
+    def write(self, path):
+        GeneralizedSolver(NoiseSchedule.flow(), 3).save_reference_checkpoint(path)
 
     def load(self, path):
         return GeneralizedSolver.from_reference_checkpoint(path, NoiseSchedule.flow(), 3)
 
-    def damage(self, rng, path):
-        if rng.random() < 0.6:
-            return super().damage(rng, path)
-        content = damaged_tree(rng, torch.load(path, weights_only=False))
-        torch.save(content, path)
+    def damage_content(self, rng, path):
+        torch.save(damaged_tree(rng, torch.load(path, weights_only=False)), path)
 
 
 class Discriminator(Sealed):
-    key = "gas_ext_discriminator"
+    key, file = "gas_ext_discriminator", "discriminator.safetensors"
 
-    def make(self, folder):
-        path = folder / "discriminator.safetensors"
+    def write(self, path):
         save_discriminator(build_discriminator("convolution", (1, 8, 8), seed=0, width=2, max_width=4), path)
-        return path
 
     def load(self, path):
         return load_discriminator(path)
@@ -136,15 +155,15 @@ def r3gan():
 
 
 class R3GANFile(Discriminator):
-    def make(self, folder):
-        save_discriminator(r3gan(), folder / "r3gan.safetensors")
-        return folder / "r3gan.safetensors"
+    def write(self, path):
+        save_discriminator(r3gan(), path)
 
 
 class R3GANSnapshot(Format):
-    def make(self, folder):
-        (folder / "snapshot.pkl").write_bytes(snapshot_bytes(r3gan()))
-        return folder / "snapshot.pkl"
+    file = "snapshot.pkl"
+
+    def write(self, path):
+        path.write_bytes(snapshot_bytes(r3gan()))
 
     def load(self, path):
         return load_r3gan_snapshot(path)
@@ -164,16 +183,12 @@ class Samples(Format):
         return samples.batch([0, len(samples) - 1])
 
     def damage(self, rng, path):
-        place = path / "manifest.json"
-        record = json.loads(place.read_text())
+        manifest = path / "manifest.json"
         if rng.random() < 0.3:
-            place.write_bytes(damaged_bytes(rng, place.read_bytes()))
-            return
+            return spoil(rng, manifest)
+        record = json.loads(manifest.read_text())
         record.pop("sha256")
-        record = damaged_tree(rng, record)
-        if isinstance(record, dict):
-            record["sha256"] = _hash(record)
-        place.write_text(json.dumps(record))
+        manifest.write_text(json.dumps(sealed(damaged_tree(rng, record))))
 
 
 class ShardFile(Samples, Sealed):
@@ -182,18 +197,16 @@ class ShardFile(Samples, Sealed):
     key = "gas_ext_samples"
 
     def damage(self, rng, path):
-        shard, place = path / "shard-00001.safetensors", path / "manifest.json"
+        shard, manifest = path / "shard-00001.safetensors", path / "manifest.json"
         Sealed.damage(self, rng, shard)
-        manifest = json.loads(place.read_text())
-        manifest.pop("sha256")
-        manifest["shards"][shard.name]["bytes"] = shard.stat().st_size
+        record = json.loads(manifest.read_text())
         try:
             with safe_open(shard, framework="pt") as file:
                 found = json.loads(file.metadata()[self.key])["sha256"]
-        except Exception:  # of whatever is left of it
+        except Exception:  # of a damaged file
             found = "0"
-        manifest["shards"][shard.name]["sha256"] = found
-        place.write_text(json.dumps({**manifest, "sha256": _hash(manifest)}))
+        record["shards"][shard.name].update(bytes=shard.stat().st_size, sha256=found)
+        manifest.write_text(json.dumps(sealed(record)))
 
 
 class RunCheckpoint(Sealed):
@@ -218,41 +231,28 @@ class RunCheckpoint(Sealed):
 
 
 class TrainingConfig(Format):
-    values = ("!!bool x", "!!int ''", "!!timestamp x", "!!float y", "&a [*a]", "*a", "1e999", "!!python/none")
-    values += (
-        "!!binary '%'",
-        "!!set {a}",
-        "!!omap [x]",
-        "<<",
-        "10" * 300,
-        "1" * 5000,
-        "2001-99-99",
-        "0x",
-        "0b",
+    file, bytes_only = "config.yaml", 0.3
+    values = (
+        *("!!bool x", "!!int ''", "!!timestamp x", "!!float y", "&a [*a]", "*a", "1e999", "!!python/none"),
+        *("!!binary '%'", "!!set {a}", "!!omap [x]", "<<", "10" * 300, "1" * 5000, "2001-99-99", "0x", "0b"),
     )
 
-    def make(self, folder):
-        path = folder / "config.yaml"
+    def write(self, path):
         shutil.copy(Path(configs_file).parent / "demo.yaml", path)
-        return path
 
     def load(self, path):
         return load_config(path)
 
-    def damage(self, rng, path):
-        tree = yaml.safe_load(path.read_text())
-        how = rng.random()
-        if how < 0.3:
-            return super().damage(rng, path)
-        if how < 0.6:
+    def damage_content(self, rng, path):
+        if rng.random() < 0.4:
             try:
-                path.write_text(yaml.safe_dump(damaged_tree(rng, tree)))
+                path.write_text(yaml.safe_dump(damaged_tree(rng, yaml.safe_load(path.read_text()))))
             except (RecursionError, ValueError):
                 path.write_text("[" * rng.choice([10, 900, 100_000]))
             return
         lines = path.read_text().splitlines()
-        place = rng.randrange(len(lines))
-        lines[place] = lines[place].partition(":")[0] + ": " + rng.choice(self.values)
+        position = rng.randrange(len(lines))
+        lines[position] = lines[position].partition(":")[0] + ": " + rng.choice(self.values)
         path.write_text("\n".join(lines))
 
 
@@ -265,99 +265,83 @@ class TeacherFolder(Format):
     cost = 3
 
     def make(self, folder):
-        arguments = {"network": "SongUNet", "model_channels": 8, "channel_mult": [1], "num_blocks": 1}
-        teacher = build_teacher(
-            "EDMPrecond", {**arguments, "attn_resolutions": [], "label_dim": 2}, (1, 8, 8)
-        )
-        return save_teacher(teacher, folder / "teacher")
+        return save_teacher(edm_teacher(label_dim=2), folder / "teacher")
 
     def load(self, path):
         return load_teacher(path)
 
     def damage(self, rng, path):
-        card, weights = path / "teacher.json", path / "model.safetensors"
-        if rng.random() < 0.3:
-            weights.write_bytes(damaged_bytes(rng, weights.read_bytes()))
+        card = path / "teacher.json"
         content = json.loads(card.read_text())
+        if rng.random() < 0.3:
+            spoil(rng, path / "model.safetensors")
         if rng.random() < 0.2:
-            card.write_bytes(damaged_bytes(rng, card.read_bytes()))
-            return
+            return spoil(rng, card)
         content = damaged_tree(rng, content)
         try:
-            from gas_ext.teachers.folder import _describe_files
-
             if rng.random() < 0.7:
                 card.unlink()
                 content["files"] = _describe_files(path)
             content["weights_hash"] = weights_hash_of(content["files"])
-        except Exception:  # of whatever is left of it
+        except Exception:  # of damaged content
             pass
         card.write_text(json.dumps(content))
 
 
 class EDMSnapshot(Format):
-    cost = 2
+    file, cost, bytes_only = "edm.pkl", 2, 0.6
 
-    def make(self, folder):
-        (folder / "edm.pkl").write_bytes(snapshot(edm_teacher()))
-        return folder / "edm.pkl"
+    def write(self, path):
+        path.write_bytes(snapshot(edm_teacher()))
 
     def load(self, path):
         return load_edm_snapshot(path)
 
-    def damage(self, rng, path):
-        if rng.random() < 0.6:
-            return super().damage(rng, path)
-        arguments = {"model_channels": 8, "channel_mult": [1], "num_blocks": 1, "label_dim": 0}
-        names = [*arguments, "img_resolution", "img_channels", "model_type", "resample_filter", "x"]
-        path.write_bytes(snapshot(edm_teacher(), arguments={rng.choice(names): rng.choice(HOSTILE)}))
+    def damage_content(self, rng, path):
+        sizes = ["model_channels", "channel_mult", "num_blocks", "label_dim"]
+        name = rng.choice([*sizes, "img_resolution", "img_channels", "model_type", "resample_filter", "x"])
+        path.write_bytes(snapshot(edm_teacher(), arguments={name: rng.choice(HOSTILE)}))
 
 
 class Dataset(Format):
-    def make(self, folder):
+    file, bytes_only = "dataset.pkl", 0.5
+
+    def write(self, path):
         noise = torch.randn(3, 1, 4, 4)
         self.content = {"noise": noise, "latents": noise + 1, "images": noise, "condition": torch.arange(3)}
-        (folder / "dataset.pkl").write_bytes(pickle.dumps(self.content, 4))
-        return folder / "dataset.pkl"
+        path.write_bytes(pickle.dumps(self.content, 4))
 
     def load(self, path):
         dataset = ReferenceDataset(path)
         return dataset.batch(range(len(dataset)))
 
-    def damage(self, rng, path):
-        how = rng.random()
-        if how < 0.5:
-            return super().damage(rng, path)
-        damaged = damaged_tensors(rng, self.content) if how < 0.8 else damaged_tree(rng, self.content)
-        path.write_bytes(pickle.dumps(damaged, 4))
+    def damage_content(self, rng, path):
+        damage = damaged_tensors if rng.random() < 0.6 else damaged_tree
+        path.write_bytes(pickle.dumps(damage(rng, self.content), 4))
 
 
 class LatentCheckpoint(Format):
-    cost = 10
+    file, cost, bytes_only = "model.ckpt", 10, 0.4
 
-    def make(self, folder):
+    def write(self, path):
         self.tensors = state_dict("cin_small")
-        return write_checkpoint(self.tensors, folder / "model.ckpt")
+        self.write_tensors(self.tensors, path)
+
+    def write_tensors(self, tensors, path):
+        write_checkpoint(tensors, path)
 
     def load(self, path):
         return load_checkpoint(path, **loading_options("cin_small"))
 
-    def damage(self, rng, path):
-        if rng.random() < 0.4:
-            return super().damage(rng, path)
-        write_checkpoint(damaged_tensors(rng, self.tensors), path)
+    def damage_content(self, rng, path):
+        self.write_tensors(damaged_tensors(rng, self.tensors), path)
 
 
 class LatentSafetensors(LatentCheckpoint):
-    def make(self, folder):
-        self.tensors = state_dict("cin_small")
-        save_file(self.tensors, folder / "model.safetensors")
-        return folder / "model.safetensors"
+    file = "model.safetensors"
 
-    def damage(self, rng, path):
-        if rng.random() < 0.4:
-            return Format.damage(self, rng, path)
-        save_file({n: t.contiguous() for n, t in damaged_tensors(rng, self.tensors).items()}, path)
+    def write_tensors(self, tensors, path):
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
 
 class DiffusersFolder(Format):
@@ -367,9 +351,8 @@ class DiffusersFolder(Format):
         from diffusers import UNet2DModel
 
         blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
-        UNet2DModel(8, 1, 1, block_out_channels=(32,), layers_per_block=1, **blocks).save_pretrained(
-            folder / "diffusers"
-        )
+        model = UNet2DModel(8, 1, 1, block_out_channels=(32,), layers_per_block=1, **blocks)
+        model.save_pretrained(folder / "diffusers")
         return folder / "diffusers"
 
     def load(self, path):
@@ -377,10 +360,8 @@ class DiffusersFolder(Format):
 
     def damage(self, rng, path):
         weights, config = path / "diffusion_pytorch_model.safetensors", path / "config.json"
-        if rng.random() < 0.3:
-            weights.write_bytes(damaged_bytes(rng, weights.read_bytes()))
-        elif rng.random() < 0.3:
-            config.write_bytes(damaged_bytes(rng, config.read_bytes()))
+        if rng.random() < 0.5:
+            spoil(rng, rng.choice([weights, config]))
         else:
             config.write_text(json.dumps(damaged_tree(rng, json.loads(config.read_text()))))
 
@@ -399,93 +380,68 @@ class EvaluationChunk(Sealed):
 
 
 class Statistics(Format):
-    def make(self, folder):
-        self.arrays = {"mu": torch.zeros(4, dtype=torch.float64), "sigma": torch.eye(4, dtype=torch.float64)}
-        np.savez(folder / "stats.npz", **{name: array.numpy() for name, array in self.arrays.items()})
-        return folder / "stats.npz"
+    file, bytes_only = "stats.npz", 0.4
+    arrays = {"mu": torch.zeros(4, dtype=torch.float64), "sigma": torch.eye(4, dtype=torch.float64)}  # noqa: RUF012
+
+    def write(self, path):
+        np.savez(path, **{name: array.numpy() for name, array in self.arrays.items()})
 
     def load(self, path):
         return Reference.load(path)
 
-    def damage(self, rng, path):
-        how = rng.random()
-        if how < 0.4:
-            return super().damage(rng, path)
-        if how < 0.7:
+    def damage_content(self, rng, path):
+        if rng.random() < 0.5:
             np.savez(path, **{n: t.numpy() for n, t in damaged_tensors(rng, self.arrays).items()})
             return
         with zipfile.ZipFile(path, "w", rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])) as file:
             for name in self.arrays:
                 member = io.BytesIO()
                 shape = rng.choice([(4,), (4, 4), (10**9,), (2**62,), (0, 2**40), (-1,), (2**20, 2**20)])
-                header = {
-                    "descr": rng.choice(["<f8", "|O", "<U99999999"]),
-                    "fortran_order": False,
-                    "shape": shape,
-                }
+                dtype = rng.choice(["<f8", "|O", "<U99999999"])
+                header = {"descr": dtype, "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(member, header)
                 file.writestr(f"{name}.npy", member.getvalue() + bytes(rng.choice([0, 32, 128, 30 * 2**20])))
 
 
 class SealedReference(Sealed):
-    key = "gas_ext_reference"
+    key, file = "gas_ext_reference", "reference.safetensors"
 
-    def make(self, folder):
-        Reference.from_features("r", torch.randn(5, 3)).save(folder / "reference.safetensors")
-        return folder / "reference.safetensors"
+    def write(self, path):
+        Reference.from_features("r", torch.randn(5, 3)).save(path)
 
     def load(self, path):
         return Reference.load(path)
 
 
 class PlainWeights(Format):
-    def make(self, folder):
-        torch.save({"a": torch.zeros(3)}, folder / "weights.pth")
-        return folder / "weights.pth"
+    file = "weights.pth"
+
+    def write(self, path):
+        torch.save({"a": torch.zeros(3)}, path)
 
     def load(self, path):
         return read_weights(path)
 
 
 class Labels(Format):
-    def make(self, folder):
-        (folder / "labels.txt").write_text("0-9,3, 4\n5")
-        return folder / "labels.txt"
+    file, bytes_only = "labels.txt", 0.5
+    texts = ("0-99999998", "9" * 50, "5-1", "-", ",", "0-9999999", "1," * 5000, "\x1b[0m")
+
+    def write(self, path):
+        path.write_text("0-9,3, 4\n5")
 
     def load(self, path):
         return read_labels(str(path))
 
-    def damage(self, rng, path):
-        if rng.random() < 0.5:
-            return super().damage(rng, path)
-        path.write_text(
-            rng.choice(["0-99999998", "9" * 50, "5-1", "-", ",", "0-9999999", "1," * 5000, "\x1b[0m"])
-        )
+    def damage_content(self, rng, path):
+        path.write_text(rng.choice(self.texts))
 
 
 class Log(Format):
-    def make(self, folder):
-        (folder / "log.jsonl").write_text('{"kind": "train", "iteration": 1, "loss": 0.5}\n' * 3)
-        return folder / "log.jsonl"
+    file = "log.jsonl"
+
+    def write(self, path):
+        path.write_text('{"kind": "train", "iteration": 1, "loss": 0.5}\n' * 3)
 
     def load(self, path):
         return [record["iteration"] + 0 for record in read_log(path)]
-
-
-FORMATS = {
-    cls.__name__: cls
-    for cls in (
-        *(Solver, KnotsSolver, Student, Discriminator, R3GANFile, R3GANSnapshot, Samples, ShardFile),
-        *(RunCheckpoint, TrainingConfig, TeacherFolder, EDMSnapshot, Dataset, LatentCheckpoint),
-        *(
-            LatentSafetensors,
-            DiffusersFolder,
-            EvaluationChunk,
-            Statistics,
-            SealedReference,
-            PlainWeights,
-            Labels,
-            Log,
-        ),
-    )
-}

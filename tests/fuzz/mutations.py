@@ -1,4 +1,4 @@
-"""Seeded damage to files: of their bytes, of the values in them, and of the tensors they hold."""
+"""Seeded damage to the bytes, values and tensors of files."""
 
 import copy
 import struct
@@ -18,36 +18,36 @@ HOSTILE = [
 
 
 def damaged_bytes(rng, content: bytes) -> bytes:
-    """Content with flipped, cut, doubled, zeroed or lying bytes."""
+    """Content with flipped, cut, doubled, zeroed or false bytes."""
     data = bytearray(content)
     how = rng.choice(["flip", "flip", "cut", "insert", "zero", "head", "number"])
-    place = rng.randrange(len(data))
+    at = rng.randrange(len(data))
     if rng.random() < 0.5:
-        place = min(place, rng.randrange(600))  # headers are at the beginning
+        at = min(at, rng.randrange(600))  # headers are at the beginning
     if how == "flip":
         for _ in range(rng.choice([1, 1, 2, 8])):
-            data[(place + rng.randrange(64)) % len(data)] ^= 1 << rng.randrange(8)
+            data[(at + rng.randrange(64)) % len(data)] ^= 1 << rng.randrange(8)
     elif how == "cut":
-        del data[place:]
+        del data[at:]
     elif how == "insert":
-        data[place:place] = data[place : place + rng.randrange(1, 200)]
+        data[at:at] = data[at : at + rng.randrange(1, 200)]
     elif how == "zero":
-        data[place : place + 16] = bytes(min(16, len(data) - place))
+        data[at : at + 16] = bytes(min(16, len(data) - at))
     elif how == "head":
         data[:8] = struct.pack("<Q", rng.choice([0, 1, 2**20, 2**31, 2**63, len(data), len(data) - 8]))
     else:
-        lie = struct.pack(rng.choice(["<I", "<Q"]), rng.choice([2**20, 2**30, 2**31]))
-        data[place : place + len(lie)] = lie
+        false = struct.pack(rng.choice(["<I", "<Q"]), rng.choice([2**20, 2**30, 2**31]))
+        data[at : at + len(false)] = false
     return bytes(data)
 
 
 def damaged_tree(rng, tree):
     """A copy of nested dicts and lists in which one value is hostile, missing, or under another name."""
     tree = copy.deepcopy(tree)
-    places = list(_places(tree))
-    if not places:
+    entries = list(_entries(tree))
+    if not entries:
         return rng.choice(HOSTILE)
-    holder, key = rng.choice(places)
+    holder, key = rng.choice(entries)
     how = rng.random()
     if how < 0.75:
         holder[key] = rng.choice(HOSTILE)
@@ -58,15 +58,15 @@ def damaged_tree(rng, tree):
     return tree
 
 
-def _places(tree):
+def _entries(tree):
     for key in tree if isinstance(tree, dict) else range(len(tree)):
         yield tree, key
         if isinstance(tree[key], dict | list):
-            yield from _places(tree[key])
+            yield from _entries(tree[key])
 
 
 def damaged_tensors(rng, tensors):
-    """The same tensors, but for one that is missing, renamed, or of another type, shape or value."""
+    """The same tensors, except that one is missing, renamed, or of another type, shape or value."""
     tensors = dict(tensors)
     name = rng.choice(sorted(tensors))
     tensor = tensors.pop(name)

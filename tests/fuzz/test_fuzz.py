@@ -1,8 +1,7 @@
 """Damaged and hostile files of every format: each loads, or is refused in one sentence that names it.
 
 ``pytest -m fuzz`` runs it; FUZZ_CASES is the number of cases per format (300), FUZZ_SEED their seed (0).
-Each case must end within seconds and take little more memory than the file: what a header claims is not
-believed.
+Each case must end within seconds and take little more memory than the file, whatever its header claims.
 """
 
 import faulthandler
@@ -42,7 +41,7 @@ def stop(*_):
 
 
 def fault_of(load, path: Path) -> str | None:
-    """Say what is wrong with how a file was read; "refused" if it was, None if it was loaded."""
+    """Return a fault of reading a file, "refused" for a proper refusal, or None if it was loaded."""
     forget_peak()
     before = resident("VmRSS")
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
@@ -60,9 +59,9 @@ def fault_of(load, path: Path) -> str | None:
 
 
 def fault_of_error(error: Exception, path: Path) -> str:
-    kind, text = type(error), str(error)
-    if kind not in (ValueError, FileNotFoundError) and not kind.__module__.startswith("gas_ext"):
-        return f"raises {kind.__module__}.{kind.__name__}: {text[:200]}"
+    cls, text = type(error), str(error)
+    if cls not in (ValueError, FileNotFoundError) and not cls.__module__.startswith("gas_ext"):
+        return f"raises {cls.__module__}.{cls.__name__}: {text[:200]}"
     if "\n" in text or len(text) > 1000 or not text.endswith((".", ")")) or path.name[:5] not in text:
         return f"says {text[:300]!r}"
     return "refused"

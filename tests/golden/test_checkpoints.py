@@ -1,8 +1,9 @@
 """Published training checkpoints: their import, what they sample, and the training that made them."""
 
+import numpy as np
 import pytest
 import torch
-from golden_data import GOLDEN, arrays, index, network_of, note, schedule_of, tensor
+from golden_data import GOLDEN, PARAMETERS, arrays, index, network_of, note, schedule_of, tensor
 
 from gas_ext import GASSampler, GeneralizedSolver
 
@@ -19,16 +20,10 @@ def load(name: str) -> tuple[GeneralizedSolver, dict, dict]:
 
 def parameters(data: dict, prefix: str, order: int) -> dict[str, torch.Tensor]:
     """Golden parameters under this library's names."""
-
-    def table(letter):
-        return torch.stack([torch.from_numpy(data[f"{prefix}/{letter}{i + 1}_diff"]) for i in range(order)])
-
-    return {
-        "timestep_logits": torch.from_numpy(data[f"{prefix}/mu_logit"]),
-        "time_offsets": torch.from_numpy(data[f"{prefix}/t_couple"]),
-        "data_corrections": table("c"),
-        "state_corrections": table("a"),
-    }
+    found = {key: data[f"{prefix}/{key}"] for key in ("mu_logit", "t_couple")}
+    for letter in ("c", "a"):
+        found[letter] = np.stack([data[f"{prefix}/{letter}{i + 1}_diff"] for i in range(order)])
+    return {name: torch.from_numpy(found[key]) for name, key in PARAMETERS.items()}
 
 
 def sampler_of(solver: GeneralizedSolver, entry: dict, data: dict) -> tuple[GASSampler, tuple]:
@@ -53,7 +48,7 @@ def test_import_is_bit_exact(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sample(name, golden_record):
-    """The stored sample is a float32 run of the reference: as near as such runs are to float64 ones."""
+    """The stored sample is a float32 run of the reference: as close as such runs are to float64 ones."""
     solver, entry, data = load(name)
     sampler, conditions = sampler_of(solver, entry, data)
     with torch.no_grad():
@@ -93,7 +88,7 @@ def test_training_steps(name, golden_record):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_export_is_what_was_imported(name, tmp_path):
+def test_export_equals_the_import(name, tmp_path):
     solver, entry, _ = load(name)
     path = tmp_path / "student.pt"
     solver.save_reference_checkpoint(path, step=3, ema_decay=0.999)

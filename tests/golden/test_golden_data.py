@@ -1,4 +1,4 @@
-"""The golden data is whole and comes from the repository alone."""
+"""The golden data is complete and comes from the repository alone."""
 
 import lzma
 from pathlib import Path

@@ -2,16 +2,11 @@
 
 import pytest
 import torch
-from golden_data import arrays, fill, index, network_of, note, schedule_of, solver_cases, tensor
+from golden_data import PARAMETERS, arrays, fill, index, network_of, note, schedule_of, solver_cases, tensor
 
 from gas_ext import GASSampler, GeneralizedSolver
 
-GRADIENTS = {
-    "grad_mu_logit": "timestep_logits",
-    "grad_t_couple": "time_offsets",
-    "grad_c": "data_corrections",
-    "grad_a": "state_corrections",
-}
+GRADIENTS = {f"grad_{key}": name for name, key in PARAMETERS.items()}
 
 
 def solve(name: str, case: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -44,8 +39,8 @@ def solve(name: str, case: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
 def family_of(name: str, case: str) -> str:
     """The family of `f32_vs_f64_of_the_reference` that a case belongs to."""
     entry = index()["files"][name]
-    kind = "theory" if entry["cases"][case]["use_theory_coef"] else "s4s"
-    return f"{entry['kind']} t_eps={entry['t_eps']} {kind}"
+    weights = "theory" if entry["cases"][case]["use_theory_coef"] else "s4s"
+    return f"{entry['kind']} t_eps={entry['t_eps']} {weights}"
 
 
 @pytest.mark.parametrize(("name", "case"), solver_cases())
@@ -57,8 +52,8 @@ def test_float64(name, case, golden_record):
         if expected is None:
             continue
         error = (value - tensor(expected)).abs().max().item()
-        kind = "f64 gradients" if key.startswith("grad") else "f64 times, x, D, loss"
-        note(golden_record, family_of(name, case), kind, error, f"{name} {case} {key}")
+        quantity = "f64 gradients" if key.startswith("grad") else "f64 times, x, D, loss"
+        note(golden_record, family_of(name, case), quantity, error, f"{name} {case} {key}")
         assert error <= 1e-9, key
         compared += 1
     assert compared >= 8  # times, last state, loss, five gradients
@@ -82,6 +77,6 @@ def test_float32(name, case, golden_record):
         errors[f"{key}_rel_to_max"] = ((found[key] - expected).abs().max() / expected.abs().max()).item()
     note(golden_record, family, "f32 final", errors["final_abs"], f"{name} {case}")
     for key, error in errors.items():
-        kind = "f32 final / floor" if key == "final_abs" else "f32 gradients / floor"
-        note(golden_record, family, kind, error / floors[key], f"{name} {case} {key}")
+        quantity = "f32 final / floor" if key == "final_abs" else "f32 gradients / floor"
+        note(golden_record, family, quantity, error / floors[key], f"{name} {case} {key}")
         assert error <= 2.0 * floors[key], key

@@ -6,28 +6,24 @@ from golden_data import arrays
 
 from gas_ext._utils.noise import StackedGenerator, stacked_noise
 
-
-@pytest.fixture(scope="module")
-def golden():
-    return arrays("stacked_noise.npz")
+GOLDEN = arrays("stacked_noise.npz")
+SEEDS = GOLDEN["seeds"].tolist()
 
 
-def test_first_and_second_draw(golden):
-    generator = StackedGenerator(golden["seeds"].tolist())
+def test_first_and_second_draw():
+    generator = StackedGenerator(SEEDS)
     for name in ("first", "second"):
-        assert torch.equal(generator.randn((3, 8, 8)), torch.from_numpy(golden[name]))
+        assert torch.equal(generator.randn((3, 8, 8)), torch.from_numpy(GOLDEN[name]))
 
 
-@pytest.mark.parametrize(("name", "shape"), [("odd_3x5x7", (3, 5, 7)), ("tiny_5", (5,))])
-def test_sizes_that_are_no_multiple_of_sixteen(golden, name, shape):
-    assert torch.equal(stacked_noise(golden["seeds"].tolist(), shape), torch.from_numpy(golden[name]))
-
-
-def test_seeds_wrap_at_32_bits(golden):
-    expected = torch.from_numpy(golden["wrap_seeds_2p32plus3_and_minus1"])
-    assert torch.equal(stacked_noise([2**32 + 3, -1], (3, 8, 8)), expected)
-
-
-def test_float64_draw(golden):
-    expected = torch.from_numpy(golden["first2_float64"])
-    assert torch.equal(stacked_noise([0, 1], (3, 8, 8), dtype=torch.float64), expected)
+@pytest.mark.parametrize(
+    ("name", "seeds", "shape", "dtype"),
+    [
+        ("odd_3x5x7", SEEDS, (3, 5, 7), torch.float32),  # sizes that are not multiples of sixteen
+        ("tiny_5", SEEDS, (5,), torch.float32),
+        ("wrap_seeds_2p32plus3_and_minus1", [2**32 + 3, -1], (3, 8, 8), torch.float32),
+        ("first2_float64", [0, 1], (3, 8, 8), torch.float64),
+    ],
+)
+def test_one_draw(name, seeds, shape, dtype):
+    assert torch.equal(stacked_noise(seeds, shape, dtype=dtype), torch.from_numpy(GOLDEN[name]))

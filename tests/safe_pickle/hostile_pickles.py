@@ -1,4 +1,4 @@
-"""What the tests of hostile files share."""
+"""Opcodes and files for the tests of hostile pickles."""
 
 import collections
 import io
@@ -14,15 +14,14 @@ REFUSED = (UnsafePickleError, DamagedPickleError)
 
 
 def snapshot() -> bytes:
-    """A small file with everything the known kinds use: nested streams, views, records, NumPy numbers."""
+    """A small file with everything that known files use: nested streams, views, records, NumPy numbers."""
     value = {
         "noise": torch.arange(12.0).reshape(3, 4),
         "half": torch.ones(3, dtype=torch.bfloat16),
-        "kinds": collections.OrderedDict(a=np.float64(0.5), b={1, 2}, c=(None, True, b"x" * 100)),
+        "values": collections.OrderedDict(a=np.float64(0.5), b={1, 2}, c=(None, True, b"x" * 100)),
         "dtype": torch.float32,
         "list": collections.defaultdict(list, p=["text", 2**40, -1.5]),
     }
-
     return pickle.dumps(value, 4)
 
 
@@ -41,11 +40,29 @@ GLOBAL = {
 
 
 def storage_stream(count: int) -> bytes:
-    file = io.BytesIO()
-    torch.save(torch.zeros(count)._typed_storage(), file, _use_new_zipfile_serialization=False)
-    return file.getvalue()
+    return saved(torch.zeros(count)._typed_storage(), _use_new_zipfile_serialization=False)
 
 
 def text(value: str) -> bytes:
-    data = value.encode()
-    return b"\x8d" + struct.pack("<Q", len(data)) + data
+    return b"\x8d" + struct.pack("<Q", len(value.encode())) + value.encode()
+
+
+def blob(data: bytes) -> bytes:
+    return b"\x8e" + struct.pack("<Q", len(data)) + data
+
+
+class Calls:
+    """Pickles into a call of `function`."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+def saved(value, **options) -> bytes:
+    """What torch.save writes."""
+    file = io.BytesIO()
+    torch.save(value, file, **options)
+    return file.getvalue()

@@ -1,4 +1,4 @@
-"""Stable Diffusion's schedule, and a network, for all solvers."""
+"""Stable Diffusion's schedule, a network, and solves with our and diffusers' solvers."""
 
 import torch
 
@@ -22,10 +22,10 @@ def solve(solver, x, predictor=network, prediction_type="epsilon"):
 
 
 def configured(scheduler, steps):
-    """Give a scheduler of diffusers its steps, in float64 where diffusers keeps float32; return the times."""
+    """Set the steps of a diffusers scheduler, in float64 where it stores float32; return the timesteps."""
     scheduler.set_timesteps(steps)
-    places = [*scheduler.timesteps.tolist(), 0]  # whole times tau; t = (tau + 1) / 1000
-    times = torch.tensor([(tau + 1) / 1000 for tau in places], dtype=torch.float64)
+    integers = [*scheduler.timesteps.tolist(), 0]  # tau; t = (tau + 1) / 1000
+    times = torch.tensor([(tau + 1) / 1000 for tau in integers], dtype=torch.float64)
     scheduler.sigmas = torch.exp(-SCHEDULE.lambda_(times))
     return times
 
@@ -37,13 +37,12 @@ def scheduled(scheduler, times, x):
     return x
 
 
-def errors(kind, counts, exact_steps=400, **options):
+def errors(cls, counts, exact_steps, **options):
     """Return the largest errors of a solver with as many steps, on a network that is smooth in x and t."""
-    x = noise(4, 6, seed=1)
-    exact = solve(kind(SMOOTH, exact_steps, timesteps="logsnr", **options), x)
-    return [
-        (solve(kind(SMOOTH, n, timesteps="logsnr", **options), x) - exact).abs().max().item() for n in counts
-    ]
+    x, schedule = noise(4, 6, seed=1), NoiseSchedule.vp_linear()
 
+    def final(steps):
+        return solve(cls(schedule, steps, timesteps="logsnr", **options), x)
 
-SMOOTH = NoiseSchedule.vp_linear()
+    exact = final(exact_steps)
+    return [(final(n) - exact).abs().max().item() for n in counts]

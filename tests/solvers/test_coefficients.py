@@ -72,7 +72,7 @@ def test_third_order_is_exact_for_data_linear_in_lambda():
 
 @pytest.mark.parametrize("theory_order", [1, 2])
 def test_corrections_beyond_the_theory_act_on_data(theory_order):
-    """The theory keeps its own terms; later corrections are added to the weights of D as they are."""
+    """Corrections beyond the terms of the theory are added to the weights of D unchanged."""
     schedule, steps = SCHEDULES["vp_linear"], 5
     times = spaced_timesteps(schedule, steps, 1e-3, "quadratic")
     c = torch.randn(steps, steps, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -137,7 +137,7 @@ def test_sample_prediction_at_a_shifted_time_goes_through_the_noise():
 @pytest.mark.parametrize("name", ["flow", "vp_zero_terminal"])
 @pytest.mark.parametrize("theory_order", ORDERS)
 def test_zero_terminal_snr_is_the_limit(name, theory_order):
-    """Weights at lambda_0 = -inf are what nearby starts tend to: logarithmically, hence the loose bound."""
+    """Weights of nearby starts converge to those at lambda_0 = -inf, but only logarithmically."""
     schedule = SCHEDULES[name]
     times = spaced_timesteps(schedule, 5, 1e-3, "uniform")
     at_limit = theory(schedule, times, 5, theory_order).data
@@ -208,7 +208,7 @@ def test_any_parameters_give_finite_coefficients_and_gradients(data, name, steps
     for parameter in solver.parameters():
         values = data.draw(st.lists(ANY, min_size=parameter.numel(), max_size=parameter.numel()))
         parameter.data = torch.tensor(values, dtype=torch.float64).reshape(parameter.shape)
-    prediction_type = data.draw(st.sampled_from([kind for kind in PREDICTION_TYPES if kind != "epsilon"]))
+    prediction_type = data.draw(st.sampled_from([name for name in PREDICTION_TYPES if name != "epsilon"]))
     table = solver.coefficients(prediction_type)
     seen = table.evaluation_timesteps
     assert bool((table.timesteps.diff() < 0).all())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DEISMultistepScheduler
-from multistep_tools import BETAS, SCHEDULE, configured, errors, noise, scheduled, solve
+from multistep_tools import BETAS, SCHEDULE, configured, noise, scheduled, solve
 from scipy.integrate import quad
 
 from gas_ext import NoiseSchedule
@@ -24,8 +24,8 @@ def lagrange(past, j, t):
 
 def slope(schedule, t):
     """d(sigma / alpha) / dt by automatic differentiation."""
-    place = torch.as_tensor(t, dtype=torch.float64).clone().requires_grad_()
-    return torch.autograd.grad(torch.exp(-schedule.lambda_(place)).sum(), place)[0]
+    t = torch.as_tensor(t, dtype=torch.float64).clone().requires_grad_()
+    return torch.autograd.grad(torch.exp(-schedule.lambda_(t)).sum(), t)[0]
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -73,9 +73,7 @@ def test_the_log_rho_form_is_that_of_diffusers(order):
     """diffusers counts evaluations, so its solver_order is ours + 1, and its polynomials are in log rho."""
     steps = 8
     scheduler = DEISMultistepScheduler(
-        trained_betas=BETAS.numpy(),
-        solver_order=order,
-        lower_order_final=False,
+        trained_betas=BETAS.numpy(), solver_order=order, lower_order_final=False
     )
     times = configured(scheduler, steps)
     x = noise(2, 3, 4)
@@ -87,44 +85,9 @@ def test_the_log_rho_form_is_that_of_diffusers(order):
         assert (solve(in_time, x) - expected).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("order", [0, 1, 2, 3])
-def test_polynomials_in_time_are_integrated_exactly(order):
-    """A noise that is t^r whatever x: the solution is then exact from the step on that has r + 1 values."""
-    schedule, t_eps = SCHEDULES["vp"]
-    solver = DEISSolver(schedule, 6, order, t_eps)
-    times = solver.timesteps()
-    alpha = schedule.alpha(times)
-    k = torch.exp(-schedule.lambda_(times))
-    fine = torch.linspace(0.0, 1.0, 20001, dtype=torch.float64)
-    for n in range(order, 6):
-        weights = solver.weights().data[n]
-        found = sum(weights[j] * times[n - j] ** order for j in range(order + 1))
-        along = k[n] + fine * (k[n + 1] - k[n])
-        t = schedule.inverse_lambda(-torch.log(along))
-        expected = alpha[n + 1] * torch.trapezoid(t**order, along)
-        assert found.item() == pytest.approx(expected.item(), rel=2e-4)
-
-
 def test_order_zero_is_ddim():
     x = noise(3, 4)
     times = dict(steps=6, timesteps="quadratic")
-    found, expected = (
-        solve(DEISSolver(SCHEDULE, order=0, **times), x),
-        solve(DPMSolver(SCHEDULE, order=1, **times), x),
-    )
+    found = solve(DEISSolver(SCHEDULE, order=0, **times), x)
+    expected = solve(DPMSolver(SCHEDULE, order=1, **times), x)
     assert (found - expected).abs().max() <= 1e-12
-
-
-@pytest.mark.parametrize("variable", ["time", "lambda"])
-def test_more_steps_come_closer(variable):
-    first, second, third = errors(DEISSolver, (10, 20, 40), order=2, variable=variable)
-    assert first > 3.0 * second > 9.0 * third
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"order": 4}, "orders 0 to 3"), ({"variable": "rho"}, "'time' or 'lambda'")],
-)
-def test_impossible_arguments_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        DEISSolver(SCHEDULE, 5, **options)

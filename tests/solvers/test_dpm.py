@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EDMEulerScheduler
-from multistep_tools import BETAS, SCHEDULE, configured, errors, network, noise, solve
+from multistep_tools import BETAS, SCHEDULE, configured, network, noise, solve
 
 from gas_ext import GeneralizedSolver, NoiseSchedule
 from gas_ext.solvers import DPMSolver
@@ -65,8 +65,8 @@ def test_euler_of_edm():
         scheduler.scale_model_input(expected, tau)
         data = expected / (1.0 + sigmas[n] ** 2)
         expected = scheduler.step(data, tau, expected, pred_original_sample=data).prev_sample
-    places = [(s ** (1 / 7) - 0.002 ** (1 / 7)) / (80.0 ** (1 / 7) - 0.002 ** (1 / 7)) for s in sigmas[1:-1]]
-    solver = DPMSolver(schedule, steps, 1, timesteps=[1.0, *map(float, places), 0.0])
+    inner = [(s ** (1 / 7) - 0.002 ** (1 / 7)) / (80.0 ** (1 / 7) - 0.002 ** (1 / 7)) for s in sigmas[1:-1]]
+    solver = DPMSolver(schedule, steps, 1, timesteps=[1.0, *map(float, inner), 0.0])
 
     def predict(state, t, condition):
         return state / (1.0 + schedule.sigma(t) ** 2)
@@ -85,14 +85,7 @@ def test_the_untrained_learned_solver(order, schedule):
         assert torch.allclose(found, expected[:, : found.shape[1]], atol=1e-11)
 
 
-@pytest.mark.parametrize(("order", "factor"), [(1, 1.8), (2, 3.0)])
-def test_more_steps_come_closer(order, factor):
-    first, second, third = errors(DPMSolver, (10, 20, 40), order=order, exact_steps=2000)
-    assert first > factor * second > factor**2 * third
-
-
 @pytest.mark.parametrize("steps", [1, 2])
 def test_fewer_steps_than_the_order(steps):
     solver = DPMSolver(SCHEDULE, steps, 3)
     assert len(solver.coefficients("sample").rows) == steps
-    assert solver.describe()["lower_order_final"] is False

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import IPNDMScheduler
-from multistep_tools import SCHEDULE, errors, network, noise, solve
+from multistep_tools import SCHEDULE, network, noise, solve
 
 from gas_ext import GASSampler
 from gas_ext.solvers import IPNDMSolver
@@ -17,13 +17,13 @@ def test_diffusers():
     times = solver.timesteps()
     scheduler = IPNDMScheduler()
     scheduler.set_timesteps(steps)
-    # diffusers has the schedule alpha = cos, sigma = sin of its own, in float32; the formulas are the same.
+    # diffusers has its own schedule alpha = cos, sigma = sin, in float32; the formulas are the same.
     scheduler.alphas, scheduler.betas = SCHEDULE.alpha(times), SCHEDULE.sigma(times)
     x = expected = noise(2, 5)
     for n, tau in enumerate(scheduler.timesteps):
         alpha, sigma = scheduler.alphas[n], scheduler.betas[n]
         eps = network(expected, times[n])
-        velocity = (eps - sigma * expected) / alpha  # what it takes: eps = sigma x + alpha v
+        velocity = (eps - sigma * expected) / alpha  # the scheduler computes eps = sigma x + alpha v
         expected = scheduler.step(velocity, tau, expected).prev_sample
     assert (solve(solver, x) - expected).abs().max() <= 1e-9
 
@@ -37,8 +37,8 @@ def test_adams_weights_integrate_polynomials(order):
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
-def test_what_the_network_predicts_makes_no_difference(prediction_type):
-    def as_asked(x, t, condition):
+def test_all_prediction_types_agree(prediction_type):
+    def converted(x, t, condition):
         eps, alpha, sigma = network(x, t), SCHEDULE.alpha(t), SCHEDULE.sigma(t)
         data = (x - sigma * eps) / alpha
         return {"epsilon": eps, "sample": data, "v_prediction": alpha * eps - sigma * data}[prediction_type]
@@ -46,11 +46,6 @@ def test_what_the_network_predicts_makes_no_difference(prediction_type):
     x = noise(2, 5)
     solver = IPNDMSolver(SCHEDULE, 6, order=3, timesteps="logsnr")
     expected, trajectory = GASSampler(solver, network, "epsilon")(x, return_trajectory=True)
-    assert torch.allclose(solve(solver, x, as_asked, prediction_type), expected, atol=1e-10)
+    assert torch.allclose(solve(solver, x, converted, prediction_type), expected, atol=1e-10)
     first = network(x, trajectory.timesteps[0])
-    assert torch.allclose(trajectory.data[0], first, atol=1e-12)  # the predicted noise is what is kept
-
-
-def test_more_steps_come_closer():
-    first, second, third = errors(IPNDMSolver, (10, 20, 40), order=3)
-    assert first > 2.0 * second > 4.0 * third
+    assert torch.allclose(trajectory.data[0], first, atol=1e-12)  # the noise prediction is stored

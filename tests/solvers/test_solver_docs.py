@@ -22,7 +22,7 @@ def test_every_solver_is_described(name):
 
 
 @pytest.mark.parametrize("name", [*SPACING_TITLES, *PRESETS])
-def test_every_spacing_and_kind_is_described(name):
+def test_every_spacing_and_preset_is_described(name):
     assert name in QUOTED
 
 

@@ -1,14 +1,16 @@
-"""Spacings of timesteps and their stick-breaking form."""
+"""Spacings of timesteps, the GITS tables, and the stick-breaking form."""
 
 import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from multistep_tools import SCHEDULE
 from test_schedules import SCHEDULES
 
 from gas_ext import NoiseSchedule
+from gas_ext.solvers import GITS_SIGMAS, IPNDMSolver, gits_timesteps
 from gas_ext.solvers.timesteps import SPACINGS, inverse_stick_breaking, spaced_timesteps, stick_breaking
 
 LOGITS = st.floats(allow_nan=False, width=64)
@@ -36,8 +38,8 @@ def test_definitions():
         "edm": lambda t: torch.exp(-schedule.lambda_(t)) ** (1.0 / 7.0),
     }
     for spacing in SPACINGS:
-        places = coordinate[spacing](spaced_timesteps(schedule, 10, 1e-3, spacing)).diff()
-        torch.testing.assert_close(places, places.mean().expand(10), rtol=1e-9, atol=0)
+        steps = coordinate[spacing](spaced_timesteps(schedule, 10, 1e-3, spacing)).diff()
+        torch.testing.assert_close(steps, steps.mean().expand(10), rtol=1e-9, atol=0)
 
 
 def test_edm_spacing_is_uniform_in_edm_time():
@@ -50,21 +52,30 @@ def test_edm_spacing_is_uniform_in_edm_time():
     torch.testing.assert_close(sigma, expected, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("steps", sorted(GITS_SIGMAS))
+def test_gits(steps):
+    times = gits_timesteps(SCHEDULE, steps)
+    assert torch.allclose(torch.exp(-SCHEDULE.lambda_(times)), torch.tensor(GITS_SIGMAS[steps]).double())
+    assert torch.equal(IPNDMSolver(SCHEDULE, steps, 2, timesteps="gits").timesteps(), times)
+
+
 @pytest.mark.parametrize(
-    ("steps", "t_eps", "spacing", "words"),
+    ("schedule", "steps", "message"),
     [
-        (0, 1e-3, "uniform", "steps"),
-        (4, 0.0, "uniform", "t_eps"),
-        (4, 1.0, "uniform", "t_eps"),
-        (4, math.nan, "uniform", "t_eps"),
-        (4, 1e-3, "cosine", "cosine"),
+        (SCHEDULE, 9, "5, 6, 7 or 8"),
+        (NoiseSchedule.vp_linear(), 5, r"from 152\.2\); use another spacing"),
+        (NoiseSchedule.flow(), 5, r"from inf\); use another spacing"),
     ],
 )
-def test_errors(steps, t_eps, spacing, words):
-    with pytest.raises(ValueError, match=words):
-        spaced_timesteps(SCHEDULES["vp_linear"], steps, t_eps, spacing)
+def test_gits_errors(schedule, steps, message):
+    with pytest.raises(ValueError, match=message):
+        gits_timesteps(schedule, steps)
 
 
+@example([math.inf] * 31, 1e-3)
+@example([-math.inf] * 31, 1e-3)
+@example([1e300] * 31, 1e-3)
+@example([-1e300] * 31, 1e-3)
 @given(st.lists(LOGITS, max_size=30), st.floats(0.0, 0.5))
 @settings(max_examples=300)
 def test_any_logits_give_strictly_decreasing_times(logits, t_eps):
@@ -76,12 +87,6 @@ def test_any_logits_give_strictly_decreasing_times(logits, t_eps):
     if logits and all(math.isfinite(logit) for logit in logits):
         (gradient,) = torch.autograd.grad(times.square().sum(), values)
         assert bool(torch.isfinite(gradient).all())
-
-
-@pytest.mark.parametrize("extreme", [math.inf, -math.inf, 1e300, -1e300])
-def test_all_logits_extreme(extreme):
-    times = stick_breaking(torch.full((31,), extreme, dtype=torch.float64), 1e-3)
-    assert bool((times.diff() < 0).all())
 
 
 @given(st.lists(st.floats(-6.0, 6.0), min_size=1, max_size=8))

@@ -93,7 +93,7 @@ DESCRIPTIONS = {
         "the PreconditionedNetwork as described has",
     ),
     "shared tensors": ({"_parameters": shared(50)}, "its tensors share their numbers"),
-    "other modules": ({"_modules": {"model": nn.Identity}}, "refused|is no pickled module"),
+    "other modules": ({"_modules": {"model": nn.Identity}}, "refused|is not a pickled module"),
 }
 
 
