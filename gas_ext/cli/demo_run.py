@@ -1,7 +1,7 @@
 """The demonstration: learn a few-step solver for the embedded teacher and compare it with the classical ones.
 
-Seeds follow the paper's split: solvers are learned and chosen on seeds below 50,000 and judged on seeds from
-50,000 on, so no number in the table comes from noise that any solver was fitted to.
+Seeds follow the paper's split: solvers are learned and chosen on seeds below 50,000, and evaluated on seeds
+from 50,000. No number in the table comes from noise that a solver was fitted to.
 """
 
 from __future__ import annotations
@@ -47,21 +47,18 @@ _HELD_OUT = 50_000  # first held-out seed
 _REFERENCE = 100_000  # first seed of the samples behind the reference statistics
 _SEEDS_PER_RUN = 1000  # distance between the seeds of demo runs with consecutive --seed
 _TEACHER_STEPS = 20
-_OTHER_FAMILIES = ("UniPC", "DEIS", "iPNDM", "Heun")  # than DPM-Solver++, whose first order is DDIM
-_SELECTION = 96  # training samples on which the classical solvers are compared, and the start is fitted
+_OTHER_FAMILIES = ("UniPC", "DEIS", "iPNDM", "Heun")  # in addition to DPM-Solver++, of which order 1 is DDIM
+_SELECTION = 96  # training samples for the choice of the classical solver and the fit of the start
 _BATCH = 32
 FILES = ("samples.png", "times.png", "solver.safetensors", "results.json")
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """The options of `gas-ext demo`, whose ranges are checked there.
+    """The options of `gas-ext demo`, which checks their ranges.
 
-    Raises
-    ------
-    ValueError
-        If the training seeds would reach the held-out ones (50,000), or these the seeds behind the reference
-        statistics (100,000).
+    Raises ValueError if training seeds would overlap the held-out ones (from 50,000), or these the seeds of
+    the reference statistics (from 100,000).
     """
 
     steps: int = 4
@@ -79,38 +76,27 @@ class DemoConfig:
         ):
             if seeds.stop > end:
                 raise ValueError(
-                    f"{name} is {len(seeds)}, which runs into the seeds from {end} on that are reserved; "
-                    f"with seed {self.seed} expected at most {end - seeds.start}"
+                    f"{name} is {len(seeds)}, which overlaps the reserved seeds from {end}; with seed "
+                    f"{self.seed}, expected at most {end - seeds.start}."
                 )
 
     def training_seeds(self) -> range:
-        """Seeds whose teacher samples are learned from, below 50,000."""
+        """Return the seeds of the teacher samples to learn from, below 50,000."""
         first = self.seed * _SEEDS_PER_RUN
         return range(first, first + self.train_samples)
 
     def held_out_seeds(self) -> range:
-        """Seeds on which solvers are judged, from 50,000 to below 100,000."""
+        """Return the seeds that solvers are evaluated on, from 50,000 to below 100,000."""
         first = _HELD_OUT + self.seed * _SEEDS_PER_RUN
         return range(first, first + self.held_out_samples)
 
 
 def run_demo(config: DemoConfig, folder: str | Path, reporter: Reporter | None = None) -> dict[str, Any]:
-    """Learn a solver for the embedded teacher, judge it on held-out seeds, and write what was found.
+    """Learn a solver for the embedded teacher, evaluate it on held-out seeds, and write the results.
 
-    Parameters
-    ----------
-    config : DemoConfig
-        The settings.
-    folder : str or Path
-        Made if missing; gets samples.png, times.png, solver.safetensors and results.json, all at the end, and
-        earlier files of these names are replaced.
-    reporter : Reporter, optional
-        Receives progress; silent by default.
-
-    Returns
-    -------
-    dict
-        What results.json holds; only "seconds" and "ms_per_image" differ between equal runs.
+    The folder gets samples.png, times.png, solver.safetensors and results.json when everything is done;
+    existing files of these names are replaced. Returns the content of results.json, in which only "seconds"
+    and "ms_per_image" differ between runs with equal settings.
     """
     folder, reporter = check_output_folder(folder), reporter or SilentReporter()
     teacher = load_demo_teacher(config.device)
@@ -136,34 +122,20 @@ def run_demo(config: DemoConfig, folder: str | Path, reporter: Reporter | None =
         stage = Path(name)
         with _phase("evaluation", seconds):
             solvers = {"classical": classical.solver, "learned": solver}
-            # The second finds the samples of the first in the folder.
+            # The second comparison reuses the samples that the first has stored.
             comparisons = [
                 _judge(config, teacher, guide, solvers, features, reference, stage, reporter)
                 for reference in references
             ]
         rows = _rows(comparisons, descriptions)
-        record = {
-            "rows": rows,
-            "seed": config.seed,
-            "versions": comparisons[0].to_dict()["versions"],
-            "feature_extractor": load_demo_features().name,
-            "teacher": {"name": teacher.name, "weights_hash": teacher.weights_hash},
-            "steps": config.steps,
-            "iterations": config.iterations,
-            "device": config.device,
-            "started_from": start.description,
-            "training_seeds": [config.training_seeds()[0], config.training_seeds()[-1]],
-            "held_out_seeds": [config.held_out_seeds()[0], config.held_out_seeds()[-1]],
-            "classical_chosen_by": "smallest L1 to the teacher on training seeds",
-            "classical_l1_on_training_seeds": candidates,
-            "training": {**training.to_dict(), "losses": list(map(finite_or_none, training.losses))},
-            "seconds": seconds,
-        }
+        versions = comparisons[0].to_dict()["versions"]
+        record = {"rows": rows, "versions": versions, **_record(config, teacher, start, candidates, training)}
+        record["seconds"] = seconds
         cells = [replace(c, description=d) for c, d in zip(comparisons[0].cells, descriptions, strict=True)]
         _draw(config, teacher, cells, start, solver, stage)
         # Without times, so that equal runs give equal files.
-        found = [{key: value for key, value in row.items() if key != "ms_per_image"} for row in rows]
-        summary = {**training.to_dict(), "rows": found}
+        untimed = [{key: value for key, value in row.items() if key != "ms_per_image"} for row in rows]
+        summary = {**training.to_dict(), "rows": untimed}
         solver.save(stage / "solver.safetensors", teacher=record["teacher"], training=summary)
         text = json.dumps(record, indent=2, allow_nan=False) + "\n"
         (stage / "results.json").write_text(text, encoding="utf-8")
@@ -173,16 +145,40 @@ def run_demo(config: DemoConfig, folder: str | Path, reporter: Reporter | None =
     return record
 
 
+def _record(
+    config: DemoConfig,
+    teacher: DemoTeacher,
+    start: Baseline,
+    candidates: dict[str, float | None],
+    training: TrainingSummary,
+) -> dict[str, Any]:
+    """Return the settings and the course of a run, as in results.json."""
+    return {
+        "seed": config.seed,
+        "feature_extractor": load_demo_features().name,
+        "teacher": {"name": teacher.name, "weights_hash": teacher.weights_hash},
+        "steps": config.steps,
+        "iterations": config.iterations,
+        "device": config.device,
+        "started_from": start.description,
+        "training_seeds": [config.training_seeds()[0], config.training_seeds()[-1]],
+        "held_out_seeds": [config.held_out_seeds()[0], config.held_out_seeds()[-1]],
+        "classical_chosen_by": "smallest L1 to the teacher on training seeds",
+        "classical_l1_on_training_seeds": candidates,
+        "training": {**training.to_dict(), "losses": list(map(finite_or_none, training.losses))},
+    }
+
+
 @contextmanager
 def _phase(name: str, seconds: dict[str, float]) -> Iterator[None]:
-    """Take the wall-clock time of a phase."""
+    """Measure the wall time of a phase."""
     start = time.perf_counter()
     yield
     seconds[name] = round(time.perf_counter() - start, 2)
 
 
 def _teacher_samples(config: DemoConfig, teacher: DemoTeacher, guide: Baseline, reporter: Reporter) -> Batch:
-    """Return the samples to learn from."""
+    """Return the teacher samples to learn from."""
     seeds = config.training_seeds()
     noise = stacked_noise(seeds, teacher.sample_shape, device=config.device)
     labels = seed_labels(seeds, teacher.num_classes, config.device)
@@ -194,9 +190,9 @@ def _teacher_samples(config: DemoConfig, teacher: DemoTeacher, guide: Baseline, 
 def _choose_classical(
     config: DemoConfig, teacher: DemoTeacher, data: Batch, reporter: Reporter
 ) -> tuple[Baseline | NamedBaseline, Baseline, dict[str, float | None]]:
-    """Pick the training-free solver nearest to the teacher on some of the training seeds.
+    """Pick the training-free solver closest to the teacher on some of the training seeds.
 
-    Returns the nearest of all families, the nearest DPM-Solver++, and all distances.
+    Returns the closest of all families, the closest DPM-Solver++, and all distances.
     """
     starts = classical_solvers(teacher.schedule, config.steps, teacher.t_eps)
     others = named_baselines(teacher.schedule, config.steps, teacher.t_eps, _OTHER_FAMILIES)
@@ -219,7 +215,7 @@ def _choose_classical(
 def _learn(
     config: DemoConfig, teacher: DemoTeacher, start: Baseline, data: Batch, reporter: Reporter
 ) -> tuple[GeneralizedSolver, TrainingSummary]:
-    """Start from the best DPM-Solver++, its weights fitted, and learn all of its numbers."""
+    """Learn all coefficients, starting from the best DPM-Solver++ with fitted weights."""
     solver = GeneralizedSolver(
         teacher.schedule,
         config.steps,
@@ -261,7 +257,7 @@ def _judge(
     folder: Path,
     reporter: Reporter,
 ) -> Comparison:
-    """Compare the solvers with the teacher, and its features with those of the reference."""
+    """Compare the solvers with the teacher, and the features of all with those of the reference."""
     return compare(
         teacher,
         solvers,
@@ -279,7 +275,7 @@ def _judge(
 
 
 def _rows(comparisons: list[Comparison], descriptions: list[str]) -> list[dict[str, Any]]:
-    """Return the rows of teacher, classical and learned solver, where a number that is not finite is None."""
+    """Return the rows of teacher, classical and learned solver; numbers that are not finite are None."""
 
     def value(cell: Cell, key: str) -> float | None:
         estimate = cell.estimate(key)
@@ -292,7 +288,7 @@ def _rows(comparisons: list[Comparison], descriptions: list[str]) -> list[dict[s
             "description": description,
             "nfe": cell.nfe,
             "l1_to_teacher": 0.0 if cell.kind == "teacher" else value(cell, "l1"),
-            # Both are distances to a reference: one to 10,000 other samples of the teacher.
+            # The reference of the first comparison is 10,000 other samples of the teacher.
             "frechet_to_teacher": value(cell, "frechet_to_data"),
             "frechet_to_data": value(same, "frechet_to_data"),
             "ms_per_image": cell.numbers.ms_per_image,
@@ -309,7 +305,7 @@ def _draw(
     solver: GeneralizedSolver,
     folder: Path,
 ) -> None:
-    """Draw the samples of all, and what the solver learned."""
+    """Draw the samples of all solvers, and the learned times and coefficients."""
     plural = "" if config.steps == 1 else "s"
     write_grid(
         cells,
