@@ -108,7 +108,7 @@ def test_labels_follow_the_seed_unless_given(tmp_path):
     torch.testing.assert_close(given_labels.batch(range(5)).samples, expected)
 
 
-def test_prompts_belong_to_places_and_are_kept_as_text(tmp_path):
+def test_prompts_follow_the_index_and_are_stored_as_text(tmp_path):
     from gas_ext import Denoiser
 
     class Prompted(Denoiser):
@@ -140,12 +140,12 @@ def test_prompts_belong_to_places_and_are_kept_as_text(tmp_path):
     with pytest.raises(ValueError, match="needs prompts"):
         make_samples(tmp_path / "b", denoiser=denoiser)
     for wrong in ("a dog", ["a", None]):
-        with pytest.raises(TypeError, match="must be a list of texts"):
+        with pytest.raises(TypeError, match="must be a list of strings"):
             make_samples(tmp_path / "b", denoiser=denoiser, prompts=wrong)
     assert listing(tmp_path) == ["a"]
 
 
-def test_conditions_of_other_kinds_are_kept_as_rows(tmp_path):
+def test_tensor_conditions_are_stored_as_rows(tmp_path):
     rows = torch.randn(11, 2, 1, generator=torch.Generator().manual_seed(0))
     denoiser = make_denoiser(
         function=lambda x, t, condition: torch.tanh(x + condition), condition_kind="tensor"
@@ -161,7 +161,7 @@ def test_conditions_of_other_kinds_are_kept_as_rows(tmp_path):
     ("kind", "given", "reason"),
     [
         ("none", {"labels": [1]}, "takes no condition, but got labels"),
-        ("label", {"prompts": ["a"]}, "takes conditions of kind 'label', but got prompts"),
+        ("label", {"prompts": ["a"]}, "takes conditions of type 'label', but got prompts"),
         ("label", {"labels": []}, "no labels"),
         ("label", {"labels": [0, 5]}, "from 0 to 3"),
         ("label", {"labels": [0.5]}, "must be integers"),
@@ -177,7 +177,7 @@ def test_conditions_that_do_not_fit_are_refused_before_any_work(tmp_path, kind, 
     assert listing(tmp_path) == []
 
 
-def test_images_are_kept_when_asked_for(tmp_path):
+def test_images_are_stored_if_requested(tmp_path):
     denoiser = make_denoiser(decode=lambda latents: latents.repeat(1, 2, 2).clamp(-1, 1))
     samples = make_samples(tmp_path / "a", denoiser=denoiser, images=True)
     batch = samples.batch([10, 3])
@@ -189,7 +189,7 @@ def test_images_are_kept_when_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.uint8, torch.float64, torch.bfloat16])
-def test_conditions_and_images_of_any_type_are_kept(tmp_path, dtype):
+def test_conditions_and_images_of_any_dtype_are_stored(tmp_path, dtype):
     rows = torch.arange(22).reshape(11, 2).to(dtype)
     denoiser = make_denoiser(condition_kind="tensor", decode=lambda x: (10 * x).to(dtype))
     samples = make_samples(tmp_path, denoiser=denoiser, conditions=rows, images=True)
@@ -209,7 +209,7 @@ def test_conditions_and_images_of_any_type_are_kept(tmp_path, dtype):
         (lambda x: x[:, :1].expand_as(x), (3, 4, 4)),
     ],
 )
-def test_whatever_the_teacher_decodes_is_kept(tmp_path, decode, image_shape):
+def test_images_of_any_shape_and_layout_are_stored(tmp_path, decode, image_shape):
     samples = make_samples(tmp_path, denoiser=make_denoiser((3, 4, 4), decode=decode), images=True)
     batch = samples.batch([10, 0])
     assert samples.image_shape == image_shape
@@ -225,7 +225,7 @@ def test_whatever_the_teacher_decodes_is_kept(tmp_path, decode, image_shape):
         (lambda x: x.sum(), r"returned \(\) for 1 samples"),
     ],
 )
-def test_decode_that_does_not_give_one_image_per_sample_is_refused(tmp_path, decode, reason):
+def test_decode_must_return_one_image_per_sample(tmp_path, decode, reason):
     with pytest.raises(ValueError, match=f"decode of denoiser {reason}"):
         make_samples(tmp_path, denoiser=make_denoiser(decode=decode), images=True)
     assert listing(tmp_path) == []
@@ -251,7 +251,7 @@ def test_decoded_images_that_are_not_finite_are_not_written(tmp_path):
     assert listing(tmp_path) == []
 
 
-def test_network_is_evaluated_in_evaluation_mode_and_left_as_it_was(tmp_path):
+def test_network_runs_in_evaluation_mode_and_is_restored(tmp_path):
     module = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Tanh().eval())
     seen = []
 
@@ -290,7 +290,7 @@ def test_autocast_reaches_the_network_and_not_the_states(tmp_path):
     assert samples.settings["autocast"] == "bfloat16"
 
 
-def test_any_solver_can_be_the_teachers(tmp_path):
+def test_any_solver_can_be_the_teacher_s(tmp_path):
     denoiser = make_denoiser()
     for index, solver in enumerate(
         [classical_solver(denoiser.schedule, 4, 3, "logsnr").solver, GeneralizedSolver(denoiser.schedule, 4)]
@@ -324,7 +324,7 @@ def test_wrong_arguments_are_refused(tmp_path):
     assert listing(tmp_path) == []
 
 
-def test_manifest_says_what_was_made_and_with_what(tmp_path):
+def test_manifest_records_settings_and_versions(tmp_path):
     make_samples(tmp_path, command="gas-ext teach")
     record = manifest(tmp_path)
     assert record["settings"]["seeds"] == "0-10"
