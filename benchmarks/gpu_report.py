@@ -1,11 +1,11 @@
-"""One Markdown and one CSV file with everything that a device can say about the kernels' speed.
+"""Measure the kernels on a device, and write one Markdown and one CSV file.
 
     python benchmarks/gpu_report.py --out report            # on a CUDA device
-    python benchmarks/gpu_report.py --device cpu --quick    # the same rows on the CPU, to try the script
+    python benchmarks/gpu_report.py --device cpu --quick    # the same rows on the CPU, to test the script
 
-Rows: the update forward and backward, with a cold and a warm cache, its bytes per second beside a copy
-measured in the same run; peers (pure torch, torch.compile, a diffusers step); kernel launches per step; one
-CUDA graph against separate launches; whole sampling with the embedded teacher. Not run on a GPU yet.
+Rows: the update forward and backward, with a cold and a warm cache, its bandwidth relative to a copy measured
+in the same run; peers (pure torch, torch.compile, a diffusers step); kernel launches per step; one CUDA graph
+against separate launches; whole sampling with the embedded teacher. Not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def make_inputs(
 
 
 def copy_bandwidth(clock: Clock, bytes_moved: int, cold: bool) -> float:
-    """Gigabytes per second of a copy that moves as many bytes (half read, half written)."""
+    """GB/s of a copy that moves as many bytes (half read, half written)."""
     source = torch.ones(max(bytes_moved // 2, 1), dtype=torch.uint8, device=clock.device)
     target = torch.empty_like(source)
     return bytes_moved / clock.median(lambda: target.copy_(source), cold) / 1e3
@@ -133,7 +133,7 @@ def update_rows(clock: Clock, case: str, terms: int, dtype: torch.dtype) -> list
 
 
 def free_sampler(device: torch.device, steps: int = 4) -> GASSampler:
-    """A sampler whose network costs nothing: what is left is the solver's own time."""
+    """A sampler whose network costs nothing, which leaves the solver's own time."""
     solver = GeneralizedSolver(NoiseSchedule.vp_linear(), steps=steps).to(device)
     return GASSampler(solver, lambda x, t, condition: x, prediction_type="sample")
 
@@ -235,7 +235,7 @@ def main() -> None:
             for dtype in (torch.float32, torch.bfloat16):
                 rows += update_rows(clock, case, terms, dtype)
         rows += solver_rows(clock, case)
-        write_report(rows, device, arguments.out)  # what is there if a later size fails
+        write_report(rows, device, arguments.out)  # partial results, in case a later size fails
         print(f"{case}: {len(rows)} rows", flush=True)
     rows += sampling_rows(clock, 8 if arguments.quick else 256)
     write_report(rows, device, arguments.out)
