@@ -221,7 +221,7 @@ TARGETS = [
 
 def targets(results: Results) -> str:
     """All targets, with the worst case of each."""
-    header = ["target", "limit", "farthest", "where", "reached"]
+    header = ["target", "limit", "worst value", "case", "reached"]
     return markdown(header, [target.line(results) for target in TARGETS])
 
 

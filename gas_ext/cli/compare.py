@@ -37,7 +37,7 @@ class Request(judging.Request):
             metavar="[LABEL=]NAME",
             help="Solver to compare (repeatable): a name from the list below, such as unipc-3, "
             "dpm++-2@quadratic or ipndm-3@1,0.5,0.1,0.001; the file of a learned solver, in which {nfe} "
-            "stands for the NFE; or 'demo', which ships with the package.",
+            "is replaced by the NFE; or 'demo', which ships with the package.",
         ),
     ]
     out: Annotated[

@@ -38,7 +38,7 @@ def friendly(command: Callable[P, R]) -> Callable[P, R]:
         except KeyboardInterrupt:
             echo("Interrupted. Nothing was written.", err=True)
             raise typer.Exit(INTERRUPTED) from None
-        except (typer.Exit, typer.Abort):  # RuntimeErrors with an exit code of their own
+        except (typer.Exit, typer.Abort):  # are RuntimeErrors
             raise
         except _EXPECTED as error:
             echo(f"error: {_one_line(error)}", err=True)

@@ -125,7 +125,7 @@ def load_teacher_of(config: Config, teacher: str | None, device: str) -> Denoise
     if teacher != "demo" and not (Path(teacher) / CARD).is_file():
         needs = f", which needs {source.file} ({source.megabytes} MB) from {source.address}"
         raise ValueError(
-            f"There is no imported teacher in {teacher}: run {import_command(config, teacher)}"
+            f"There is no imported teacher in {teacher}; run {import_command(config, teacher)}"
             f"{needs if source.file else ''}."
         )
     denoiser = load_teacher(teacher, device)

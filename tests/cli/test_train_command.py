@@ -96,7 +96,7 @@ def test_every_preset_is_an_option():
         (["-o", "solver.safetensors"], "solver.safetensors is the name of a file; name a folder"),
         (["--device", "tpu"], "--device cpu"),
         (["--samples", DATA_SET], f"gas-ext import {DATA_SET} --config demo -o samples/demo"),
-        (["--teacher", "nowhere"], "There is no imported teacher in nowhere: run gas-ext import demo"),
+        (["--teacher", "nowhere"], "There is no imported teacher in nowhere; run gas-ext import demo"),
         (["--set", "training.accumulation=3"], "training.accumulation of at most 2."),
     ],
 )
