@@ -22,14 +22,13 @@ from gas_ext._utils.noise import seed_labels, stacked_noise
 from gas_ext._utils.progress import Reporter, SilentReporter
 from gas_ext.cli.judging import embedded_reference
 from gas_ext.evaluation import Cell, Comparison, compare
-from gas_ext.evaluation.features import FeatureExtractor, load_features
-from gas_ext.evaluation.metrics import Reference
+from gas_ext.evaluation.features import load_features
 from gas_ext.evaluation.report.grids import write_grid
 from gas_ext.samples.draw import draw_samples
 from gas_ext.solvers.coefficients import Solver
 from gas_ext.solvers.generalized import GeneralizedSolver
 from gas_ext.solvers.plots import plot_solver
-from gas_ext.teachers.demo import DemoTeacher, load_demo_features, load_demo_teacher
+from gas_ext.teachers.demo import load_demo_features, load_demo_teacher
 from gas_ext.training import TrainingConfig, TrainingSummary, train_solver
 from gas_ext.training.baselines import (
     Baseline,
@@ -99,40 +98,31 @@ def run_demo(config: DemoConfig, folder: str | Path, reporter: Reporter | None =
     and "ms_per_image" differ between runs with equal settings.
     """
     folder, reporter = check_output_folder(folder), reporter or SilentReporter()
-    teacher = load_demo_teacher(config.device)
-    # Needed last and loaded first: a missing file is found before the long work.
-    features = load_features("demo", config.device)
-    references = [embedded_reference(name, features) for name in ("teacher", "data")]
-    seconds: dict[str, float] = {}
-
-    guide = classical_solver(teacher.schedule, _TEACHER_STEPS, 3, "logsnr", teacher.t_eps)
-    guide.solver.to(config.device)
-    with _phase("teacher samples", seconds):
-        data = _teacher_samples(config, teacher, guide, reporter)
-    with _phase("classical solvers", seconds):
-        classical, start, candidates = _choose_classical(config, teacher, data, reporter)
+    demo = Demo(config, reporter)
+    data = demo.teacher_samples()
+    classical, start, candidates = demo.choose_classical(data)
     reporter.message(f"Best classical solver on training seeds: {classical.description}")
-    with _phase("training", seconds):
-        solver, training = _learn(config, teacher, start, data, reporter)
+    solver, training = demo.learn(start, data)
     learned = f"learned, started from DPM-Solver++({start.order}M)"
-    descriptions = [guide.description, classical.description, learned]
+    descriptions = [demo.guide.description, classical.description, learned]
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as name:
         stage = Path(name)
-        with _phase("evaluation", seconds):
-            solvers = {"classical": classical.solver, "learned": solver}
-            # The second comparison reuses the samples that the first has stored.
-            comparisons = [
-                _judge(config, teacher, guide, solvers, features, reference, stage, reporter)
-                for reference in references
-            ]
-        rows = _rows(comparisons, descriptions)
-        versions = comparisons[0].to_dict()["versions"]
-        record = {"rows": rows, "versions": versions, **_record(config, teacher, start, candidates, training)}
-        record["seconds"] = seconds
+        comparisons = demo.evaluate({"classical": classical.solver, "learned": solver}, stage)
+        rows = comparison_rows(comparisons, descriptions)
+        record = {
+            "rows": rows,
+            **demo.settings(),
+            "versions": comparisons[0].to_dict()["versions"],
+            "started_from": start.description,
+            "classical_chosen_by": "smallest L1 to the teacher on training seeds",
+            "classical_l1_on_training_seeds": candidates,
+            "training": {**training.to_dict(), "losses": list(map(finite_or_none, training.losses))},
+            "seconds": demo.seconds,
+        }
         cells = [replace(c, description=d) for c, d in zip(comparisons[0].cells, descriptions, strict=True)]
-        _draw(config, teacher, cells, start, solver, stage)
+        demo.draw(cells, start, solver, stage)
         # Without times, so that equal runs give equal files.
         untimed = [{key: value for key, value in row.items() if key != "ms_per_image"} for row in rows]
         summary = {**training.to_dict(), "rows": untimed}
@@ -145,136 +135,155 @@ def run_demo(config: DemoConfig, folder: str | Path, reporter: Reporter | None =
     return record
 
 
-def _record(
-    config: DemoConfig,
-    teacher: DemoTeacher,
-    start: Baseline,
-    candidates: dict[str, float | None],
-    training: TrainingSummary,
-) -> dict[str, Any]:
-    """Return the settings and the course of a run, as in results.json."""
-    return {
-        "seed": config.seed,
-        "feature_extractor": load_demo_features().name,
-        "teacher": {"name": teacher.name, "weights_hash": teacher.weights_hash},
-        "steps": config.steps,
-        "iterations": config.iterations,
-        "device": config.device,
-        "started_from": start.description,
-        "training_seeds": [config.training_seeds()[0], config.training_seeds()[-1]],
-        "held_out_seeds": [config.held_out_seeds()[0], config.held_out_seeds()[-1]],
-        "classical_chosen_by": "smallest L1 to the teacher on training seeds",
-        "classical_l1_on_training_seeds": candidates,
-        "training": {**training.to_dict(), "losses": list(map(finite_or_none, training.losses))},
-    }
+class Demo:
+    """The phases of a demo run with the embedded teacher, and the wall time of each."""
 
+    def __init__(self, config: DemoConfig, reporter: Reporter) -> None:
+        self.config, self.reporter = config, reporter
+        self.teacher = teacher = load_demo_teacher(config.device)
+        # Needed last and loaded first: a missing file is found before the long work.
+        self.features = load_features("demo", config.device)
+        self.references = [embedded_reference(name, self.features) for name in ("teacher", "data")]
+        self.guide = classical_solver(teacher.schedule, _TEACHER_STEPS, 3, "logsnr", teacher.t_eps)
+        self.guide.solver.to(config.device)
+        self.seconds: dict[str, float] = {}
 
-@contextmanager
-def _phase(name: str, seconds: dict[str, float]) -> Iterator[None]:
-    """Measure the wall time of a phase."""
-    start = time.perf_counter()
-    yield
-    seconds[name] = round(time.perf_counter() - start, 2)
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        """Measure the wall time of a phase."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 2)
 
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of the run, as in results.json."""
+        config, teacher = self.config, self.teacher
+        training, held_out = config.training_seeds(), config.held_out_seeds()
+        return {
+            "seed": config.seed,
+            "feature_extractor": load_demo_features().name,
+            "teacher": {"name": teacher.name, "weights_hash": teacher.weights_hash},
+            "steps": config.steps,
+            "iterations": config.iterations,
+            "device": config.device,
+            "training_seeds": [training[0], training[-1]],
+            "held_out_seeds": [held_out[0], held_out[-1]],
+        }
 
-def _teacher_samples(config: DemoConfig, teacher: DemoTeacher, guide: Baseline, reporter: Reporter) -> Batch:
-    """Return the teacher samples to learn from."""
-    seeds = config.training_seeds()
-    noise = stacked_noise(seeds, teacher.sample_shape, device=config.device)
-    labels = seed_labels(seeds, teacher.num_classes, config.device)
-    with reporter.task("Drawing teacher samples", len(noise)) as advance:
-        run = draw_samples(guide.solver, teacher, noise, labels, batch_size=_BATCH, progress=advance)
-    return Batch(noise, run.samples, labels)
+    def teacher_samples(self) -> Batch:
+        """Return the teacher samples to learn from."""
+        teacher, seeds = self.teacher, self.config.training_seeds()
+        noise = stacked_noise(seeds, teacher.sample_shape, device=self.config.device)
+        labels = seed_labels(seeds, teacher.num_classes, self.config.device)
+        with (
+            self._phase("teacher samples"),
+            self.reporter.task("Drawing teacher samples", len(noise)) as advance,
+        ):
+            guide = self.guide.solver
+            run = draw_samples(guide, teacher, noise, labels, batch_size=_BATCH, progress=advance)
+        return Batch(noise, run.samples, labels)
 
+    def choose_classical(
+        self, data: Batch
+    ) -> tuple[Baseline | NamedBaseline, Baseline, dict[str, float | None]]:
+        """Pick the training-free solver closest to the teacher on some of the training seeds.
 
-def _choose_classical(
-    config: DemoConfig, teacher: DemoTeacher, data: Batch, reporter: Reporter
-) -> tuple[Baseline | NamedBaseline, Baseline, dict[str, float | None]]:
-    """Pick the training-free solver closest to the teacher on some of the training seeds.
+        Returns the closest of all families, the closest DPM-Solver++, and all distances.
+        """
+        teacher, steps = self.teacher, self.config.steps
+        starts = classical_solvers(teacher.schedule, steps, teacher.t_eps)
+        others = named_baselines(teacher.schedule, steps, teacher.t_eps, _OTHER_FAMILIES)
+        candidates: list[Baseline | NamedBaseline] = [*starts, *others]
+        with (
+            self._phase("classical solvers"),
+            self.reporter.task("Comparing classical solvers", len(candidates)) as advance,
+        ):
+            best, distances = select_baseline(
+                candidates,
+                teacher,
+                data.noise[:_SELECTION],
+                data.target[:_SELECTION],
+                data.condition[:_SELECTION],
+                batch_size=_BATCH,
+                progress=lambda candidate, distance: advance(1, note=f"L1 {distance:.4f}"),
+            )
+        start = nearest(starts, distances[: len(starts)])
+        found = {c.description: finite_or_none(d) for c, d in zip(candidates, distances, strict=True)}
+        return best, start, found
 
-    Returns the closest of all families, the closest DPM-Solver++, and all distances.
-    """
-    starts = classical_solvers(teacher.schedule, config.steps, teacher.t_eps)
-    others = named_baselines(teacher.schedule, config.steps, teacher.t_eps, _OTHER_FAMILIES)
-    candidates: list[Baseline | NamedBaseline] = [*starts, *others]
-    with reporter.task("Comparing classical solvers", len(candidates)) as advance:
-        best, distances = select_baseline(
-            candidates,
-            teacher,
-            data.noise[:_SELECTION],
-            data.target[:_SELECTION],
-            data.condition[:_SELECTION],
-            batch_size=_BATCH,
-            progress=lambda candidate, distance: advance(1, note=f"L1 {distance:.4f}"),
-        )
-    start = nearest(starts, distances[: len(starts)])
-    found = {c.description: finite_or_none(d) for c, d in zip(candidates, distances, strict=True)}
-    return best, start, found
+    def learn(self, start: Baseline, data: Batch) -> tuple[GeneralizedSolver, TrainingSummary]:
+        """Learn all coefficients, starting from the best DPM-Solver++ with fitted weights."""
+        config, teacher = self.config, self.teacher
+        solver = GeneralizedSolver(
+            teacher.schedule,
+            config.steps,
+            t_eps=teacher.t_eps,
+            theory_order=start.order,
+            timesteps=start.spacing,
+            prediction_type=teacher.prediction_type,
+        ).to(config.device)
+        with self._phase("training"):
+            with self.reporter.task("Fitting the start", len(FIRST_LEVELS)) as advance:
+                fit_start(
+                    solver,
+                    teacher,
+                    data.noise[:_SELECTION],
+                    data.target[:_SELECTION],
+                    data.condition[:_SELECTION],
+                    batch_size=_BATCH,
+                    progress=lambda level, distance: advance(1, note=f"L1 {distance:.4f}"),
+                )
+            with self.reporter.task("Learning a solver", config.iterations) as advance:
+                summary = train_solver(
+                    solver,
+                    teacher,
+                    data.noise,
+                    data.target,
+                    data.condition,
+                    config=TrainingConfig(iterations=config.iterations, seed=config.seed),
+                    progress=lambda iteration, loss: advance(1, note=f"L1 {loss:.4f}"),
+                )
+        return solver, summary
 
+    def evaluate(self, solvers: dict[str, Solver], folder: Path) -> list[Comparison]:
+        """Compare the solvers with the teacher, and their features with those of each reference."""
+        with self._phase("evaluation"):
+            # The second comparison reuses the samples that the first has stored in the folder.
+            return [
+                compare(
+                    self.teacher,
+                    solvers,
+                    [self.config.steps],
+                    folder,
+                    teacher=self.guide.solver,
+                    seeds=self.config.held_out_seeds(),
+                    features=self.features,
+                    reference=reference,
+                    batch_size=_BATCH,
+                    groups=0,
+                    training_seeds=self.config.training_seeds(),
+                    reporter=self.reporter,
+                )
+                for reference in self.references
+            ]
 
-def _learn(
-    config: DemoConfig, teacher: DemoTeacher, start: Baseline, data: Batch, reporter: Reporter
-) -> tuple[GeneralizedSolver, TrainingSummary]:
-    """Learn all coefficients, starting from the best DPM-Solver++ with fitted weights."""
-    solver = GeneralizedSolver(
-        teacher.schedule,
-        config.steps,
-        t_eps=teacher.t_eps,
-        theory_order=start.order,
-        timesteps=start.spacing,
-        prediction_type=teacher.prediction_type,
-    ).to(config.device)
-    with reporter.task("Fitting the start", len(FIRST_LEVELS)) as advance:
-        fit_start(
+    def draw(self, cells: list[Cell], start: Baseline, solver: GeneralizedSolver, folder: Path) -> None:
+        """Draw the samples of all solvers, and the learned times and coefficients."""
+        steps = self.config.steps
+        evaluations = f"{steps} network evaluation{'' if steps == 1 else 's'}"
+        title = f"{self.teacher.name}: teacher, and two solvers with {evaluations}"
+        write_grid(cells, title, folder / "samples.png", differences=True)
+        plot_solver(
             solver,
-            teacher,
-            data.noise[:_SELECTION],
-            data.target[:_SELECTION],
-            data.condition[:_SELECTION],
-            batch_size=_BATCH,
-            progress=lambda level, distance: advance(1, note=f"L1 {distance:.4f}"),
+            start.solver,
+            folder / "times.png",
+            classical_name=start.description,
+            role="start",
+            title=f"What the {steps}-step solver learned",
         )
-    with reporter.task("Learning a solver", config.iterations) as advance:
-        summary = train_solver(
-            solver,
-            teacher,
-            data.noise,
-            data.target,
-            data.condition,
-            config=TrainingConfig(iterations=config.iterations, seed=config.seed),
-            progress=lambda iteration, loss: advance(1, note=f"L1 {loss:.4f}"),
-        )
-    return solver, summary
 
 
-def _judge(
-    config: DemoConfig,
-    teacher: DemoTeacher,
-    guide: Baseline,
-    solvers: dict[str, Solver],
-    features: FeatureExtractor,
-    reference: Reference,
-    folder: Path,
-    reporter: Reporter,
-) -> Comparison:
-    """Compare the solvers with the teacher, and the features of all with those of the reference."""
-    return compare(
-        teacher,
-        solvers,
-        [config.steps],
-        folder,
-        teacher=guide.solver,
-        seeds=config.held_out_seeds(),
-        features=features,
-        reference=reference,
-        batch_size=_BATCH,
-        groups=0,
-        training_seeds=config.training_seeds(),
-        reporter=reporter,
-    )
-
-
-def _rows(comparisons: list[Comparison], descriptions: list[str]) -> list[dict[str, Any]]:
+def comparison_rows(comparisons: list[Comparison], descriptions: list[str]) -> list[dict[str, Any]]:
     """Return the rows of teacher, classical and learned solver; numbers that are not finite are None."""
 
     def value(cell: Cell, key: str) -> float | None:
@@ -295,29 +304,3 @@ def _rows(comparisons: list[Comparison], descriptions: list[str]) -> list[dict[s
         }
         for cell, same, description in zip(to_teacher, to_data, descriptions, strict=True)
     ]
-
-
-def _draw(
-    config: DemoConfig,
-    teacher: DemoTeacher,
-    cells: list[Cell],
-    start: Baseline,
-    solver: GeneralizedSolver,
-    folder: Path,
-) -> None:
-    """Draw the samples of all solvers, and the learned times and coefficients."""
-    plural = "" if config.steps == 1 else "s"
-    write_grid(
-        cells,
-        f"{teacher.name}: teacher, and two solvers with {config.steps} network evaluation{plural}",
-        folder / "samples.png",
-        differences=True,
-    )
-    plot_solver(
-        solver,
-        start.solver,
-        folder / "times.png",
-        classical_name=start.description,
-        role="start",
-        title=f"What the {config.steps}-step solver learned",
-    )

@@ -137,11 +137,10 @@ def generate_samples(
     teacher = _Teacher(sampler, denoiser, seeds, spread, batch_size, images, autocast, threads)
     image_shape = teacher.image_shape()
     existing = read_manifest(folder)
-    if shard_size is None and existing is None:
+    if shard_size is None:
         numbers = denoiser.sample_size + math.prod(image_shape or (0,))
-        shard_size = default_shard_size(len(seeds), batch_size, 4 * numbers)
-    elif shard_size is None:
-        shard_size = existing.settings["shard_size"]
+        usual = default_shard_size(len(seeds), batch_size, 4 * numbers)
+        shard_size = usual if existing is None else existing.settings["shard_size"]
     made_with = _made_with(denoiser.device, command)
 
     def planned(count: int) -> Manifest:

@@ -17,6 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import torch
+
 from gas_ext._utils.files import write_file
 from gas_ext._utils.noise import stacked_noise
 from gas_ext._utils.records import (
@@ -144,10 +146,15 @@ class Manifest:
                 f"{folder} holds samples made with other settings ({listed}); choose another folder, or use "
                 "those settings."
             )
-        if not same_noise(self.first_noise, other.first_noise):
+        other.check_noise(self.first_noise, folder)
+
+    def check_noise(self, ours: list[float], folder: Path) -> None:
+        """Raise ValueError unless this process draws the same noise, up to rounding, from the same seeds."""
+        theirs = self.first_noise
+        if len(ours) != len(theirs) or any(abs(a - b) >= 1e-4 for a, b in zip(ours, theirs, strict=True)):
             raise ValueError(
-                f"{folder} was made with torch {other.made_with.get('torch')}, which draws other noise from "
-                "the same seeds; choose another folder, or use that torch."
+                f"{folder} was made with torch {self.made_with.get('torch')}, but torch {torch.__version__} "
+                "draws other noise from the same seeds; use that version, or choose another folder."
             )
 
 
@@ -173,11 +180,6 @@ def _hash(value: Any) -> str:
 def first_noise(seeds: Sequence[int], shape: Sequence[int]) -> list[float]:
     """Return the first numbers of the first seed's noise."""
     return [float(value) for value in stacked_noise(seeds[:1], shape).flatten()[:4]]
-
-
-def same_noise(ours: list[float], theirs: list[float]) -> bool:
-    """Compare noise up to rounding: logarithms differ between processors."""
-    return len(ours) == len(theirs) and all(abs(a - b) < 1e-4 for a, b in zip(ours, theirs, strict=True))
 
 
 def _differences(ours: Any, theirs: Any, name: str = "") -> list[str]:

@@ -87,7 +87,7 @@ def test_learning_starts_from_the_dpm_solver(monkeypatch, order, spacing):
     classical = classical_solver(teacher.schedule, 3, order, spacing, teacher.t_eps)
     nothing = torch.empty(0)
     data = Batch(nothing, nothing, nothing)
-    demo_run._learn(DemoConfig(steps=3), teacher, classical, data, SilentReporter())
+    demo_run.Demo(DemoConfig(steps=3), SilentReporter()).learn(classical, data)
     assert started[0] is started[1]
     expected = classical.solver.coefficients(teacher.prediction_type)
     found = started[0].coefficients()
@@ -140,7 +140,7 @@ def test_numbers_that_are_not_finite_are_none(run):
     assert list(record["classical_l1_on_training_seeds"].values())[-1] is None
     diverged = Cell("learned", "learned", "", Numbers(4, 1.5, {}, {}), torch.zeros(0))
     comparison = Comparison("", {}, "", 2, [diverged], None, [], 0)
-    (row,) = demo_run._rows([comparison, comparison], ["learned"])
+    (row,) = demo_run.comparison_rows([comparison, comparison], ["learned"])
     assert [row[key] for key in ("l1_to_teacher", "frechet_to_teacher", "frechet_to_data")] == [None] * 3
 
 

@@ -83,16 +83,29 @@ def test_conversion_sorts_by_seed_and_drops_the_noise(tmp_path, name):
     assert converted.nfe is None
 
 
-def test_conversion_resumes_and_refuses_another_file(tmp_path):
-    pixel = GOLDEN / "dataset" / "pixel.pkl"
-    convert_dataset(pixel, tmp_path, shard_size=6)
-    before = shard_bytes(tmp_path)
-    (tmp_path / "shard-00001.safetensors").unlink()
-    assert convert_dataset(pixel, tmp_path, range(20), shard_size=6).complete
+def test_conversion_resumes_repairs_and_refuses_another_file(tmp_path):
+    def convert(name="pixel", **options):
+        return convert_dataset(
+            GOLDEN / "dataset" / f"{name}.pkl",
+            tmp_path,
+            **{"shard_size": 6, "candidates": range(20), **options},
+        )
+
+    convert(candidates=None)
+    before, shard = shard_bytes(tmp_path), tmp_path / "shard-00001.safetensors"
+    shard.unlink()
+    assert convert().complete
+    assert shard_bytes(tmp_path) == before
+    flip_bit(shard)
+    convert()
+    assert list(verify_samples(tmp_path)) == [shard.name]
+    convert(repair=True)
     assert shard_bytes(tmp_path) == before
     assert verify_samples(tmp_path) == {}
     with pytest.raises(ValueError, match="other settings"):
-        convert_dataset(GOLDEN / "dataset" / "latent_class.pkl", tmp_path, range(16), shard_size=6)
+        convert("latent_class")
+    with pytest.raises(ValueError, match="shard_size is 0"):
+        convert(shard_size=0)
 
 
 def test_copies_reopen_the_file():
@@ -109,19 +122,6 @@ def test_converted_samples_accept_a_teacher_of_their_shape_and_conditions(tmp_pa
     for other in (make_denoiser((2, 3), **options), make_denoiser(dataset.sample_shape)):
         with pytest.raises(ValueError, match="load their teacher"):
             samples.check_teacher(other)
-
-
-def test_converted_samples_are_repaired(tmp_path):
-    pixel = GOLDEN / "dataset" / "pixel.pkl"
-    convert_dataset(pixel, tmp_path, range(20), shard_size=6)
-    before = shard_bytes(tmp_path)
-    flip_bit(tmp_path / "shard-00001.safetensors")
-    convert_dataset(pixel, tmp_path, range(20), shard_size=6)
-    assert list(verify_samples(tmp_path)) == ["shard-00001.safetensors"]
-    convert_dataset(pixel, tmp_path, range(20), shard_size=6, repair=True)
-    assert shard_bytes(tmp_path) == before
-    with pytest.raises(ValueError, match="shard_size is 0"):
-        convert_dataset(pixel, tmp_path, range(20), shard_size=0)
 
 
 def write(path, **changes):
