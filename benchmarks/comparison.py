@@ -11,13 +11,12 @@ page. Run the same command again to resume.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 from comparison_page import write_page
-from training_recipes import finished, make_samples
+from training_recipes import finished, make_parser, make_samples
 
 from gas_ext._utils.files import write_file
 from gas_ext._utils.progress import make_reporter
@@ -86,21 +85,21 @@ def teacher_samples(denoiser: Denoiser, folder: Path, config: Config) -> Any:
 
 def main() -> None:
     """Learn, evaluate, report."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--nfe", nargs="+", type=int, default=[4, 5, 6, 8, 10])
-    parser.add_argument("--samples", type=int, default=5000)
-    parser.add_argument("--kinds", nargs="*", choices=LEARNED, default=list(LEARNED))
-    parser.add_argument("--teacher-steps", type=int, default=20, help="NFE of the teacher (default: 20)")
-    parser.add_argument("--train-samples", type=int, default=1000)
+    parser = make_parser(__doc__, "comparison")
+    parser.add_argument("--nfe", nargs="+", type=int, default=[4, 5, 6, 8, 10], help="NFEs to compare")
+    parser.add_argument("--samples", type=int, default=5000, help="number of held-out seeds")
+    parser.add_argument(
+        "--kinds", nargs="*", choices=LEARNED, default=list(LEARNED), help="learned solvers to compare"
+    )
+    parser.add_argument("--teacher-steps", type=int, default=20, help="NFE of the teacher")
+    parser.add_argument("--train-samples", type=int, default=1000, help="teacher samples to learn from")
     parser.add_argument(
         "--screened",
         type=int,
         default=64,
-        help="training samples that select the best of each family (default: 64)",
+        help="training samples that select the best of each family",
     )
     parser.add_argument("--learn-only", action="store_true", help="do not evaluate yet")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("-o", "--out", type=Path, default=Path("comparison"))
     parser.add_argument("--page", type=Path, help="page to update, docs/comparison.md")
     parser.add_argument("--part", default="comparison", help="part of the page to update")
     options = parser.parse_args()

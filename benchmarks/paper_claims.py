@@ -9,7 +9,6 @@ command again to resume.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
-from training_recipes import finished, make_samples
+from training_recipes import finished, make_parser, make_samples
 
 from gas_ext import GeneralizedSolver
 from gas_ext._utils.files import write_file
@@ -103,13 +102,13 @@ def _features(extractor: FeatureExtractor, samples: Tensor) -> Any:
 
 def main() -> None:
     """Train and evaluate every variant, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--held-out", type=int, default=2000)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("-o", "--out", type=Path, default=Path("claims"))
+    parser = make_parser(__doc__, "claims")
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="variants to compare"
+    )
+    parser.add_argument("--steps", type=int, default=4, help="NFE of the solvers")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of the runs")
+    parser.add_argument("--held-out", type=int, default=2000, help="number of held-out seeds")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     denoiser = load_teacher("demo", options.device)

@@ -57,15 +57,25 @@ def finished(result: TrainingResult) -> TrainingResult:
     return result
 
 
+def make_parser(description: str, out: str) -> argparse.ArgumentParser:
+    """Return a parser with the options of all these scripts; its help shows defaults."""
+    parser = argparse.ArgumentParser(
+        description=description.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("-o", "--out", type=Path, default=Path(out), help="output directory; runs resume")
+    return parser
+
+
 def main() -> None:
     """Train with every recipe and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["published", "own"])
-    parser.add_argument("--steps", nargs="+", type=int, default=[4, 6, 8])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser = make_parser(__doc__, "recipes")
+    parser.add_argument(
+        "--recipes", nargs="+", choices=RECIPES, default=["published", "own"], help="recipes to compare"
+    )
+    parser.add_argument("--steps", nargs="+", type=int, default=[4, 6, 8], help="NFE of the solvers")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of the runs")
     parser.add_argument("--iterations", type=int, help="override the iterations of all recipes")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("-o", "--out", type=Path, default=Path("recipes"))
     options = parser.parse_args()
     denoiser = load_teacher("demo", options.device)
     print("| NFE | seed | recipe | start | iterations | samples seen | L1 before | L1 best | L1 last |")

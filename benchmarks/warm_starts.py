@@ -9,12 +9,11 @@ Run the same command again to resume.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from training_recipes import finished, make_samples
+from training_recipes import finished, make_parser, make_samples
 
 from gas_ext._utils.progress import make_reporter
 from gas_ext.configs import load_config
@@ -64,12 +63,10 @@ def learn(
 
 def main() -> None:
     """Learn the solvers to start from, then train from each start, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--from-steps", nargs="+", type=int, default=[4])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("-o", "--out", type=Path, default=Path("warm-starts"))
+    parser = make_parser(__doc__, "warm-starts")
+    parser.add_argument("--steps", type=int, default=6, help="NFE of the solvers")
+    parser.add_argument("--from-steps", nargs="+", type=int, default=[4], help="NFE of solvers to start from")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the runs")
     options = parser.parse_args()
     steps, seed, out = options.steps, options.seed, options.out
     teacher = load_teacher("demo", options.device)

@@ -103,36 +103,20 @@ class Training(Recipe):
     started from DPM-Solver++(3M) on uniform times. Without, the default recipe: started from the best
     DPM-Solver++ with coefficients fitted to the teacher step by step, and `FullMatrixAdam` with a rate that
     falls to 0.
-
-    Parameters
-    ----------
-    iterations : int, or one for gs and one for gas
-        Number of iterations.
-    rate : float, optional
-        One learning rate for all parameters; selects the published recipe.
-    start : str, default "fitted"
-        "published", "classical" (the best DPM-Solver++), "fitted" (the same with fitted coefficients, if the
-        student learns coefficients), or a solver file, which may have another number of steps.
-    validate_every, checkpoint_every : int, default 100
-        Iterations from one validation, or checkpoint, to the next.
-    shown_images : int, default 16
-        Validation samples in the pictures; 0 for no pictures.
-    train_samples : int, or one for gs and one for gas
-        Number of teacher samples to learn from, the first ones.
-    validation_samples : int
-        Number of held-out samples for validation, the next ones.
     """
 
     loss: LossName
     batch_size: Positive
     iterations: PerLoss
-    rate: Rate | None = None
+    rate: Rate | None = None  # of all parameters; selects the published recipe
+    # "published", "classical" (the best DPM-Solver++), "fitted" (the same with fitted coefficients, if the
+    # student learns coefficients), or a solver file, which may have another number of steps.
     start: str = "fitted"
     validate_every: Positive = 100
     checkpoint_every: Positive = 100
-    shown_images: Count = 16
-    train_samples: PerLoss
-    validation_samples: Positive
+    shown_images: Count = 16  # validation samples in the pictures; 0 for no pictures
+    train_samples: PerLoss  # the first teacher samples
+    validation_samples: Positive  # held out, the next ones
 
     @model_validator(mode="before")
     @classmethod
@@ -165,38 +149,20 @@ class Training(Recipe):
 
 
 class Adversarial(Section):
-    """The adversarial term of GAS.
+    """The adversarial term of GAS."""
 
-    Parameters
-    ----------
-    discriminator : str
-        "r3gan-cifar10" or "r3gan-ffhq64" (published snapshots), "r3gan-random" (R3GAN's network for latents
-        with random weights), any registered discriminator with random weights, or a file of
-        `gas_ext.training.discriminators.save_discriminator`.
-    settings : dict, optional
-        Arguments of the discriminator's class, if it starts from random weights.
-    rate : float
-        Learning rate of the discriminator's Adam.
-    betas : (float, float), default (0.9, 0.999)
-        Decays of Adam's moments.
-    weight : float
-        Weight of the term in the student's loss.
-    gamma : float
-        Weight of the gradient penalties.
-    loss : str, default "relativistic"
-        "relativistic", or "gan" for the standard GAN loss.
-    noise_levels : list of float, optional
-        Noise levels (sigma / alpha) at which the discriminator also sees the teacher's corrections; see
-        `gas_ext.training.discriminators.TeacherView`. Default: only the samples, as published.
-    """
-
+    # "r3gan-cifar10" or "r3gan-ffhq64" (published snapshots), "r3gan-random" (R3GAN's network for latents
+    # with random weights), any registered discriminator with random weights, or a file of
+    # `gas_ext.training.discriminators.save_discriminator`.
     discriminator: str
-    settings: dict[str, Any] = Field(default_factory=dict)
-    rate: Rate
+    settings: dict[str, Any] = Field(default_factory=dict)  # of its class, if it starts from random weights
+    rate: Rate  # of its Adam
     betas: Betas = (0.9, 0.999)
-    weight: Weight
-    gamma: Weight
+    weight: Weight  # of the term in the student's loss
+    gamma: Weight  # of the gradient penalties
     loss: Literal["relativistic", "gan"] = "relativistic"
+    # Noise levels (sigma / alpha) at which the discriminator also sees the teacher's corrections; see
+    # `gas_ext.training.discriminators.TeacherView`. None, as published: only the samples.
     noise_levels: Levels = ()
 
 
