@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
+from performance_tables import markdown
 from torch import Tensor
 
 from gas_ext import GASSampler, GeneralizedSolver, NoiseSchedule
@@ -142,20 +143,21 @@ def solver_rows(clock: Clock, case: str) -> list[Row]:
     """A whole solve with a free network, its launches, one CUDA graph of it, and diffusers' solver."""
     noise = torch.randn(SHAPES[case], device=clock.device)
     sampler = free_sampler(clock.device)
-    rows = []
+
+    def row(implementation: str, microseconds: float) -> Row:
+        return Row("solve, free network", implementation, case, "float32", 4, "warm", microseconds)
+
     with torch.no_grad():
-        micro = clock.median(lambda: sampler(noise))
-        rows.append(Row("solve, free network", "gas_ext", case, "float32", 4, "warm", micro))
-        rows.append(
-            Row("solve, free network", "diffusers", case, "float32", 4, "warm", diffusers_solve(clock, noise))
-        )
+        rows = [
+            row("gas_ext", clock.median(lambda: sampler(noise))),
+            row("diffusers", diffusers_solve(clock, noise)),
+        ]
         if clock.device.type == "cuda":
             rows[0].note = f"{count_launches(lambda: sampler(noise))} launches"
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 sampler(noise)
-            micro = clock.median(graph.replay)
-            rows.append(Row("solve, free network", "gas_ext, CUDA graph", case, "float32", 4, "warm", micro))
+            rows.append(row("gas_ext, CUDA graph", clock.median(graph.replay)))
     return rows
 
 
@@ -204,13 +206,12 @@ def write_report(rows: list[Row], device: torch.device, out: Path) -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     lines = [f"# gas_ext on {name}", "", f"torch {torch.__version__}, CUDA {torch.version.cuda}", ""]
     lines += [f"CUDA operators: {info()['cuda_operators']}", ""]
-    lines += ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-    for row in rows:
-        cells = (
-            f"{v:.3g}" if isinstance(v, float) else "" if v is None else str(v) for v in asdict(row).values()
-        )
-        lines.append("| " + " | ".join(cells) + " |")
+    lines.append(markdown(names, ([_text(value) for value in asdict(row).values()] for row in rows)))
     out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+
+def _text(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def main() -> None:
