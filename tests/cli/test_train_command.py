@@ -93,7 +93,7 @@ def test_every_preset_is_an_option():
         (["--set", "training"], "Cannot set 'training'; write section.name=value"),
         (["--autocast", "float8"], "training.autocast is 'float8': input should be 'bfloat16' or 'float16'."),
         (["--set", "training.start=best"], "expected published, classical, fitted, or a solver file"),
-        (["-o", "solver.safetensors"], "solver.safetensors is the name of a file; name a folder"),
+        (["-o", "solver.safetensors"], "solver.safetensors is the name of a file; give a folder"),
         (["--device", "tpu"], "--device cpu"),
         (["--samples", DATA_SET], f"gas-ext import {DATA_SET} --config demo -o samples/demo"),
         (["--teacher", "nowhere"], "There is no imported teacher in nowhere; run gas-ext import demo"),
