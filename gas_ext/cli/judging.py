@@ -63,8 +63,7 @@ class Request:
         ),
     ] = None
     seeds: Annotated[
-        str | None,
-        typer.Option(help="Held-out seeds such as 50000-50999, instead of those of the config."),
+        str | None, typer.Option(help="Held-out seeds such as 50000-50999, instead of those of the config.")
     ] = None
     teacher: Teacher = None
     labels: Labels = None

@@ -99,8 +99,7 @@ def train(
     ] = None,
     prompts: Prompts = None,
     iterations: Annotated[
-        int | None,
-        typer.Option(min=1, help="Training iterations. Short for --set training.iterations=N."),
+        int | None, typer.Option(min=1, help="Training iterations. Short for --set training.iterations=N.")
     ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of the run. Short for --set training.seed=N.")
