@@ -1,7 +1,9 @@
-"""Sizes, dtypes and tensors of the benchmarks, and the solvers they run."""
+"""Sizes, dtypes, tensors and solvers of the benchmarks."""
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,22 +23,22 @@ MIDDLE: Size = (64, 3, 32, 32)
 LARGE: Size = (64, 3, 64, 64)
 HUGE: Size = (512, 3, 64, 64)  # far beyond any last-level cache
 SIZES = (SMALL, MIDDLE, LARGE, HUGE)  # of the update alone
-TERMS = (2, 3, 8, 20)  # D_n and the history: x_{n+1} is a sum of so many tensors; 8 are order 4
+TERMS = (2, 3, 8, 20)  # x_{n+1} is a sum of so many tensors: D_n and the history; order 4 has 8
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def size_name(size: Size) -> str:
-    """As in test ids."""
+    """A size as in test ids."""
     return "x".join(map(str, size))
 
 
 def case(*values: Any) -> Any:
-    """Parameters of a case, with a name that can be read."""
+    """Parameters of a case with a readable name."""
     return pytest.param(*values, id=_name(values))
 
 
 def thorough(*values: Any) -> Any:
-    """Parameters of a case that short runs leave out (conftest.py)."""
+    """Parameters of a case that short runs skip (conftest.py)."""
     return pytest.param(*values, id=_name(values), marks=pytest.mark.thorough)
 
 
@@ -45,27 +47,27 @@ def _name(values: Any) -> str:
 
 
 def generator(seed: int = 0) -> torch.Generator:
-    """A generator of one's own, so that no benchmark depends on another."""
+    """A new generator, so that benchmarks do not depend on each other."""
     return torch.Generator().manual_seed(seed)
 
 
 def stack(count: int, size: Size, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """So many random tensors, each with memory of its own."""
+    """A number of random tensors."""
     source = generator()
     return [torch.randn(size, generator=source).to(dtype) for _ in range(count)]
 
 
 def caches(moved: int) -> tuple[str, ...]:
-    """States of the cache in which an operation on so many bytes is measured.
+    """Cache states in which an operation that moves so many bytes is measured.
 
-    "warm": the same tensors on each call, "cold": others, so that all comes from DRAM. Where the tensors of
-    one call fill the cache, they are always cold.
+    "warm": the same tensors in each call; "cold": other tensors, so that everything comes from DRAM. If the
+    tensors of one call fill the cache, they are always cold.
     """
     return ("cold",) if moved > 2 * last_level_cache() else ("warm", "cold")
 
 
 def groups_needed(moved: int) -> int:
-    """How many groups of tensors make a cold cache when visited in turn."""
+    """Number of groups of tensors that keep the cache cold when visited in turn."""
     return -(-4 * last_level_cache() // moved)
 
 
@@ -91,8 +93,18 @@ def without_gradient(function: Callable[..., object], *arguments: Any) -> Callab
     return call
 
 
+def share_outside(clock: Any, function: Callable[[], object], repeats: int) -> float:
+    """Median share of a call's time outside a network whose seconds a clock counts."""
+    shares = []
+    for _ in range(repeats):
+        clock.seconds, start = 0.0, time.perf_counter()
+        function()
+        shares.append(1.0 - clock.seconds / (time.perf_counter() - start))
+    return statistics.median(shares)
+
+
 def public_sample(size: Size, steps: int, order: int | None = None) -> Callable[[], None]:
-    """The same solve as the public code writes it, on the schedule that is cheapest for it."""
+    """The same solve in the public code, on its cheapest schedule."""
     parameters = peers.Parameters.untrained(steps, order or steps)
     noise, network, log_alpha = stack(1, size)[0], free_network(size), peers.linear_log_alpha()
     return without_gradient(peers.unfused_solve, log_alpha, parameters, network, noise)
@@ -101,7 +113,7 @@ def public_sample(size: Size, steps: int, order: int | None = None) -> Callable[
 def diffusers_sample(
     name: str, size: Size, steps: int, times_set_once: bool = False
 ) -> Callable[[], None] | None:
-    """All `step()` calls of a solve, whose times are set in each call or once; None without diffusers."""
+    """All `step()` calls of a solve, with times set in each call or once; None without diffusers."""
     try:
         scheduler = peers.diffusers_scheduler(name)
     except ImportError:
@@ -120,12 +132,12 @@ def diffusers_sample(
 
 
 def our_sample(size: Size, steps: int, order: int | None = None) -> Callable[[], None]:
-    """One sample from noise, with the coefficients that it needs."""
+    """One sample from noise, including its coefficients."""
     return without_gradient(sampler(size, steps, order), stack(1, size)[0])
 
 
 def our_training_solve(noise: Tensor, steps: int) -> tuple[Callable[[], Tensor], Callable[[], None]]:
-    """A solve with its graph, and the same with its backward pass; the network returns its input."""
+    """A solve with its graph, and the same with the backward pass; the network returns its input."""
     model = GASSampler(GeneralizedSolver(NoiseSchedule.vp_linear(), steps), lambda x, t, condition: x)
     seed = torch.ones_like(noise)
 
@@ -137,7 +149,7 @@ def our_training_solve(noise: Tensor, steps: int) -> tuple[Callable[[], Tensor],
 
 
 def public_training_solve(noise: Tensor, steps: int) -> Callable[[], None]:
-    """The same as the public code writes it; the network's output is taken as noise."""
+    """The same in the public code, where the network's output is a noise prediction."""
     parameters = peers.Parameters.untrained(steps, steps).requires_grad_()
     seed = torch.ones_like(noise)
 

@@ -1,23 +1,22 @@
-"""All solvers on the embedded teacher: the numbers of docs/comparison.md.
+"""All solvers on the embedded teacher: the numbers in docs/comparison.md.
 
     python benchmarks/comparison.py --nfe 4 5 6 8 10 --samples 5000 -o comparison
     python benchmarks/comparison.py --nfe 15 20 --teacher-steps 60 --kinds gs \\
         --train-samples 256 --screened 32 --samples 250 -o high
 
-Learns one solver of every kind and number of evaluations, judges them on held-out seeds beside the
-training-free ones, and writes tables, plots and the page; with --page docs/comparison.md, the tables and
-pictures of that one. Stopped at any moment it goes on where it was.
+Learns one solver per preset and NFE, evaluates them and the training-free solvers on held-out seeds, and
+writes tables, plots and a page. With --page docs/comparison.md, also updates the tables and pictures of that
+page. Run the same command again to resume.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 from comparison_page import write_page
-from training_recipes import finished, make_samples
+from training_recipes import finished, make_parser, make_samples
 
 from gas_ext._utils.files import write_file
 from gas_ext._utils.progress import make_reporter
@@ -33,7 +32,7 @@ from gas_ext.teachers.folder import load_teacher
 from gas_ext.training import train
 from gas_ext.training.baselines import FAMILIES, family_names
 
-# Label, what is learned (gas_ext.solvers.presets), and the loss.
+# Label, preset (gas_ext.solvers.presets) and loss.
 LEARNED = {
     "learned-times": ("DPM-Solver++, learned times", "learned-times", "gs"),
     "ld3": ("LD3", "ld3", "gs"),
@@ -47,9 +46,9 @@ LEARNED = {
 def screen(
     denoiser: Denoiser, batch: SampleBatch, nfes: list[int], t_eps: float, file: Path
 ) -> dict[str, dict[int, str]]:
-    """Choose variant and times of every family for each number of evaluations: the nearest to the teacher.
+    """Choose variant and times of every family for each NFE: the closest to the teacher on training seeds.
 
-    The samples are of training seeds; all distances stay in the file.
+    All distances are stored in the file.
     """
     found: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
     chosen: dict[str, dict[int, str]] = {}
@@ -70,36 +69,39 @@ def screen(
 
 
 def learn(name: str, steps: int, denoiser: Denoiser, folder: Path, changes: list[str], source: Any) -> None:
-    """Train one solver with the package's own recipe, or go on with it."""
-    _, kind, loss = LEARNED[name]
-    config = load_config("demo", [*changes, f"student.preset={kind}", "training.shown_images=0"])
+    """Train one solver with the default recipe, or resume."""
+    _, preset, loss = LEARNED[name]
+    config = load_config("demo", [*changes, f"student.preset={preset}", "training.shown_images=0"])
     reporter = make_reporter()
     finished(train(config, denoiser, folder, steps=steps, loss=loss, samples=source, reporter=reporter))
 
 
 def teacher_samples(denoiser: Denoiser, folder: Path, config: Config) -> Any:
-    """Draw the samples that all solvers learn from, or open them."""
+    """Open the teacher samples of all solvers, generating missing ones."""
     counts = config.training
     count = counts.train_samples_for("gas") + counts.validation_samples
     return make_samples(denoiser, 0, folder, count, config)
 
 
 def main() -> None:
-    """Learn, judge, report."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--nfe", nargs="+", type=int, default=[4, 5, 6, 8, 10])
-    parser.add_argument("--samples", type=int, default=5000)
-    parser.add_argument("--kinds", nargs="*", choices=LEARNED, default=list(LEARNED))
-    parser.add_argument("--teacher-steps", type=int, default=20, help="evaluations of the teacher")
-    parser.add_argument("--train-samples", type=int, default=1000)
+    """Learn, evaluate, report."""
+    parser = make_parser(__doc__, "comparison")
+    parser.add_argument("--nfe", nargs="+", type=int, default=[4, 5, 6, 8, 10], help="NFEs to compare")
+    parser.add_argument("--samples", type=int, default=5000, help="number of held-out seeds")
     parser.add_argument(
-        "--screened", type=int, default=64, help="training samples that choose a family's best"
+        "--kinds", nargs="*", choices=LEARNED, default=list(LEARNED), help="learned solvers to compare"
     )
-    parser.add_argument("--learn-only", action="store_true", help="judge nothing yet")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("-o", "--out", type=Path, default=Path("comparison"))
-    parser.add_argument("--page", type=Path, help="docs/comparison.md, to write its tables")
-    parser.add_argument("--part", default="comparison", help="which part of the page")
+    parser.add_argument("--teacher-steps", type=int, default=20, help="NFE of the teacher")
+    parser.add_argument("--train-samples", type=int, default=1000, help="teacher samples to learn from")
+    parser.add_argument(
+        "--screened",
+        type=int,
+        default=64,
+        help="training samples that select the best of each family",
+    )
+    parser.add_argument("--learn-only", action="store_true", help="do not evaluate yet")
+    parser.add_argument("--page", type=Path, help="page to update, docs/comparison.md")
+    parser.add_argument("--part", default="comparison", help="part of the page to update")
     options = parser.parse_args()
     changes = [f"training.train_samples={options.train_samples}", "training.validation_samples=128"]
     changes.append(f"teacher_solver.steps={options.teacher_steps}")

@@ -1,4 +1,4 @@
-"""The tables and pictures of docs/comparison.md, from what comparison.py found."""
+"""The tables and pictures of docs/comparison.md, from the results of comparison.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gas_ext.evaluation.measures import Measure
 from gas_ext.evaluation.report.wording import heading, reach_text, value_text
 from gas_ext.evaluation.results import BEST, NOISE, Cell
 
-# The measures with a table of their own; results.csv has all.
+# The measures that get a table; results.csv has all.
 SHOWN = (
     "l1",
     "frechet_to_teacher",
@@ -31,22 +31,10 @@ def write_page(
     page: Path,
     part: str,
 ) -> None:
-    """Put the tables between the marks of a part of the page, and copy its plot and numbers beside it.
+    """Write the tables between the lines ``<!-- PART -->`` and ``<!-- end PART -->`` of the page.
 
-    Parameters
-    ----------
-    comparison : Comparison
-        What was found.
-    chosen : dict
-        By family and number of evaluations, the training-free solver that was judged.
-    screened : int
-        Training samples that it was chosen on.
-    results : Path
-        The report's folder.
-    page : Path
-        The page, which has the lines ``<!-- PART -->`` and ``<!-- end PART -->``.
-    part : str
-        Name of the part, and of its files.
+    The plot and the numbers, from the report's folder `results`, are copied next to the page. `chosen` has
+    the evaluated training-free solver by family and NFE, selected on `screened` training samples.
     """
     lines = [
         *_settings(comparison),
@@ -62,7 +50,7 @@ def write_page(
     picture = f"images/{part}-quality-nfe.png"
     shutil.copyfile(results / "quality-nfe.png", page.parent / picture)
     lines += ["", f"![Quality against network evaluations]({picture})"]
-    numbers = (results / "results.csv").read_text().replace(f"{results}/", "")  # of this machine's paths
+    numbers = (results / "results.csv").read_text().replace(f"{results}/", "")  # no paths of this machine
     write_file(page.parent / f"{part}.csv", numbers.encode())
     lines += ["", f"All numbers with their intervals: [{part}.csv]({part}.csv)."]
     block = "\n".join([f"<!-- {part} -->", *lines, f"<!-- end {part} -->"])

@@ -1,7 +1,7 @@
-"""Every row is measured beside its peers in the same test, and carries the ratios of medians.
+"""Every row is measured together with its peers in the same test, and stores the ratios of medians.
 
-`--benchmark-max-time` (seconds) says how long each row may take: the default, 1, is the full measurement;
-below 0.5 the cases marked `thorough` are left out, so that a short run only shows that everything works.
+`--benchmark-max-time` is the time budget of each row in seconds: the default, 1, is the full measurement;
+below 0.5, cases marked `thorough` are skipped, and the run only shows that everything works.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from measuring import Timing, keep_freed_memory, measure, plan, software
 
 from gas_ext.ops.library import CPU_STATUS
 
-SHARE = 0.3  # of the time of a row, for the row itself; as much goes to each peer
+SHARE = 0.3  # of the time budget, for the row itself and for each peer
 FULL_SECONDS = 0.5
 
 Peers = Mapping[str, Callable[[], object] | None]
@@ -45,7 +45,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 @pytest.fixture(scope="session")
 def streams(tmp_path_factory: pytest.TempPathFactory) -> floor.Streams | None:
-    """The compiled kernel of the floor; None, with a warning, without a compiler."""
+    """The compiled kernel of the floor; without a compiler None, with a warning."""
     built = floor.build(tmp_path_factory.mktemp("streams"))
     if built is None:
         warnings.warn("no C++ compiler built streams.cpp: these rows have no floor", stacklevel=1)
@@ -54,7 +54,7 @@ def streams(tmp_path_factory: pytest.TempPathFactory) -> floor.Streams | None:
 
 @pytest.fixture
 def memory_given_back() -> Iterator[None]:
-    """Results in memory that comes from the system page by page."""
+    """Put results into memory that the system provides page by page."""
     keep_freed_memory(False)
     yield
     keep_freed_memory(True)
@@ -62,7 +62,7 @@ def memory_given_back() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def compile_anew() -> None:
-    """One function is compiled for many sizes: each benchmark starts without those before."""
+    """Compile anew in each benchmark: one function is compiled for many sizes."""
     torch._dynamo.reset()
 
 
@@ -70,15 +70,15 @@ def compile_anew() -> None:
 def against(benchmark: Any, request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
     """Benchmark a function and, before and after it, its peers; a ratio below 1 is faster than the peer.
 
-    Called as against(function, peers, subject=..., **case): peers by name, None for one that is not there.
-    `per` divides all times: pieces of work (steps) in one call.
+    Called as against(function, peers, subject=..., **case), with peers by name, None for a missing one. All
+    times are divided by `per`, the pieces of work (steps) in one call.
     """
     budget = SHARE * float(request.config.getoption("benchmark_max_time"))
     least = int(request.config.getoption("benchmark_min_rounds"))
 
     def run(function: Callable[[], object], peers: Peers, *, subject: str, per: int = 1, **case: Any) -> None:
         present = {name: peer for name, peer in peers.items() if peer is not None}
-        gc.collect()  # and no more, on any side
+        gc.collect()  # disabled during the measurement, on both sides
         before = {name: measure(peer, budget / 2, least) for name, peer in present.items()}
         rounds, calls = plan(function, budget, least)
         benchmark.pedantic(function, rounds=rounds, iterations=calls)
@@ -97,7 +97,7 @@ def against(benchmark: Any, request: pytest.FixtureRequest) -> Iterator[Callable
 
 
 def _compared(median: float, before: Timing, after: Timing, per: int) -> dict[str, float]:
-    """A peer's median and spread in seconds, our median over its, and how far it moved meanwhile."""
+    """A peer's median and spread in seconds, our median over the peer's, and the peer's drift meanwhile."""
     peer = (before.median + after.median) / 2
     return {
         "median": peer / per,
@@ -109,7 +109,7 @@ def _compared(median: float, before: Timing, after: Timing, per: int) -> dict[st
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print the ratios below pytest-benchmark's own table, which does not show them."""
+    """Print the ratios, which pytest-benchmark's table does not show."""
     session = getattr(config, "_benchmarksession", None)
     rows = [bench for bench in getattr(session, "benchmarks", []) if bench.extra_info.get("peers")]
     if not rows:

@@ -1,8 +1,8 @@
-"""The floor: the time in which the bytes that must move can move, measured on the same amount of memory.
+"""The floor: the least time in which the required bytes can move, measured on the same amount of memory.
 
-A small compiled kernel (streams.cpp) reads and writes as many bytes, of as many streams, as the operation. It
-is tried with stores through and past the cache, with all streams side by side and a few at a time, and with
-one thread and all; torch's own copy of as many bytes is tried too. The fastest is the floor.
+A small compiled kernel (streams.cpp) reads and writes as many bytes in as many streams as the operation. The
+floor is the fastest of several variants: stores through or past the cache, all streams at once or a few at a
+time, one thread or all, and torch's copy of as many bytes.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from torch import Tensor
 
 SOURCE = Path(__file__).with_name("streams.cpp")
 LINE = 64  # bytes; the streams are aligned to them
-FEW_STREAMS = 10  # more at a time are slower from DRAM on the processors seen
+FEW_STREAMS = 10  # more at a time are slower from DRAM on all tested processors
 REPEATED_SECONDS = 1e-4  # shorter sweeps are repeated inside one call
-THREADED_BYTES = 1 << 18  # less is over before a second thread has begun
+THREADED_BYTES = 1 << 18  # less is finished before a second thread starts
 
 Groups = Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]]  # each: tensors read, tensors written
 
 
 def build(folder: Path) -> Streams | None:
-    """Compile the kernel into a folder; None if there is no compiler that can."""
+    """Compile the kernel into a folder; None without a suitable compiler."""
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         return None
@@ -40,7 +40,7 @@ def build(folder: Path) -> Streams | None:
 
 
 class Streams:
-    """The compiled kernel. Its threads are torch's: both use the OpenMP library that is loaded."""
+    """The compiled kernel. It shares torch's threads: both use the same OpenMP library."""
 
     def __init__(self, library: Path) -> None:
         self._sweep = ctypes.CDLL(str(library)).sweep
@@ -51,14 +51,14 @@ class Streams:
     ) -> Repeated:
         """Return a function that sweeps `repeats` times over the groups in turn.
 
-        All tensors are of one size, a multiple of 64 bytes, and aligned to as many.
+        All tensors must have one size, a multiple of 64 bytes, and be aligned to 64 bytes.
         """
         reads = [tensor for read, _ in groups for tensor in read]
         writes = [tensor for _, written in groups for tensor in written]
         size = reads[0].nbytes
         for tensor in (*reads, *writes):
             if tensor.data_ptr() % LINE or tensor.nbytes != size or size % LINE:
-                raise ValueError(f"The streams must be of one size and aligned, both to {LINE} bytes.")
+                raise ValueError(f"The streams must have one size and be aligned, both to {LINE} bytes.")
         sources = (ctypes.c_void_p * len(reads))(*(tensor.data_ptr() for tensor in reads))
         targets = (ctypes.c_void_p * len(writes))(*(tensor.data_ptr() for tensor in writes))
         arguments = (
@@ -66,16 +66,13 @@ class Streams:
             *(ctypes.c_size_t(size // LINE), int(past_cache), passes, threads, repeats),
         )
 
-        def call(_kept: object = groups) -> None:  # the tensors are kept, so that their memory stays
+        def call(_owner: object = groups) -> None:  # owns the tensors whose memory is swept
             self._sweep(*arguments)
 
         return Repeated(call, repeats)
 
     def floor(self, like: Tensor, reads: int, writes: int, groups: int = 1) -> Repeated:
-        """Return the fastest way of reading and writing so many tensors of this size.
-
-        The tensors are the floor's own. With several groups of them, each is visited in turn.
-        """
+        """Return the fastest way to read and write so many new tensors of this size, in groups by turns."""
         streams = reads + writes
         made = [[torch.ones_like(like) for _ in range(streams)] for _ in range(groups)]
         sides = [(tensors[:reads], tensors[reads:]) for tensors in made]
@@ -93,7 +90,7 @@ class Streams:
 
 
 def _copies(groups: Sequence[Sequence[Tensor]]) -> Callable[[], None]:
-    """Return a function in which torch copies as many bytes as the groups move: half read, half written."""
+    """Return a function that copies as many bytes with torch as the groups move: half read, half written."""
     pairs: list[tuple[Tensor, Tensor]] = []
     for tensors in groups:
         streams = [tensor.view(-1) for tensor in tensors]

@@ -1,11 +1,11 @@
-"""One Markdown and one CSV file with everything that a device can say about the kernels' speed.
+"""Measure the kernels on a device, and write one Markdown and one CSV file.
 
     python benchmarks/gpu_report.py --out report            # on a CUDA device
-    python benchmarks/gpu_report.py --device cpu --quick    # the same rows on the CPU, to try the script
+    python benchmarks/gpu_report.py --device cpu --quick    # the same rows on the CPU, to test the script
 
-Rows: the update forward and backward, with a cold and a warm cache, its bytes per second beside a copy
-measured in the same run; peers (pure torch, torch.compile, a diffusers step); kernel launches per step; one
-CUDA graph against separate launches; whole sampling with the embedded teacher. Not run on a GPU yet.
+Rows: the update forward and backward, with a cold and a warm cache, its bandwidth relative to a copy measured
+in the same run; peers (pure torch, torch.compile, a diffusers step); kernel launches per step; one CUDA graph
+against separate launches; whole sampling with the embedded teacher. Not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
+from performance_tables import markdown
 from torch import Tensor
 
 from gas_ext import GASSampler, GeneralizedSolver, NoiseSchedule
@@ -89,7 +90,7 @@ def make_inputs(
 
 
 def copy_bandwidth(clock: Clock, bytes_moved: int, cold: bool) -> float:
-    """Gigabytes per second of a copy that moves as many bytes (half read, half written)."""
+    """GB/s of a copy that moves as many bytes (half read, half written)."""
     source = torch.ones(max(bytes_moved // 2, 1), dtype=torch.uint8, device=clock.device)
     target = torch.empty_like(source)
     return bytes_moved / clock.median(lambda: target.copy_(source), cold) / 1e3
@@ -133,7 +134,7 @@ def update_rows(clock: Clock, case: str, terms: int, dtype: torch.dtype) -> list
 
 
 def free_sampler(device: torch.device, steps: int = 4) -> GASSampler:
-    """A sampler whose network costs nothing: what is left is the solver's own time."""
+    """A sampler whose network costs nothing, which leaves the solver's own time."""
     solver = GeneralizedSolver(NoiseSchedule.vp_linear(), steps=steps).to(device)
     return GASSampler(solver, lambda x, t, condition: x, prediction_type="sample")
 
@@ -142,20 +143,21 @@ def solver_rows(clock: Clock, case: str) -> list[Row]:
     """A whole solve with a free network, its launches, one CUDA graph of it, and diffusers' solver."""
     noise = torch.randn(SHAPES[case], device=clock.device)
     sampler = free_sampler(clock.device)
-    rows = []
+
+    def row(implementation: str, microseconds: float) -> Row:
+        return Row("solve, free network", implementation, case, "float32", 4, "warm", microseconds)
+
     with torch.no_grad():
-        micro = clock.median(lambda: sampler(noise))
-        rows.append(Row("solve, free network", "gas_ext", case, "float32", 4, "warm", micro))
-        rows.append(
-            Row("solve, free network", "diffusers", case, "float32", 4, "warm", diffusers_solve(clock, noise))
-        )
+        rows = [
+            row("gas_ext", clock.median(lambda: sampler(noise))),
+            row("diffusers", diffusers_solve(clock, noise)),
+        ]
         if clock.device.type == "cuda":
             rows[0].note = f"{count_launches(lambda: sampler(noise))} launches"
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 sampler(noise)
-            micro = clock.median(graph.replay)
-            rows.append(Row("solve, free network", "gas_ext, CUDA graph", case, "float32", 4, "warm", micro))
+            rows.append(row("gas_ext, CUDA graph", clock.median(graph.replay)))
     return rows
 
 
@@ -204,13 +206,12 @@ def write_report(rows: list[Row], device: torch.device, out: Path) -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     lines = [f"# gas_ext on {name}", "", f"torch {torch.__version__}, CUDA {torch.version.cuda}", ""]
     lines += [f"CUDA operators: {info()['cuda_operators']}", ""]
-    lines += ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-    for row in rows:
-        cells = (
-            f"{v:.3g}" if isinstance(v, float) else "" if v is None else str(v) for v in asdict(row).values()
-        )
-        lines.append("| " + " | ".join(cells) + " |")
+    lines.append(markdown(names, ([_text(value) for value in asdict(row).values()] for row in rows)))
     out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+
+def _text(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def main() -> None:
@@ -235,7 +236,7 @@ def main() -> None:
             for dtype in (torch.float32, torch.bfloat16):
                 rows += update_rows(clock, case, terms, dtype)
         rows += solver_rows(clock, case)
-        write_report(rows, device, arguments.out)  # what is there if a later size fails
+        write_report(rows, device, arguments.out)  # partial results, in case a later size fails
         print(f"{case}: {len(rows)} rows", flush=True)
     rows += sampling_rows(clock, 8 if arguments.quick else 256)
     write_report(rows, device, arguments.out)

@@ -1,4 +1,4 @@
-"""Median times of single calls, and what the machine is."""
+"""Median times of single calls, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import torch
 import gas_ext
 from gas_ext.ops import info
 
-ROUND_SECONDS = 5e-5  # calls that are shorter are timed several at once, so that the clock costs nothing
+ROUND_SECONDS = 5e-5  # shorter calls are timed several at once, so that the clock costs nothing
 MOST_ROUNDS = 2000
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 
 
 def keep_freed_memory(keep: bool) -> None:
-    """Tell glibc to keep large blocks that were freed for the next results, or to give them back at once.
+    """Make glibc keep freed large blocks for the next results, or return them to the system at once.
 
-    By itself it does the one or the other as the top of the heap happens to lie, and getting a block again
-    page by page takes several times as long as filling it: luck that no ratio should depend on.
+    By default this depends on the top of the heap, that is, on chance. Getting a block back page by page
+    takes several times as long as filling it, and no ratio should depend on that.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -41,7 +41,7 @@ class Timing(NamedTuple):
 
 
 class Repeated:
-    """A function that does `repeats` pieces of work in one call, so as to leave the call's own cost out."""
+    """A function that does `repeats` pieces of work per call, which excludes the cost of the call."""
 
     def __init__(self, function: Callable[[], object], repeats: float) -> None:
         self.function = function
@@ -77,13 +77,13 @@ def measure(function: Callable[[], object], budget: float, least: int = 5) -> Ti
 
 
 def summary(times: list[float]) -> Timing:
-    """What is kept of some times."""
+    """Median, interquartile range and minimum of some times."""
     low, _, high = statistics.quantiles(times, n=4) if len(times) > 1 else (0.0, 0.0, 0.0)
     return Timing(statistics.median(times), high - low, min(times))
 
 
 def last_level_cache() -> int:
-    """Bytes of the largest cache that the first processor sees; 32 MiB where the system does not say."""
+    """Bytes of the largest cache of the first processor; 32 MiB if the system does not report it."""
     sizes = []
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text().strip()

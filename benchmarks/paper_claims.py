@@ -1,15 +1,14 @@
-"""The paper's claims (arXiv 2510.17699), checked small: on the embedded teacher, over several seeds.
+"""The paper's claims (arXiv 2510.17699), checked on a small scale: the embedded teacher, several seeds.
 
     python benchmarks/paper_claims.py --steps 4 --seeds 0 1 2 -o claims
 
-Every seed has training samples of its own, and all are judged on the same held-out seeds. Stopped at any
-moment it goes on where it was. Prints a Markdown table of means over the seeds, and their standard
-deviations, and writes every number to results.json.
+Every seed has separate training samples; all are evaluated on the same held-out seeds. Prints a Markdown
+table of means over the seeds with standard deviations, and writes all numbers to results.json. Run the same
+command again to resume.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
-from training_recipes import finished, make_samples
+from training_recipes import finished, make_parser, make_samples
 
 from gas_ext import GeneralizedSolver
 from gas_ext._utils.files import write_file
@@ -32,10 +31,10 @@ from gas_ext.evaluation.metrics import Reference, l1_distance, measure
 from gas_ext.teachers.folder import load_teacher
 from gas_ext.training import train
 
-SAMPLES = 1400  # for every variant that is not about their number; paper, section 5
+SAMPLES = 1400  # except for variants with another number; paper, section 5
 VALIDATION = 128
 
-# What differs from the demo's config, and whether the adversarial term is on.
+# Loss, and overrides of the demo's config.
 VARIANTS: dict[str, tuple[str, list[str]]] = {
     "GS": ("gs", []),
     "GAS": ("gas", []),
@@ -51,10 +50,7 @@ FEATURES = ("demo", "efficientnet-lite0")
 
 
 class Judge:
-    """Measures solvers on held-out seeds.
-
-    Features of the solver's samples are compared with those of the teacher's samples from other seeds.
-    """
+    """Measures solvers on held-out seeds, against features of the teacher's samples from other seeds."""
 
     def __init__(self, denoiser: Denoiser, count: int, folder: Path) -> None:
         config = load_config("demo")
@@ -65,8 +61,8 @@ class Judge:
         self._labels = seed_labels(range(first, first + count), 10).to(denoiser.device)
         others = range(first + count, first + 2 * count)
         noise = stacked_noise(others, denoiser.sample_shape).to(denoiser.device)
-        self._target = self._kept(folder / "target.safetensors", teacher, self._noise, self._labels)
-        other = self._kept(
+        self._target = self._stored(folder / "target.safetensors", teacher, self._noise, self._labels)
+        other = self._stored(
             folder / "other.safetensors", teacher, noise, seed_labels(others, 10).to(denoiser.device)
         )
         self._extractors = [load_features(name, denoiser.device) for name in FEATURES]
@@ -75,8 +71,8 @@ class Judge:
             for extractor in self._extractors
         ]
 
-    def _kept(self, path: Path, solver: Any, noise: Tensor, labels: Tensor) -> Tensor:
-        """Draw the teacher's samples once."""
+    def _stored(self, path: Path, solver: Any, noise: Tensor, labels: Tensor) -> Tensor:
+        """Return the teacher's samples, drawn once and stored."""
         if path.exists():
             return load_file(path)["samples"].to(noise.device)
         with make_reporter().task("Held-out samples", len(noise)) as advance:
@@ -85,7 +81,7 @@ class Judge:
         return samples
 
     def __call__(self, solver: Any) -> dict[str, float]:
-        """Return all numbers of a solver; of the teacher's own samples if it is None."""
+        """Return all measures of a solver, or of the teacher's samples for None."""
         samples = self._target
         if solver is not None:
             samples = self._draw(solver, self._noise, self._labels)
@@ -105,14 +101,14 @@ def _features(extractor: FeatureExtractor, samples: Tensor) -> Any:
 
 
 def main() -> None:
-    """Make every run, judge it, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--held-out", type=int, default=2000)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("-o", "--out", type=Path, default=Path("claims"))
+    """Train and evaluate every variant, and print the table."""
+    parser = make_parser(__doc__, "claims")
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="variants to compare"
+    )
+    parser.add_argument("--steps", type=int, default=4, help="NFE of the solvers")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of the runs")
+    parser.add_argument("--held-out", type=int, default=2000, help="number of held-out seeds")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     denoiser = load_teacher("demo", options.device)
@@ -137,7 +133,7 @@ def _train(variant: str, seed: int, steps: int, denoiser: Denoiser, folder: Path
     config = load_config("demo", [*shared, *changes])
     samples = make_samples(denoiser, seed, folder / f"samples-{seed}", SAMPLES + VALIDATION)
     name = variant.replace(", ", "-").replace(" ", "-")
-    # The solver after the last iteration, as published: validation is no part of what is compared.
+    # The solver after the last iteration, as published; validation is not part of the comparison.
     run = folder / f"{name}-{steps}-{seed}"
     finished(train(config, denoiser, run, steps=steps, loss=loss, samples=samples))
     return GeneralizedSolver.load(run / "last.safetensors")

@@ -1,8 +1,8 @@
-"""What the package is measured against: the update as the public code of GAS writes it, and diffusers' steps.
+"""Peers of the benchmarks: the update as the public code of GAS computes it, and the steps of diffusers.
 
-The public code (arXiv 2510.17699) makes each step of tensors without dimensions in float32: schedule, theory
-and corrections are computed anew from the times, and the update is one elementwise operation after another.
-Written here from the equations; tests/benchmarks/test_peers.py compares it with the golden data.
+The public code (arXiv 2510.17699) computes each step from 0-d float32 tensors: it recomputes schedule, theory
+and corrections from the times, and applies one elementwise operation after another. It is reimplemented here
+from the equations; tests/benchmarks/test_peers.py compares it with the golden data.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Parameters:
         return cls(torch.linspace(1.0, t_eps, steps + 1), torch.zeros(steps), table, table.clone())
 
     def requires_grad_(self) -> Parameters:
-        """Ask for gradients of all."""
+        """Require gradients of all parameters."""
         for tensor in (self.timesteps, self.offsets, self.c, self.a):
             tensor.requires_grad_()
         return self
@@ -78,20 +78,11 @@ def unfused_update(
     c: Sequence[Tensor],
     a: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Make one step: D_n from the noise prediction, then x_{n+1}.
+    """Return D_n from the noise prediction `output`, and x_{n+1}.
 
-    Parameters
-    ----------
-    log_alpha : callable
-        The schedule.
-    times : sequence of Tensor
-        t_{n+1}, t_n, t_{n-1}, t_{n-2}: as many as there are.
-    states, data : sequence of Tensor
-        x_n, x_{n-1}, ... and D_{n-1}, D_{n-2}, ...; the terms are k = 1 + len(data).
-    output : Tensor
-        Noise prediction at x_n.
-    c, a : sequence of Tensor
-        Corrections of the k data predictions and of the states, from the newest.
+    Everything starts with the newest: `times` are t_{n+1}, t_n, t_{n-1}, t_{n-2}, as far as they exist;
+    `states` x_n, x_{n-1}, ...; `data` D_{n-1}, D_{n-2}, ...; `c` and `a` the corrections of the
+    1 + len(data) data predictions and of the states.
     """
     log_alphas = [log_alpha(t) for t in times]
     sigmas = [torch.sqrt(1.0 - torch.exp(2.0 * value)) for value in log_alphas]
@@ -124,7 +115,7 @@ def unfused_update(
 def unfused_solve(
     log_alpha: LogAlpha, parameters: Parameters, network: Network, noise: Tensor
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Solve from noise: all states x_0 to x_N and data predictions D_0 to D_{N-1}."""
+    """Return all states x_0 to x_N and data predictions D_0 to D_{N-1} of a solve from noise."""
     order, steps = parameters.c.shape
     t, c, a = parameters.timesteps, parameters.c, parameters.a
     states: list[Tensor] = [noise]
@@ -147,8 +138,19 @@ def unfused_solve(
     return states, data
 
 
+def noise_prediction(teacher: Any, labels: Tensor) -> tuple[LogAlpha, Network]:
+    """Wrap a teacher that predicts the sample as the public code does: log alpha and noise prediction."""
+    schedule = teacher.schedule
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        output = teacher(x, t.double(), labels)
+        return ((x - schedule.alpha(t) * output) / schedule.sigma(t)).to(x.dtype)
+
+    return linear_log_alpha(schedule.beta_0, schedule.beta_1), network
+
+
 def diffusers_scheduler(name: str) -> Any:
-    """DPM-Solver++ of order 2 ("dpmsolver++") or UniPC of order 3 ("unipc"), if diffusers is there."""
+    """DPM-Solver++ of order 2 ("dpmsolver++") or UniPC of order 3 ("unipc"); needs diffusers."""
     import diffusers
 
     if name == "unipc":
@@ -157,7 +159,7 @@ def diffusers_scheduler(name: str) -> Any:
 
 
 def diffusers_solve(scheduler: Any, output: Tensor, noise: Tensor) -> Tensor:
-    """Make all steps of a scheduler whose timesteps are set, with a network that costs nothing."""
+    """Run all steps of a scheduler whose timesteps are set, with a network that costs nothing."""
     x = noise
     for t in scheduler.timesteps:
         x = scheduler.step(output, t, x).prev_sample
@@ -165,7 +167,7 @@ def diffusers_solve(scheduler: Any, output: Tensor, noise: Tensor) -> Tensor:
 
 
 def restart(scheduler: Any) -> None:
-    """Make a scheduler ready for another solve at the same times, without the cost of setting them again."""
+    """Reset a scheduler for another solve at the same times, without the cost of setting them again."""
     order = scheduler.config.solver_order
     scheduler.model_outputs = [None] * order
     scheduler.lower_order_nums = 0

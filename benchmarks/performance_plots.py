@@ -12,7 +12,7 @@ from results import Results, Row
 
 from gas_ext._utils.figures import GRID_COLOR, MUTED_COLOR, new_figure, save_figure
 
-# The set of Okabe and Ito; each line also has a mark of its own.
+# The palette of Okabe and Ito; each line also has its own marker.
 OURS = ("gas_ext", "#0072B2", "o")
 PEERS = {
     "unfused": ("unfused", "#D55E00", "s"),
@@ -35,7 +35,7 @@ def write_plots(results: Results, folder: Path) -> list[Path]:
 
 
 def update(results: Results, path: Path) -> bool:
-    """Time of the update against the bytes that it must move, forward and backward, with peers."""
+    """Time of the update against the bytes it must move, forward and backward, with peers."""
     panels = []
     for terms in (3, 8, 20):
         rows = results.of("forward", terms=terms, dtype="float32")
@@ -63,7 +63,7 @@ def update(results: Results, path: Path) -> bool:
 
 
 def _bytes(row: Row) -> float:
-    """Bytes that an update must move; forward rows say their terms alone."""
+    """Bytes that an update must move; forward rows have only their terms."""
     if "bytes" in row.case:
         return float(row.case["bytes"])
     itemsize = {"float32": 4, "bfloat16": 2}[row.case["dtype"]]
@@ -71,7 +71,7 @@ def _bytes(row: Row) -> float:
 
 
 def _nearest_floors(rows: Sequence[Row]) -> list[tuple[float, float]]:
-    """The warm floor of each size, or the cold one where there is no warm one."""
+    """The warm floor of each size, or the cold one if there is no warm one."""
     found: dict[float, float] = {}
     for row in sorted(rows, key=lambda row: row.case.get("cache") == "warm"):
         if "floor" in row.peers:
@@ -80,7 +80,7 @@ def _nearest_floors(rows: Sequence[Row]) -> list[tuple[float, float]]:
 
 
 def floor(results: Results, path: Path) -> bool:
-    """Share of the floor reached by the forward update in memory that is given, warm and cold."""
+    """Share of the floor that the forward update into given memory reaches, warm and cold."""
     rows = [row for row in results.of("forward against the floor") if "floor" in row.peers]
     panels = [
         (dtype, cache, [row for row in rows if (row.case["dtype"], row.case["cache"]) == (dtype, cache)])

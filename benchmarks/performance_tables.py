@@ -34,7 +34,7 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def comparison(rows: Sequence[Row], *more: tuple[str, Callable[[Row], str]]) -> str:
-    """A table of rows: their cases, medians, how many times faster than each peer, and share of the floor."""
+    """A table of rows: cases, medians, speedups over each peer, and share of the floor."""
     names = list(dict.fromkeys(name for row in rows for name in row.case if name not in HIDDEN))
     peers = list(dict.fromkeys(name for row in rows for name in row.peers))
     header = [*names, "median", *(_against(peer) for peer in peers), *(title for title, _ in more)]
@@ -57,12 +57,12 @@ def _ratio(row: Row, peer: str) -> str:
 
 
 def bandwidth(row: Row) -> str:
-    """Gigabytes per second of a row that says its bytes."""
+    """GB/s of a row that has its bytes."""
     return f"{row.case['bytes'] / row.median / 1e9:.1f}" if "bytes" in row.case else ""
 
 
 def floor_bandwidth(row: Row) -> str:
-    """Gigabytes per second of the row's floor."""
+    """GB/s of the row's floor."""
     floor = row.peers.get("floor")
     return f"{row.case['bytes'] / floor.median / 1e9:.1f}" if floor else ""
 
@@ -74,7 +74,7 @@ def outside(row: Row) -> str:
 
 
 def machine(results: Results) -> str:
-    """Where, when and with what the run was made."""
+    """Machine, date and versions of the run."""
     info = results.machine
     kernels, versions = info["kernels"], info["versions"]
     lines = [
@@ -86,29 +86,8 @@ def machine(results: Results) -> str:
         f"- {results.when[:10]}, {len(results.rows)} rows",
     ]
     if not info["full"]:
-        lines.append("- **A short run: too few rounds to judge by.**")
+        lines.append("- **A short run, with too few rounds for conclusions.**")
     return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class Target:
-    """A number to be reached: found in rows, at least or at most a limit."""
-
-    text: str
-    limit: float
-    at_least: bool
-    show: Callable[[float], str]
-    find: Callable[[Results], list[tuple[float, Row]]]
-
-    def line(self, results: Results) -> list[str]:
-        """The target, the value that is farthest from it, where that is, and whether it is reached."""
-        found = self.find(results)
-        limit = ("at least " if self.at_least else "at most ") + self.show(self.limit)
-        if not found:
-            return [self.text, limit, "not measured", "", ""]
-        worst, row = (min if self.at_least else max)(found, key=lambda pair: pair[0])
-        reached = worst >= self.limit if self.at_least else worst <= self.limit
-        return [self.text, limit, self.show(worst), row.label, "yes" if reached else "**no**"]
 
 
 def _share(value: float) -> str:
@@ -119,6 +98,27 @@ def _percent(value: float) -> str:
     return f"{value:.2%}"
 
 
+@dataclass(frozen=True)
+class Target:
+    """A value of some rows that must be at least, or at most, a limit."""
+
+    text: str
+    limit: float
+    find: Callable[[Results], list[tuple[float, Row]]]
+    show: Callable[[float], str] = _share
+    at_least: bool = True
+
+    def line(self, results: Results) -> list[str]:
+        """The target, the worst value, its case, and whether the target is reached."""
+        found = self.find(results)
+        limit = ("at least " if self.at_least else "at most ") + self.show(self.limit)
+        if not found:
+            return [self.text, limit, "not measured", "", ""]
+        worst, row = (min if self.at_least else max)(found, key=lambda pair: pair[0])
+        reached = worst >= self.limit if self.at_least else worst <= self.limit
+        return [self.text, limit, self.show(worst), row.label, "yes" if reached else "**no**"]
+
+
 def _from_dram(terms: int) -> Callable[[Results], list[tuple[float, Row]]]:
     return lambda results: _against_floor(
         results.of("forward against the floor", size=HUGE, terms=terms, dtype="float32", cache="cold")
@@ -126,7 +126,7 @@ def _from_dram(terms: int) -> Callable[[Results], list[tuple[float, Row]]]:
 
 
 def _in_cache(terms: int) -> Callable[[Results], list[tuple[float, Row]]]:
-    """Warm rows that fit the cache, but for the smallest: there the call is measured, not memory."""
+    """Warm rows that fit the cache, except the smallest, which measure the call, not memory."""
 
     def find(results: Results) -> list[tuple[float, Row]]:
         rows = results.of("forward against the floor", terms=terms, dtype="float32", cache="warm")
@@ -156,7 +156,7 @@ def _compiled(results: Results) -> list[tuple[float, Row]]:
 
 
 def _outside(subject: str, batch: int = 1) -> Callable[[Results], list[tuple[float, Row]]]:
-    """Share of time outside the network, at batches of at least so many."""
+    """Share of time outside the network, from a batch size."""
     return lambda results: [
         (row.extra["share_outside_network"], row)
         for row in results.of(subject)
@@ -167,66 +167,45 @@ def _outside(subject: str, batch: int = 1) -> Callable[[Results], list[tuple[flo
 def _memory(when: str) -> Callable[[Results], list[tuple[float, Row]]]:
     def find(results: Results) -> list[tuple[float, Row]]:
         rows = results.of("training solve")
-        # To a hundredth: the coefficients, a few kilobytes, are no part of the history.
+        # To a hundredth: the coefficients, a few kilobytes, are not part of the history.
         return [(round(row.extra["memory"][when] / row.extra["memory"]["history"], 2), row) for row in rows]
 
     return find
 
 
+def _step_seconds(results: Results) -> list[tuple[float, Row]]:
+    return [(row.median, row) for row in results.of("step", size=SMALL)]
+
+
+_UNFUSED = _faster("unfused", "forward", size=LARGE, terms=8, dtype="float32")
+_PUBLIC_STEP = _faster("public code", "step", size=SMALL)
+_SAMPLING = _outside("sample, embedded teacher")
+_TRAINING = _outside("training, embedded teacher", batch=8)
+_STORED = "training solve, stored for the backward pass, of the history"
+
 TARGETS = [
-    *(
-        Target(f"forward from DRAM, {n} terms, of the floor", 0.85, True, _share, _from_dram(n))
-        for n in (3, 8, 20)
-    ),
-    *(
-        Target(f"forward in cache, {n} terms, of the floor", 0.9, True, _share, _in_cache(n))
-        for n in (3, 8, 20)
-    ),
-    Target("backward, all gradients, of the floor", 0.8, True, _share, _backward),
-    Target(
-        "forward, 8 terms (order 4), against the unfused update",
-        *(10.0, True, times, _faster("unfused", "forward", size=LARGE, terms=8, dtype="float32")),
-    ),
-    Target("forward and backward against torch.compile, anywhere", 1.0, True, times, _compiled),
-    Target(
-        "one step of a small image, all from Python",
-        *(
-            15e-6,
-            False,
-            seconds,
-            lambda results: [(row.median, row) for row in results.of("step", size=SMALL)],
-        ),
-    ),
-    Target(
-        "the same against the public code's step",
-        15.0,
-        True,
-        times,
-        _faster("public code", "step", size=SMALL),
-    ),
-    Target("sampling, outside the network", 0.01, False, _percent, _outside("sample, embedded teacher")),
-    Target(
-        "training, outside the network's passes",
-        0.03,
-        False,
-        _percent,
-        _outside("training, embedded teacher", batch=8),
-    ),
-    Target(
-        "training solve, kept for the backward pass, of the history", 1.0, False, _share, _memory("forward")
-    ),
-    Target("training solve, most at any time, of the history", 1.0, False, _share, _memory("peak")),
+    *(Target(f"forward from DRAM, {n} terms, of the floor", 0.85, _from_dram(n)) for n in (3, 8, 20)),
+    *(Target(f"forward in cache, {n} terms, of the floor", 0.9, _in_cache(n)) for n in (3, 8, 20)),
+    Target("backward, all gradients, of the floor", 0.8, _backward),
+    Target("forward, 8 terms (order 4), against the unfused update", 10.0, _UNFUSED, times),
+    Target("forward and backward against torch.compile, anywhere", 1.0, _compiled, times),
+    Target("one step of a small image, all from Python", 15e-6, _step_seconds, seconds, at_least=False),
+    Target("the same against the public code's step", 15.0, _PUBLIC_STEP, times),
+    Target("sampling, outside the network", 0.01, _SAMPLING, _percent, at_least=False),
+    Target("training, outside the network's passes", 0.03, _TRAINING, _percent, at_least=False),
+    Target(_STORED, 1.0, _memory("forward"), at_least=False),
+    Target("training solve, most at any time, of the history", 1.0, _memory("peak"), at_least=False),
 ]
 
 
 def targets(results: Results) -> str:
-    """All targets, with the case that is farthest from each."""
-    header = ["target", "limit", "farthest", "where", "reached"]
+    """All targets, with the worst case of each."""
+    header = ["target", "limit", "worst value", "case", "reached"]
     return markdown(header, [target.line(results) for target in TARGETS])
 
 
 def memory(results: Results) -> str:
-    """Bytes of training solves."""
+    """Memory of training solves."""
     lines = []
     for row in results.of("training solve"):
         held = row.extra["memory"]
@@ -239,7 +218,7 @@ def memory(results: Results) -> str:
         "size",
         "steps",
         "history",
-        "kept for the backward pass",
+        "stored for the backward pass",
         "most at any time",
         "public code, most",
     ]
@@ -247,7 +226,7 @@ def memory(results: Results) -> str:
 
 
 def scaling(results: Results) -> str:
-    """Rows of each axis, with the growth since the row before."""
+    """Rows of each axis, with the growth from the row above."""
     lines = []
     for axis in dict.fromkeys(row.case["axis"] for row in results.of("scaling")):
         rows = sorted(results.of("scaling", axis=axis), key=lambda row: row.case["value"])

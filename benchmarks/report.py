@@ -1,11 +1,11 @@
-"""docs/performance.md from a run of the benchmarks, and a run compared with an earlier one.
+"""Write docs/performance.md from a run of the benchmarks, or compare a run with an earlier one.
 
     pytest benchmarks/ --benchmark-only --benchmark-json=results.json
     python benchmarks/report.py results.json -o docs/performance.md
-    python benchmarks/report.py results.json --compare old.json    # exits with 1 where something is slower
+    python benchmarks/report.py results.json --compare old.json    # exits with 1 if something is slower
 
-Of the page only the parts between `<!-- measured: NAME -->` and `<!-- end measured -->` are written anew, and
-the plots beside it, images/performance-*.png. A page that is not there starts as docs/performance.md.
+Rewrites only the parts of the page between `<!-- measured: NAME -->` and `<!-- end measured -->`, and the
+plots images/performance-*.png. A new page starts as a copy of docs/performance.md.
 """
 
 from __future__ import annotations
@@ -23,18 +23,12 @@ from results import Results, Row, read_results
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 TARGETS = "targets"  # the one table with a page of its own, a dated one in docs/experiments
 PART = re.compile(r"(<!-- measured: ([a-z ]+) -->\n).*?(<!-- end measured -->)", re.DOTALL)
-LEAST_CHANGE = 0.1  # smaller changes are not told from those of another layout of memory
-QUARTILES = 2.0  # and neither are those within so many times the spread
+LEAST_CHANGE = 0.1  # smaller changes can come from another memory layout
+QUARTILES = 2.0  # and changes within so many times the spread from noise
 
 
 def fill(page: str, results: Results) -> str:
-    """Put the tables of a run into a page.
-
-    Raises
-    ------
-    ValueError
-        If the page asks for a part that does not exist, or lacks one.
-    """
+    """Return a page with the tables of a run; ValueError if its parts are not exactly the known ones."""
     names = [name for _, name, _ in PART.findall(page)]
     tables = [name for name in SECTIONS if name != TARGETS]
     if names != [TARGETS] and sorted(names) != sorted(tables):
@@ -55,10 +49,10 @@ def write_page(results: Results, path: Path) -> None:
 
 
 def change(new: Row, old: Row) -> tuple[float, float]:
-    """Return how much slower a row has become, as a logarithm, and how much of that may be noise.
+    """Return how much slower a row has become, as a logarithm, and the noise of this number.
 
-    What counts is the time relative to the peers that both runs have (their geometric mean), so that another
-    load or clock of the machine falls out. The noise is the spread of both rows, and the peers' drift.
+    The time is relative to the geometric mean of the peers that both runs have, which cancels changes of the
+    machine's load or clock. The noise is the spread of both rows and the drift of the peers.
     """
     slower = math.log(new.median / old.median)
     variance = new.noise**2 + old.noise**2

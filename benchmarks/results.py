@@ -1,4 +1,4 @@
-"""What pytest-benchmark wrote (--benchmark-json), as rows with their peers."""
+"""The output of pytest-benchmark (--benchmark-json), as rows with their peers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Peer:
-    """What a row was measured against, in seconds; `drift`: how far it moved between before and after."""
+    """A peer of a row, in seconds; `drift` is the change between the measurements before and after."""
 
     median: float
     iqr: float
@@ -49,7 +49,7 @@ HIDDEN = ("bytes", "axis", "value")
 
 @dataclass(frozen=True)
 class Results:
-    """All rows of one run, and where and when it was made."""
+    """All rows of one run, with its machine and date."""
 
     rows: list[Row]
     machine: dict[str, Any]
@@ -65,7 +65,7 @@ class Results:
 
 
 def words(name: str, value: Any) -> str:
-    """A value of a case as it is read."""
+    """A value of a case in words."""
     if isinstance(value, list):
         return "(" + ", ".join(map(str, value)) + ")"
     if isinstance(value, str):

@@ -15,10 +15,12 @@ SCHEDULES = {"linear": NoiseSchedule.vp_linear(), "table": NoiseSchedule.vp_disc
 @pytest.mark.parametrize("steps", [4, thorough(10), thorough(20)])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_table(against, schedule, steps):
-    """With the graph for a backward pass. The public code has no table: its solve of one number stands in."""
+    """With the graph for a backward pass. The public code has no table; a solve of one number replaces it."""
     solver = GeneralizedSolver(SCHEDULES[schedule], steps)
-    rivals = {"public code": public_sample((1,), steps)} if schedule == "linear" else {}
-    against(lambda: solver.coefficients("epsilon"), rivals, subject="baking", schedule=schedule, steps=steps)
+    baselines = {"public code": public_sample((1,), steps)} if schedule == "linear" else {}
+    against(
+        lambda: solver.coefficients("epsilon"), baselines, subject="baking", schedule=schedule, steps=steps
+    )
 
 
 @pytest.mark.parametrize("steps", [4, thorough(10), thorough(20)])

@@ -1,4 +1,4 @@
-"""Frechet and kernel distances of given features, against clean-fid and torchmetrics where installed."""
+"""Frechet and kernel distances of given features, against clean-fid and torchmetrics if installed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def features(count, width):
 
 
 def clean_fid_frechet(a, b):
-    """Means and covariances by numpy, the distance by clean-fid; None where it is not installed."""
+    """Means and covariances by numpy, the distance by clean-fid; None if it is not installed."""
     try:
         from cleanfid.fid import frechet_distance as distance
     except ImportError:
@@ -30,7 +30,7 @@ def clean_fid_frechet(a, b):
 
 
 def torchmetrics_frechet(a, b):
-    """The distance of torchmetrics, as its metric updates and computes it."""
+    """The distance that the metric of torchmetrics computes."""
     try:
         from torchmetrics.image.fid import _compute_fid as distance
     except ImportError:
@@ -59,21 +59,21 @@ def test_frechet(against, count, width):
         first, second = feature_statistics(a), feature_statistics(b)
         return frechet_distance(first.mean, first.covariance, second.mean, second.covariance)
 
-    rivals = {"clean-fid": clean_fid_frechet(a, b), "torchmetrics": torchmetrics_frechet(a, b)}
-    for rival in filter(None, rivals.values()):  # what is compared is one number
-        assert float(rival()) == pytest.approx(call(), rel=1e-3)
-    against(call, rivals, subject="metrics", what="Frechet distance", samples=count, features=width)
+    baselines = {"clean-fid": clean_fid_frechet(a, b), "torchmetrics": torchmetrics_frechet(a, b)}
+    for baseline in filter(None, baselines.values()):  # both compute the same number
+        assert float(baseline()) == pytest.approx(call(), rel=1e-3)
+    against(call, baselines, subject="metrics", what="Frechet distance", samples=count, features=width)
 
 
 @pytest.mark.parametrize(("count", "width"), SHAPES)
 def test_kernel(against, count, width):
     a, b = features(count, width)
-    rival = torchmetrics_kernel(a, b)
-    if rival is not None:
-        assert float(rival()) == pytest.approx(kernel_distance(a, b), rel=1e-3)
+    baseline = torchmetrics_kernel(a, b)
+    if baseline is not None:
+        assert float(baseline()) == pytest.approx(kernel_distance(a, b), rel=1e-3)
     against(
         lambda: kernel_distance(a, b),
-        {"torchmetrics": rival},
+        {"torchmetrics": baseline},
         subject="metrics",
         what="kernel distance",
         samples=count,

@@ -1,4 +1,4 @@
-"""The most memory that a training solve holds, against its history: all states and data predictions."""
+"""Peak memory of a training solve, relative to its history: all states and data predictions."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def peak_bytes(function):
 @pytest.mark.parametrize("steps", [4, thorough(10)])
 @pytest.mark.parametrize("size", [case(TRAINING), thorough(LARGE)])
 def test_peak_memory(against, benchmark, size, steps):
-    """A network that keeps nothing (it returns its input), so that all memory is the solver's."""
+    """The network stores nothing (it returns its input), so all memory is the solver's."""
     noise = stack(1, size)[0]
     forward, call = our_training_solve(noise, steps)
     public = public_training_solve(noise, steps)
     against(call, {"public code": public}, subject="training solve", size=size, steps=steps, order=steps)
-    # x_0 is the noise, which is there before; x_1 to x_N and D_0 to D_{N-1} are made.
+    # x_0 is the noise, which exists already; x_1 to x_N and D_0 to D_{N-1} are new.
     benchmark.extra_info["memory"] = {
         "history": 2 * steps * noise.nbytes,
         "forward": peak_bytes(forward),

@@ -1,4 +1,4 @@
-"""Teacher samples from their folder: opening it, and one batch in random order with its noise."""
+"""Reading teacher samples: opening a folder, and one batch in random order with its noise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COUNT, SHAPE, BATCH = 512, (3, 32, 32), 24
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Samples of a network that costs nothing, and the same with their noise in one file of torch's."""
+    """Samples of a network that costs nothing, and the same with their noise in one file of torch."""
     path = tmp_path_factory.mktemp("samples")
     schedule = NoiseSchedule.vp_linear()
     denoiser = Denoiser.from_callable(
@@ -39,7 +39,7 @@ def test_open(against, folder):
 
 
 def test_batch(against, folder):
-    """The peers have the samples in memory; the second draws the noise anew too, one generator per sample."""
+    """The peers have the samples in memory; the second also draws the noise, one generator per sample."""
     samples = TeacherSamples.open(folder / "folder")
     whole = torch.load(folder / "all.pt")
     index = torch.randperm(COUNT, generator=generator())[:BATCH]

@@ -15,12 +15,12 @@ SIZE = (64, 3, 32, 32)
 
 
 def few(*values):
-    """The values, of which a short run keeps the first alone."""
+    """The values; a short run uses only the first."""
     return [values[0], *(thorough(value) for value in values[1:])]
 
 
 def terms_of(steps, order):
-    """Terms of each step: D_n, and as many states and older data predictions as it may use."""
+    """Terms of each step: D_n, and the states and older data predictions that it uses."""
     return [2 * min(n + 1, order) for n in range(steps)]
 
 
@@ -30,7 +30,7 @@ def moved_bytes(size, steps, order):
 
 
 def floor_of(streams, size, steps, order):
-    """The largest step's floor, for as many bytes as the whole solve moves; None without a compiler."""
+    """The floor of the largest step, scaled to the bytes of the whole solve; None without a compiler."""
     if streams is None:
         return None
     like, terms = stack(1, size)[0], max(terms_of(steps, order))
@@ -77,15 +77,15 @@ def test_image_size(against, streams, width):
 def test_training_steps(against, steps):
     """Forward and backward through a solve of the highest order, whose network returns its input."""
     noise = stack(1, SIZE)[0]
-    rivals = {"public code": public_training_solve(noise, steps)}
+    baselines = {"public code": public_training_solve(noise, steps)}
     function = our_training_solve(noise, steps)[1]
     against(
-        function, rivals, subject="scaling", axis="steps of training", value=steps, size=SIZE, steps=steps
+        function, baselines, subject="scaling", axis="steps of training", value=steps, size=SIZE, steps=steps
     )
 
 
 def work(connection, batch):
-    """Sample with the embedded teacher on one thread, each time it is told so."""
+    """Sample with the embedded teacher on one thread, once per request."""
     from gas_ext import GASSampler
 
     torch.set_num_threads(1)
@@ -100,7 +100,7 @@ def work(connection, batch):
 
 @pytest.mark.parametrize("processes", few(2, 1))
 def test_processes(against, processes):
-    """Sixteen samples of the embedded teacher in each of so many processes of one thread; the time of all."""
+    """Time of sixteen samples of the embedded teacher in each of several single-threaded processes."""
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe() for _ in range(processes)]
     workers = [context.Process(target=work, args=(there, 16), daemon=True) for _, there in pipes]

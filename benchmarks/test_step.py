@@ -1,7 +1,7 @@
-"""What one step costs from Python where the tensors are small: everything, with a network that costs nothing.
+"""Cost of one step from Python, with small tensors and a network that costs nothing.
 
-All sides make whole solves; the times are those of one step. Ours and the public code's hold schedules,
-coefficients and updates. diffusers' hold `step()` alone: its times are set once, outside.
+All sides run whole solves; the times are per step. Ours and the public code's include schedules, coefficients
+and updates; those of diffusers only `step()`, with timesteps set once in advance.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from cases import (
 @pytest.mark.parametrize("steps", [4, thorough(10)])
 @pytest.mark.parametrize("size", [case(SMALL), thorough(TRAINING), case(LARGE)])
 def test_step(against, size, steps):
-    rivals = {
+    baselines = {
         "public code": public_sample(size, steps),
         "UniPC step()": diffusers_sample("unipc", size, steps, times_set_once=True),
         "DPM-Solver++ step()": diffusers_sample("dpmsolver++", size, steps, times_set_once=True),
     }
     function = our_sample(size, steps)
-    against(function, rivals, subject="step", per=steps, size=size, steps=steps, order=steps)
+    against(function, baselines, subject="step", per=steps, size=size, steps=steps, order=steps)

@@ -1,14 +1,13 @@
-"""One training iteration as `train` makes it: a solve, its loss, the backward pass, the optimizer's step."""
+"""One training iteration of `train`: a solve, its loss, the backward pass, the optimizer's step."""
 
 from __future__ import annotations
 
-import statistics
 import time
 
 import peers
 import pytest
 import torch
-from cases import LARGE, TRAINING, case, stack, thorough
+from cases import LARGE, TRAINING, case, share_outside, stack, thorough
 
 from gas_ext import GASSampler, GeneralizedSolver, NoiseSchedule
 from gas_ext.teachers.demo import load_demo_teacher
@@ -49,18 +48,18 @@ def public_iteration(log_alpha, network, noise, target):
 
 @pytest.mark.parametrize("size", [case(TRAINING), thorough(LARGE)])
 def test_free_network(against, size):
-    """What the solver costs in training: the network returns its input, taken as noise by the public code."""
+    """Cost of the solver alone: the network returns its input, a noise prediction in the public code."""
     noise, target = stack(2, size)
-    rivals = {"public code": public_iteration(peers.linear_log_alpha(), lambda x, t: x, noise, target)}
+    baselines = {"public code": public_iteration(peers.linear_log_alpha(), lambda x, t: x, noise, target)}
     function = our_iteration(NoiseSchedule.vp_linear(), lambda x, t, condition: x, noise, target)
-    against(function, rivals, subject="training, free network", size=size, steps=STEPS)
+    against(function, baselines, subject="training, free network", size=size, steps=STEPS)
 
 
 class Clock:
-    """Counts the seconds that a network's own forward and backward passes take inside a training iteration.
+    """Counts the seconds of a network's forward and backward passes inside a training iteration.
 
-    The network gets a graph of its own, which is run when the gradient of its output arrives: the work is the
-    same, and all that is not in it is on the clock of others.
+    The network gets a separate graph, which runs when the gradient of its output arrives. The work is the
+    same, and everything outside that graph is not counted.
     """
 
     def __init__(self, network):
@@ -99,23 +98,11 @@ class _Clocked(torch.autograd.Function):
 def test_embedded_teacher(against, benchmark, batch):
     """An iteration with the embedded teacher, and its share of time outside the network's two passes."""
     teacher = load_demo_teacher()
-    schedule = teacher.schedule
     noise, target = stack(2, (batch, *teacher.sample_shape))
     labels = torch.arange(batch) % 10
 
-    def noise_prediction(x, t):  # as the public code wraps a network that predicts the sample
-        output = teacher(x, t.double(), labels)
-        return ((x - schedule.alpha(t) * output) / schedule.sigma(t)).to(x.dtype)
-
-    log_alpha = peers.linear_log_alpha(schedule.beta_0, schedule.beta_1)
-    rivals = {"public code": public_iteration(log_alpha, noise_prediction, noise, target)}
-    function = our_iteration(schedule, teacher, noise, target, labels)
-    against(function, rivals, subject="training, embedded teacher", size=tuple(noise.shape), steps=STEPS)
-    clock = Clock(teacher.predict)
-    teacher.predict = clock
-    shares = []
-    for _ in range(ITERATIONS):
-        clock.seconds, start = 0.0, time.perf_counter()
-        function()
-        shares.append(1.0 - clock.seconds / (time.perf_counter() - start))
-    benchmark.extra_info["share_outside_network"] = statistics.median(shares)
+    baselines = {"public code": public_iteration(*peers.noise_prediction(teacher, labels), noise, target)}
+    function = our_iteration(teacher.schedule, teacher, noise, target, labels)
+    against(function, baselines, subject="training, embedded teacher", size=tuple(noise.shape), steps=STEPS)
+    teacher.predict = clock = Clock(teacher.predict)
+    benchmark.extra_info["share_outside_network"] = share_outside(clock, function, ITERATIONS)

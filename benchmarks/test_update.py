@@ -24,13 +24,13 @@ from cases import (
 
 from gas_ext.ops import fused_update, fused_update_reference
 
-# What a short run keeps of the grid.
+# The part of the grid that short runs measure.
 QUICK = {(SMALL, 8, "float32"), (LARGE, 8, "float32"), (SMALL, 20, "bfloat16")}
 GRID = [(size, terms, dtype) for size in SIZES for terms in TERMS for dtype in DTYPES]
 
 
 def chosen(grid):
-    """The grid as parameters: what is not in QUICK only in full measurements."""
+    """The grid as parameters; only QUICK in short runs."""
     return [case(*values) if values[:3] in QUICK else thorough(*values) for values in grid]
 
 
@@ -47,11 +47,11 @@ def inputs(size, terms, dtype, requires_grad=False, coefficient_grad=False):
 
 
 class Unfused:
-    """One step in the middle of a solve as the public code writes it, on the same tensors."""
+    """One step in the middle of a solve in the public code, on the same tensors."""
 
     def __init__(self, history, output, coefficient_grad=False):
         terms = len(history) + 1
-        self.order = (terms + 1) // 2  # as many data predictions; the states fill up the terms
+        self.order = (terms + 1) // 2  # number of data predictions; the other terms are states
         self.history, self.output = history, output
         dtype = output.dtype
         self.times = torch.tensor([0.5, 0.6, 0.7, 0.8][: min(self.order, 3) + 1], dtype=dtype)
@@ -70,29 +70,29 @@ class Unfused:
 
 
 def compiled_for(request, size, terms, dtype):
-    """Whether this case is also compiled by torch: it takes seconds."""
+    """Whether torch also compiles this case, which takes seconds."""
     full = float(request.config.getoption("benchmark_max_time")) >= 0.5
     return full or (size, terms, dtype) in COMPILED_IN_SHORT_RUNS
 
 
 @pytest.mark.parametrize(("size", "terms", "dtype"), chosen(GRID))
 def test_forward(against, request, size, terms, dtype):
-    """Results in fresh memory, for all."""
+    """All results in fresh memory."""
     history, output, row = inputs(size, terms, dtype)
-    rivals = {"unfused": without_gradient(Unfused(history, output))}
+    baselines = {"unfused": without_gradient(Unfused(history, output))}
     if compiled_for(request, size, terms, dtype):
         compiled = torch.compile(fused_update_reference, dynamic=False)
-        rivals["torch.compile"] = without_gradient(compiled, history, output, row)
+        baselines["torch.compile"] = without_gradient(compiled, history, output, row)
     if terms == 8 and dtype == "float32" and compiled_for(request, size, terms, dtype):
-        rivals["unfused, torch.compile"] = without_gradient(
+        baselines["unfused, torch.compile"] = without_gradient(
             torch.compile(Unfused(history, output).__call__, dynamic=False)
         )
     function = without_gradient(fused_update, history, output, row)
-    against(function, rivals, subject="forward", size=size, terms=terms, dtype=dtype)
+    against(function, baselines, subject="forward", size=size, terms=terms, dtype=dtype)
 
 
 def moved_bytes(size, terms, dtype):
-    """Bytes that a forward update reads and writes: the terms but D_n, the output; D_n, x_{n+1}."""
+    """Bytes that a forward update reads (the terms except D_n, the output) and writes (D_n, x_{n+1})."""
     return (terms + 2) * torch.Size(size).numel() * DTYPES[dtype].itemsize
 
 
@@ -101,7 +101,7 @@ FLOOR_GRID = [(*values, cache) for values in GRID for cache in caches(moved_byte
 
 @pytest.mark.parametrize(("size", "terms", "dtype", "cache"), chosen(FLOOR_GRID))
 def test_forward_floor(against, streams, size, terms, dtype, cache):
-    """Results in memory that is given, as the floor's are."""
+    """Results in given memory, like those of the floor."""
     moved = moved_bytes(size, terms, dtype)
     count = groups_needed(moved) if cache == "cold" else 1
     made = [(stack(terms, size, DTYPES[dtype]), stack(2, size, DTYPES[dtype])) for _ in range(count)]
@@ -130,7 +130,7 @@ BACKWARD_GRID = [(*values, wanted) for values in GRID if values[1] > 2 for wante
 
 @pytest.mark.parametrize(("size", "terms", "dtype", "gradients"), chosen(BACKWARD_GRID))
 def test_backward(against, request, streams, size, terms, dtype, gradients):
-    """Backward alone: to every tensor and every coefficient, or to the tensors only."""
+    """Backward alone, to all tensors and coefficients, or only to the tensors."""
     everything = gradients == "all"
     history, output, row = inputs(size, terms, dtype, True, everything)
     seeds = stack(2, size, DTYPES[dtype])
@@ -141,16 +141,16 @@ def test_backward(against, request, streams, size, terms, dtype, gradients):
         return lambda: torch.autograd.grad(results, wanted, grad_outputs=seeds, retain_graph=True)
 
     unfused = Unfused(history, output, everything)
-    rivals = {"unfused": backward(unfused(), (*history, output, *unfused.numbers))}
+    baselines = {"unfused": backward(unfused(), (*history, output, *unfused.numbers))}
     if compiled_for(request, size, terms, dtype) and dtype == "float32":
         compiled = torch.compile(fused_update_reference, dynamic=False)
-        rivals["torch.compile"] = backward(compiled(history, output, row), (*history, output, row))
+        baselines["torch.compile"] = backward(compiled(history, output, row), (*history, output, row))
     if streams is not None:  # read: both seeds, and for coefficients history and output; written: gradients
-        rivals["floor"] = streams.floor(output.detach(), 2 + terms * everything, terms)
+        baselines["floor"] = streams.floor(output.detach(), 2 + terms * everything, terms)
     count = terms + 2 + (terms if everything else 0)
     against(
         backward(fused_update(history, output, row), (*history, output, row)),
-        rivals,
+        baselines,
         subject="backward",
         size=size,
         terms=terms,
@@ -163,7 +163,7 @@ def test_backward(against, request, streams, size, terms, dtype, gradients):
 @pytest.mark.parametrize("size", [case(LARGE), thorough(HUGE)])
 @pytest.mark.usefixtures("memory_given_back")
 def test_fresh_memory(against, size):
-    """What it costs that results are put into memory fresh from the system."""
+    """Cost of results in memory fresh from the system."""
     history, output, row = inputs(size, 8, "float32")
     out = tuple(stack(2, size))
 

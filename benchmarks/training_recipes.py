@@ -1,9 +1,9 @@
-"""The published recipe of training a solver against the package's own, on the embedded teacher.
+"""The published recipe for training a solver, and the package's default one, on the embedded teacher.
 
     python benchmarks/training_recipes.py --recipes published own --steps 4 6 8 --seeds 0 1 2 -o recipes
 
-Each seed has teacher samples of its own. Stopped at any moment it goes on where it was, as runs do. Prints
-one Markdown table: mean L1 to the teacher's samples on held-out seeds, and what it took.
+Each seed has separate teacher samples. Prints one Markdown table: mean L1 to the teacher's samples on
+held-out seeds, and the cost of training. Run the same command again to resume.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from gas_ext.samples import TeacherSamples
 from gas_ext.teachers.folder import load_teacher
 from gas_ext.training import TrainingResult, read_log, teacher_samples, train
 
-# Settings of the demo's config, in place of its own: the same data for every recipe (as many samples as the
-# paper trains GS on), so that the same samples are held out.
+# Overrides of the demo's config: every recipe gets the same data (as many samples as the paper trains GS on),
+# so that the same samples are held out.
 SHARED = ["training.train_samples=1400", "training.shown_images=0"]
 RECIPES = {
     # arXiv 2510.17699, section 5.
     "published": ["training.rate=1e-3", "training.batch_size=24", "training.iterations=10000"],
-    # The same with a third of the samples: what one can afford to run to its end on a CPU.
+    # The same with a third of the batch size, affordable on a CPU.
     "published-8": [
         "training.rate=1e-3",
         "training.batch_size=8",
@@ -41,7 +41,7 @@ RECIPES = {
 def make_samples(
     denoiser: Denoiser, seed: int, folder: Path, count: int, config: Config | None = None
 ) -> TeacherSamples:
-    """Draw the teacher samples of a seed, or open them; the demo's teacher if there is no other config."""
+    """Open the teacher samples of a seed, generating missing ones; the demo's teacher by default."""
     config = config or load_config("demo")
     seeds = range(10_000 * seed, 10_000 * seed + count)
     steps = config.student.steps[0]
@@ -51,21 +51,31 @@ def make_samples(
 
 
 def finished(result: TrainingResult) -> TrainingResult:
-    """Return the result of a run that was not stopped; end the program if it was."""
+    """Return the result of a run; exit if a signal stopped it."""
     if result.signal is not None:
         raise SystemExit(128 + result.signal)
     return result
 
 
+def make_parser(description: str, out: str) -> argparse.ArgumentParser:
+    """Return a parser with the options of all these scripts; its help shows defaults."""
+    parser = argparse.ArgumentParser(
+        description=description.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("-o", "--out", type=Path, default=Path(out), help="output directory; runs resume")
+    return parser
+
+
 def main() -> None:
-    """Make every run and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["published", "own"])
-    parser.add_argument("--steps", nargs="+", type=int, default=[4, 6, 8])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--iterations", type=int, help="in place of each recipe's own")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("-o", "--out", type=Path, default=Path("recipes"))
+    """Train with every recipe and print the table."""
+    parser = make_parser(__doc__, "recipes")
+    parser.add_argument(
+        "--recipes", nargs="+", choices=RECIPES, default=["published", "own"], help="recipes to compare"
+    )
+    parser.add_argument("--steps", nargs="+", type=int, default=[4, 6, 8], help="NFE of the solvers")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of the runs")
+    parser.add_argument("--iterations", type=int, help="override the iterations of all recipes")
     options = parser.parse_args()
     denoiser = load_teacher("demo", options.device)
     print("| NFE | seed | recipe | start | iterations | samples seen | L1 before | L1 best | L1 last |")

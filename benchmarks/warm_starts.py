@@ -1,20 +1,19 @@
-"""What a start is worth, in iterations: solvers of the embedded teacher, from other steps and other classes.
+"""The value of a warm start in iterations: solvers of the embedded teacher from other steps and classes.
 
     python benchmarks/warm_starts.py --steps 6 --seed 0 -o warm-starts
 
-The teacher is asked for half of its classes, 5 to 9; "other classes" is a solver learned on 0 to 4, and so
-on other data. Stopped at any moment it goes on where it was. Prints a Markdown table: mean L1 to the
-teacher's samples on held-out seeds, by iteration.
+The teacher generates half of its classes, 5 to 9; "other classes" is a solver learned on classes 0 to 4, that
+is, on other data. Prints a Markdown table: mean L1 to the teacher's samples on held-out seeds, by iteration.
+Run the same command again to resume.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from training_recipes import finished, make_samples
+from training_recipes import finished, make_parser, make_samples
 
 from gas_ext._utils.progress import make_reporter
 from gas_ext.configs import load_config
@@ -27,7 +26,7 @@ SHOWN = (0, 20, 40, 60, 80, 100)
 
 
 class HalfTheClasses(Denoiser):
-    """A denoiser of ten labels that is asked for five of them alone."""
+    """A denoiser restricted to five of its ten labels."""
 
     def __init__(self, denoiser: Any, first: int) -> None:
         super().__init__(
@@ -43,7 +42,7 @@ class HalfTheClasses(Denoiser):
         self.weights_hash = f"{denoiser.weights_hash}, {first}"
 
     def predict(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Predict for the class of the half that stands in the label's place."""
+        """Predict for the label's counterpart among the five."""
         assert condition is not None
         output: Tensor = self.denoiser.predict(x, t, condition % 5 + self.first)
         return output
@@ -52,7 +51,7 @@ class HalfTheClasses(Denoiser):
 def learn(
     denoiser: HalfTheClasses, steps: int, start: str, seed: int, folder: Path, name: str, iterations: int
 ) -> Path:
-    """Train a solver with the package's own recipe from a start; return its folder."""
+    """Train a solver with the default recipe from a start; return its folder."""
     changes = [f"training.start={start}", f"training.seed={seed}", "training.validate_every=20"]
     changes.append(f"training.iterations={iterations}")
     config = load_config("demo", [*CHANGES, *changes])
@@ -63,13 +62,11 @@ def learn(
 
 
 def main() -> None:
-    """Learn the solvers to start from, then from each start, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--from-steps", nargs="+", type=int, default=[4])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("-o", "--out", type=Path, default=Path("warm-starts"))
+    """Learn the solvers to start from, then train from each start, and print the table."""
+    parser = make_parser(__doc__, "warm-starts")
+    parser.add_argument("--steps", type=int, default=6, help="NFE of the solvers")
+    parser.add_argument("--from-steps", nargs="+", type=int, default=[4], help="NFE of solvers to start from")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the runs")
     options = parser.parse_args()
     steps, seed, out = options.steps, options.seed, options.out
     teacher = load_teacher("demo", options.device)

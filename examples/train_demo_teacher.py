@@ -1,6 +1,6 @@
 """Train the teacher that ships with gas_ext: a small diffusion denoiser on Fashion-MNIST.
 
-Three stages; the first two go on from their checkpoints where they were stopped, the last one starts over:
+Three stages; the first two resume from their checkpoints, the last one starts over:
 
     denoiser    EDM loss (Karras et al. 2022), warm-up / constant / linear-decay learning rate, EMA
     features    a small classifier whose features give the Frechet distance
@@ -11,8 +11,8 @@ The data is the Debian package `dataset-fashion-mnist` (MIT licence, Zalando Res
     apt-get install dataset-fashion-mnist
     python examples/train_demo_teacher.py --out my-teacher
 
-Every random draw is a function of the seed and the step number, so a resumed run gives the same bits as
-one that was never stopped (on the same machine and number of threads).
+Every random draw depends only on the seed and the step number, so a resumed run gives the same bits as an
+uninterrupted one (on the same machine, with the same number of threads).
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def write_tensors(tensors: dict[str, Tensor], metadata: dict[str, str], path: Pa
 
 
 class Trainer:
-    """A training loop with EMA whose checkpoint holds everything that the next step depends on.
+    """A training loop with EMA. Its checkpoint holds everything that the next step depends on.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ class Trainer:
     peak : float
         Highest learning rate of Adam.
     checkpoint : Path
-        Where the state is kept; an existing file is resumed.
+        File of the training state. If it exists, training resumes.
     """
 
     def __init__(
@@ -251,23 +251,23 @@ def denoiser_loss(
 ) -> Callable[[nn.Module, int], Tensor]:
     """Return the EDM loss: mean |D(x + sigma n, sigma, label) - x|^2 / c_out^2.
 
-    log sigma is normal with mean -0.6 and standard deviation 1.6 (wider than EDM's, for the sampler starts
-    at sigma = 152), one draw from each of `batch_size` equally probable bins, which lowers the variance of
-    the gradient. Labels are dropped with probability 0.12.
+    log sigma is normal with mean -0.6 and standard deviation 1.6 (wider than EDM's, because the sampler
+    starts at sigma = 152), one draw from each of `batch_size` equally probable bins, which lowers the
+    variance of the gradient. Labels are dropped with probability 0.12.
     """
 
     def loss(module: nn.Module, step: int) -> Tensor:
         assert isinstance(module, DemoNetwork)
         index = batch_indices(len(images), batch_size, seed, step)
         generator = generator_for(seed, 1, step)
-        clean, kept = to_unit_range(images[index]), labels[index]
+        clean, classes = to_unit_range(images[index]), labels[index]
         quantile = (torch.arange(len(index)) + torch.rand(len(index), generator=generator)) / len(index)
         sigma = torch.exp(-0.6 + 1.6 * torch.special.ndtri(quantile.clamp(1e-5, 1 - 1e-5)))
         noisy = clean + sigma[:, None, None, None] * torch.randn(clean.shape, generator=generator)
         dropped = torch.rand(len(index), generator=generator) < 0.12
-        kept = torch.where(dropped, module.config.num_classes, kept)
+        classes = torch.where(dropped, module.config.num_classes, classes)
         with torch.autocast("cpu", torch.bfloat16):
-            denoised = module(noisy, sigma, kept)
+            denoised = module(noisy, sigma, classes)
         weight = 1 / sigma**2 + 1 / module.config.sigma_data**2
         error: Tensor = (denoised.float() - clean).square().mean(dim=(1, 2, 3))
         return (weight * error).mean()
@@ -276,7 +276,7 @@ def denoiser_loss(
 
 
 def train_denoiser(args: argparse.Namespace) -> Trainer:
-    """Train (or go on training) the denoiser and write its EMA weights, every so often and at the end."""
+    """Train the denoiser, or resume, and write its EMA weights regularly and at the end."""
     images, labels = load_images(args.data, "train")
     torch.manual_seed(args.seed)
     config = DemoNetworkConfig(sigma_data=round(to_unit_range(images).std().item(), 4))
@@ -444,7 +444,7 @@ dress, coat, sandal, shirt, sneaker, bag, ankle boot.
 ## Features: `{features[name]}`
 Six convolutions, {feature_parameters:,} parameters, 64 features. {features[steps]} steps of batch
 {features[batch_size]} in {features[seconds]} seconds; test accuracy {features[test_accuracy]}. Its Frechet
-distances are no FID.
+distances are not FID scores.
 
 ## Statistics
 Features of the 60,000 training images and of {samples:,} teacher samples (seeds 100000 upwards,
@@ -476,7 +476,7 @@ STAGES = {"denoiser": train_denoiser, "features": train_features, "finish": fini
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the asked stages."""
+    """Run the requested stages."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
+from gas_ext import __version__
 from gas_ext.cli import compare, demo, evaluate, import_teacher, info, sample, teach, train
 
 app = typer.Typer(
-    help="Learned few-step samplers for diffusion and flow models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -22,14 +22,7 @@ app = typer.Typer(
 
 def _version(show: bool) -> None:
     if show:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            typer.echo(version("gas_ext"))
-        except PackageNotFoundError:
-            import gas_ext
-
-            typer.echo(gas_ext.__version__)
+        typer.echo(__version__)
         raise typer.Exit
 
 
@@ -39,7 +32,7 @@ def main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Learned few-step samplers for diffusion and flow models."""
+    """Few-step sampling of diffusion and flow models with learned solvers."""
 
 
 app.command("demo", epilog=demo.EPILOG)(demo.demo)

@@ -8,25 +8,30 @@ from typing import Annotated, Any
 import typer
 
 from gas_ext.cli.errors import echo, friendly
-from gas_ext.cli.options import Device, check_device, reporter_on
+from gas_ext.cli.options import Device, check_device, examples, reporter_on
 
-EPILOG = "Examples:  gas-ext demo  |  gas-ext demo --steps 6 --seed 1 --out demo-6"
+EPILOG = examples("gas-ext demo", "gas-ext demo --steps 6 --seed 1 --out demo-6")
 
 
 @friendly
 def demo(
-    steps: Annotated[int, typer.Option(min=1, max=20, help="Network evaluations per sample.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, max=20, help="Number of network evaluations (NFE).")] = 4,
     iterations: Annotated[int, typer.Option(min=1, help="Training iterations.")] = 300,
-    seed: Annotated[int, typer.Option(min=0, max=49, help="Chooses training and held-out seeds.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder for pictures, solver and numbers.")] = Path("gas-demo"),
+    seed: Annotated[
+        int, typer.Option(min=0, max=49, help="Seed of the run; selects training and held-out seeds.")
+    ] = 0,
+    out: Annotated[Path, typer.Option(help="Output directory.")] = Path("gas-demo"),
     device: Device = "auto",
-    train_samples: Annotated[int, typer.Option(min=1, help="Teacher samples to learn from.")] = 256,
-    held_out_samples: Annotated[int, typer.Option(min=20, help="Held-out seeds to judge on.")] = 1000,
+    train_samples: Annotated[int, typer.Option(min=1, help="Number of teacher samples to learn from.")] = 256,
+    held_out_samples: Annotated[
+        int, typer.Option(min=20, help="Number of held-out seeds for the evaluation.")
+    ] = 1000,
 ) -> None:
-    """Learn a few-step solver for the embedded teacher and compare it with the classical ones.
+    """Learn a solver for the embedded teacher, and compare it with classical ones.
 
-    Needs no network and no data set, and about three minutes on two cores. When all is done, samples.png,
-    times.png, solver.safetensors and results.json are in the output folder.
+    Needs no network access and no data set, and takes about three minutes on
+    two cores. Writes samples.png, times.png, solver.safetensors and
+    results.json when everything is done.
     """
     from gas_ext._utils.files import check_output_folder
     from gas_ext.cli.demo_run import FILES, DemoConfig, run_demo
@@ -40,7 +45,7 @@ def demo(
 
 
 def _print_table(record: dict[str, Any], samples: int) -> None:
-    """Print the rows of a demo run and, below, what the learned solver gained."""
+    """Print the rows of a demo run and, below, the gain of the learned solver."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,11 +1,14 @@
-"""How a command ends: 0 done, 1 failed with one sentence, 2 wrong usage, 130 interrupted."""
+"""How a command ends: 0 success, 1 failure with one sentence, 2 wrong usage, 130 interrupted."""
 
 from __future__ import annotations
 
 import functools
+import os
 import signal
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 import typer
@@ -15,18 +18,16 @@ from gas_ext._utils.progress import printable
 P = ParamSpec("P")
 R = TypeVar("R")
 
-INTERRUPTED = 128 + signal.SIGINT  # what a shell reports for a process ended by Ctrl-C
+# What a shell reports for a process that Ctrl-C, or a closed pipe, has ended.
+INTERRUPTED = 128 + signal.SIGINT
+_PIPE_CLOSED = 128 + signal.SIGPIPE
 
-# What a user can set right (ImportError: an extra to install); anything else is a fault of the program and
-# keeps its traceback.
+# Errors that the user can fix (ImportError: install an extra). All others are bugs and keep their traceback.
 _EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError)
 
 
 def friendly(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn the errors a user can set right into one line on standard error and exit code 1.
-
-    Warnings become one line there too.
-    """
+    """Print errors that the user can fix, and warnings, as one line on standard error; errors exit with 1."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -35,27 +36,42 @@ def friendly(command: Callable[P, R]) -> Callable[P, R]:
                 warnings.showwarning = _show_warning
                 return command(*args, **kwargs)
         except KeyboardInterrupt:
-            typer.echo("interrupted: nothing was written", err=True)
+            echo("Interrupted. Nothing was written.", err=True)
             raise typer.Exit(INTERRUPTED) from None
+        except (typer.Exit, typer.Abort):  # are RuntimeErrors
+            raise
         except _EXPECTED as error:
-            # typer.Exit is a RuntimeError and carries its own exit code.
-            if isinstance(error, typer.Exit | typer.Abort):
-                raise
             echo(f"error: {_one_line(error)}", err=True)
             raise typer.Exit(1) from None
 
     return run
 
 
+@contextmanager
+def resumable(after: str = "") -> Iterator[None]:
+    """On Ctrl-C, exit with 130 and say how to resume: `after` which piece of finished work."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        echo(f"Interrupted. Run the same command again to resume{after and f' after {after}'}.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
 def echo(text: str, err: bool = False) -> None:
-    """Print text in which names from files may occur; see `gas_ext._utils.progress.printable`."""
-    typer.echo(printable(text), err=err)
+    """Print text in which names from files may occur; see `gas_ext._utils.progress.printable`.
+
+    Ends the command silently if the reader, such as ``head``, has closed the pipe.
+    """
+    try:
+        typer.echo(printable(text), err=err)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        raise typer.Exit(_PIPE_CLOSED) from None
 
 
-def _show_warning(message: Warning | str, *place: object, **more: object) -> None:
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     echo(f"warning: {_one_line(message)}", err=True)
 
 
 def _one_line(error: Warning | Exception | str) -> str:
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
+    return " ".join(str(error).split()) or type(error).__name__

@@ -10,14 +10,15 @@ import typer
 
 from gas_ext.cli import judging
 from gas_ext.cli.errors import echo, friendly
+from gas_ext.cli.options import examples
 
 if TYPE_CHECKING:
     from gas_ext.evaluation import Cell, Comparison
 
-EPILOG = (
-    "Examples:  gas-ext evaluate --config demo --solver demo --samples 500  |  "
-    "gas-ext evaluate --config demo --solver runs/demo/solver.safetensors -o evaluation  |  "
-    "gas-ext evaluate --config demo --solver unipc-3 --nfe 6 --json"
+EPILOG = examples(
+    "gas-ext evaluate --config demo --solver demo --samples 500",
+    "gas-ext evaluate --config demo --solver runs/demo/solver.safetensors -o evaluation",
+    "gas-ext evaluate --config demo --solver unipc-3 --nfe 6 --json",
 )
 
 
@@ -31,23 +32,26 @@ class Request(judging.Request):
             "--solver",
             "-s",
             metavar="[LABEL=]NAME",
-            help="A learned solver's file, 'demo' for the one that ships, or a name such as unipc-3.",
+            help="Solver to evaluate: the file of a learned solver, 'demo' (ships with the package), or a "
+            "name such as unipc-3.",
         ),
     ]
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Output directory. Existing results are reused.")
     ] = Path("evaluation")
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print what results.json holds instead of the text.")
+        bool, typer.Option("--json", help="Print the content of results.json instead of text.")
     ] = False
 
 
 @friendly
 @judging.options_of(Request)
 def evaluate(request: Request) -> None:
-    """Judge one solver: distances to the teacher's samples and to real data, evaluations, time.
+    """Evaluate one solver.
 
-    The folder gets the same report as that of gas-ext compare, and both may use one folder.
+    Measures its distances to the teacher's samples and to real data, its NFE,
+    and its wall time. Writes the same report as gas-ext compare; both commands can share one
+    output directory.
     """
     import json
 
@@ -65,7 +69,7 @@ def evaluate(request: Request) -> None:
 
 
 def _lines(cell: Cell, comparison: Comparison) -> list[str]:
-    """Return one number per line, with its interval."""
+    """Return one measure per line, with its confidence interval."""
     from gas_ext.evaluation.report.wording import heading, milliseconds, reach_text, value_text
 
     lines = [f"{cell.label}: {cell.nfe} network evaluations, {comparison.samples:,} samples"]

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
 from gas_ext.cli.errors import echo, friendly
+from gas_ext.cli.options import examples
 
-EPILOG = "Examples:  gas-ext info  |  gas-ext info --json"
+EPILOG = examples("gas-ext info", "gas-ext info --json")
 
 
 @friendly
-def info(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Print what is installed, how it was built, and whether the compiled operators are loaded."""
+def info(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+    """Print versions, build settings, and whether the compiled operators are loaded."""
     import json
     import platform
 
@@ -35,13 +35,10 @@ def info(
         echo(f"{name:26} {value}")
 
 
-def _flatten(record: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Return dotted names and printable values of a nested dictionary."""
-    lines: list[tuple[str, str]] = []
+def _flatten(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield dotted names and printable values of a nested dictionary."""
     for name, value in record.items():
         if isinstance(value, dict):
-            lines += _flatten(value, f"{prefix}{name}.")
+            yield from _flatten(value, f"{prefix}{name}.")
         else:
-            text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            lines.append((prefix + name, text))
-    return lines
+            yield prefix + name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

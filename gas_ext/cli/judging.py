@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-from gas_ext.cli.errors import INTERRUPTED, echo
+from gas_ext.cli.errors import resumable
 from gas_ext.cli.options import (
+    Autocast,
+    ConfigName,
     Device,
     Labels,
+    Override,
     Prompts,
+    Teacher,
     load_teacher_of,
     local_device,
     read_autocast,
@@ -31,70 +35,72 @@ if TYPE_CHECKING:
     from gas_ext.evaluation.features import FeatureExtractor
     from gas_ext.evaluation.metrics import Reference
 
+_DEFAULT_SAMPLES = 5000
+
 
 @dataclass(frozen=True)
 class Request:
-    """What is requested on the command line: each field is an option of both commands.
+    """The values of the command line: each field is an option of both commands.
 
-    A command's own subclass declares `solver` and `out` again, with their help.
+    Each command's subclass declares `solver` and `out` again, with their help.
     """
 
-    config: Annotated[
-        str, typer.Option("--config", "-c", help="A data set (cifar10, ffhq, ..., demo) or a YAML file.")
-    ]
+    config: ConfigName
     solver: Any
     out: Path
     nfe: Annotated[
-        str | None, typer.Option(help="Network evaluations, such as 4,6 or 4-8; the config's if not given.")
+        str | None,
+        typer.Option(
+            help="Numbers of network evaluations, such as 4,6 or 4-8.", show_default="student.steps"
+        ),
     ] = None
     samples: Annotated[
         int | None,
         typer.Option(
-            min=2, help="How many of the config's evaluation seeds, from the first; 5000 if not given."
+            min=2,
+            help="Number of held-out seeds, the first of seeds.evaluation.",
+            show_default=str(_DEFAULT_SAMPLES),
         ),
     ] = None
-    seeds: Annotated[str | None, typer.Option(help="Other seeds, such as 50000-50999, in their place.")] = (
-        None
-    )
-    teacher: Annotated[
-        str | None, typer.Option(help="Folder of an imported teacher, or 'demo'; teachers/NAME if not given.")
+    seeds: Annotated[
+        str | None, typer.Option(help="Held-out seeds such as 50000-50999, instead of those of the config.")
     ] = None
+    teacher: Teacher = None
     labels: Labels = None
     prompts: Prompts = None
     features: Annotated[
         list[str] | None,
         typer.Option(
-            help="Network whose features distributions are compared in: demo, efficientnet-lite0, "
-            "inception-clean, inception-legacy, inception-edm or none; repeatable. If not given: demo for "
-            "the embedded teacher, else none."
+            help="Feature network for distances between distributions: demo, efficientnet-lite0, "
+            "inception-clean, inception-legacy, inception-edm or none (repeatable).",
+            show_default="demo for the embedded teacher, otherwise none",
         ),
     ] = None
-    feature_weights: Annotated[Path | None, typer.Option(help="File of the Inception network's weights.")] = (
-        None
-    )
+    feature_weights: Annotated[
+        Path | None, typer.Option(help="File with the weights of the Inception network.")
+    ] = None
     reference: Annotated[
         Path | None,
-        typer.Option(help="Statistics of real data, .npz or .safetensors; the embedded teacher has its own."),
+        typer.Option(
+            help="Statistics of real data, .npz or .safetensors. Those of the embedded teacher ship with "
+            "the package."
+        ),
     ] = None
     perceptual: Annotated[
-        bool, typer.Option("--perceptual", help="Also a perceptual distance, in a network of --features.")
+        bool, typer.Option("--perceptual", help="Also measure a perceptual distance, in --features.")
     ] = False
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples per network call; times depend on it.")] = 50
-    autocast: Annotated[
-        str | None,
-        typer.Option(help="Precision of the network: float16 or bfloat16; its own if not given."),
-    ] = None
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Samples per network call; wall times depend on it.")
+    ] = 50
+    autocast: Autocast = None
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads per process; torch's choice if not given.")
+        int | None, typer.Option(min=1, help="CPU threads per process.", show_default="chosen by torch")
     ] = None
     allow_training_seeds: Annotated[
         bool,
-        typer.Option("--allow-training-seeds", help="Judge also on seeds that solvers were learned from."),
+        typer.Option("--allow-training-seeds", help="Accept seeds that solvers may have been learned from."),
     ] = False
-    override: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="In place of the config's, e.g. student.t_eps=0.01."),
-    ] = None
+    override: Override = None
     device: Device = "auto"
 
 
@@ -102,7 +108,7 @@ R = TypeVar("R", bound=Request)
 
 
 def options_of(request: type[R]) -> Callable[[Callable[[R], None]], Callable[..., None]]:
-    """Make a command of a function of a request: typer sees the fields as the command's options."""
+    """Make a command of a function of a request: typer reads its fields as options of the command."""
 
     def decorate(function: Callable[[R], None]) -> Callable[..., None]:
         @functools.wraps(function)
@@ -119,7 +125,7 @@ def options_of(request: type[R]) -> Callable[[Callable[[R], None]], Callable[...
 
 
 def judge(request: Request) -> tuple[Comparison, bool]:
-    """Judge solvers and write the report; return what was found, and whether this process reports it."""
+    """Compare the solvers and write the report; also return whether this process prints the result."""
     import torch
 
     from gas_ext._utils.processes import join_processes
@@ -129,11 +135,9 @@ def judge(request: Request) -> tuple[Comparison, bool]:
     from gas_ext.evaluation.report import write_report
 
     config = load_config(request.config, request.override or ())
-    seeds = _seeds(request, config)
-    nfe = _evaluations(request, config)
-    autocast = read_autocast(request.autocast)
-    labels = None if request.labels is None else read_labels(request.labels)
-    prompts = None if request.prompts is None else read_prompts(request.prompts)
+    seeds, nfe = _seeds(request, config), _evaluations(request, config)
+    autocast, labels = read_autocast(request.autocast), read_labels(request.labels)
+    prompts = read_prompts(request.prompts)
     if request.threads is not None:
         torch.set_num_threads(request.threads)
     device = local_device(request.device)
@@ -141,7 +145,7 @@ def judge(request: Request) -> tuple[Comparison, bool]:
     features = _features(request, denoiser)
     reference = _reference(request, denoiser, features)
     processes = join_processes(device)
-    try:
+    with resumable("the last finished chunk"):
         comparison = compare(
             denoiser,
             [request.solver] if isinstance(request.solver, str) else request.solver,
@@ -165,9 +169,6 @@ def judge(request: Request) -> tuple[Comparison, bool]:
         )
         if processes.is_first:
             write_report(comparison, request.out)
-    except KeyboardInterrupt:
-        echo("Interrupted. Run the same command again to resume after the last finished chunk.", err=True)
-        raise typer.Exit(INTERRUPTED) from None
     processes.leave()
     return comparison, processes.is_first
 
@@ -179,13 +180,13 @@ def _seeds(request: Request, config: Config) -> Sequence[int]:
         if request.samples is not None:
             raise ValueError("Give either --samples or --seeds, not both.")
         return parse_seeds(request.seeds)
-    seeds, wanted = parse_seeds(config.seeds.evaluation), request.samples or 5000
-    if request.samples is not None and wanted > len(seeds):
+    seeds = parse_seeds(config.seeds.evaluation)
+    if request.samples is not None and request.samples > len(seeds):
         raise ValueError(
-            f"The config {config.name} has {len(seeds)} evaluation seeds, fewer than {wanted}; name others "
-            "with --seeds."
+            f"The config {config.name} has {len(seeds)} evaluation seeds, fewer than {request.samples}; give "
+            "others with --seeds."
         )
-    return seeds[:wanted]
+    return seeds[: request.samples or _DEFAULT_SAMPLES]
 
 
 def _evaluations(request: Request, config: Config) -> list[int]:
@@ -194,14 +195,12 @@ def _evaluations(request: Request, config: Config) -> list[int]:
     if request.nfe is None:
         return list(config.student.steps)
     try:
-        found = sorted(set(parse_seeds(request.nfe)))
+        numbers = sorted(set(parse_seeds(request.nfe)))
     except ValueError:
-        found = [0]
-    if found[0] < 1:
-        raise ValueError(
-            f"Cannot read numbers of evaluations from {request.nfe!r}: write such as 4,6 or 4-8."
-        )
-    return found
+        numbers = [0]
+    if numbers[0] < 1:
+        raise ValueError(f"Cannot read numbers of evaluations from {request.nfe!r}; write 4,6 or 4-8.")
+    return numbers
 
 
 def _features(request: Request, denoiser: Denoiser) -> list[FeatureExtractor]:
@@ -211,11 +210,9 @@ def _features(request: Request, denoiser: Denoiser) -> list[FeatureExtractor]:
     names = request.features or (["demo"] if isinstance(denoiser, DemoTeacher) else ["none"])
     if names == ["none"]:
         if request.reference is not None:
-            raise ValueError(
-                "A reference needs the features that it was made with; name them with --features."
-            )
+            raise ValueError("A reference needs the features it was computed in; name them with --features.")
         return []
-    # One network alone says for itself that it takes no file.
+    # A single network without a weights file reports that itself.
     takes_weights = [name for name in names if name.startswith("inception-") or len(names) == 1]
     return [
         load_features(name, denoiser.device, request.feature_weights if name in takes_weights else None)
@@ -224,7 +221,7 @@ def _features(request: Request, denoiser: Denoiser) -> list[FeatureExtractor]:
 
 
 def _reference(request: Request, denoiser: Denoiser, features: list[FeatureExtractor]) -> Reference | None:
-    """Return real data: the requested file, or the embedded statistics where they fit."""
+    """Return the requested statistics of real data, or the embedded ones if they match."""
     from gas_ext.evaluation.metrics import Reference
     from gas_ext.teachers.demo import DemoTeacher
 

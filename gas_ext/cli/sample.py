@@ -13,6 +13,7 @@ from gas_ext.cli.options import (
     Labels,
     Prompts,
     check_device,
+    examples,
     load_with_solver,
     read_labels,
     read_prompts,
@@ -27,13 +28,14 @@ if TYPE_CHECKING:
     from gas_ext.denoisers import Denoiser
     from gas_ext.solvers.coefficients import Solver
 
-_MOST_SAMPLES = 100_000  # they are in memory at once
+_MOST_SAMPLES = 100_000  # all are in memory at once
 
-EPILOG = (
-    "Examples:  gas-ext sample --out grid.png  |  "
-    "gas-ext sample --solver gas-demo/solver.safetensors --seeds 0-63 --out grid.png  |  "
+EPILOG = examples(
+    "gas-ext sample --out grid.png",
+    "gas-ext sample --solver gas-demo/solver.safetensors --seeds 0-63 --out grid.png",
     "gas-ext sample --solver coco-6.safetensors --teacher teachers/coco --prompts captions.txt --seeds 0-7 "
-    "--out images.safetensors  |  gas-ext sample --solver unipc-3@logsnr --steps 8"
+    "--out images.safetensors",
+    "gas-ext sample --solver unipc-3@logsnr --steps 8",
 )
 
 
@@ -42,50 +44,50 @@ def sample(
     solver: Annotated[
         str,
         typer.Option(
-            help="A solver file, 'demo' for the one that ships, or a name such as unipc-3, with --steps."
+            help="Solver file, 'demo' (ships with the package), or a name such as unipc-3 with --steps."
         ),
     ] = "demo",
     teacher: Annotated[
-        str, typer.Option(help="The folder of the teacher it was learned for, or 'demo'.")
+        str, typer.Option(help="Folder of the teacher that the solver was learned for, or 'demo'.")
     ] = "demo",
     steps: Annotated[
         int | None,
-        typer.Option("--steps", "--nfe", min=1, help="Network evaluations; a solver file has its own."),
+        typer.Option(
+            "--steps",
+            "--nfe",
+            min=1,
+            help="Number of network evaluations (NFE) of a named solver.",
+            show_default="that of the solver file",
+        ),
     ] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds such as 0-63,100; one sample each.")] = "0-63",
+    seeds: Annotated[str, typer.Option(help="Seeds such as 0-63,100, one per sample.")] = "0-63",
     labels: Labels = None,
     prompts: Prompts = None,
     out: Annotated[
-        Path, typer.Option(help="A .png grid of images, or .safetensors with every number.")
+        Path, typer.Option(help="Output file: a .png grid of images, or .safetensors with all samples.")
     ] = Path("grid.png"),
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per network call.")] = 32,
     device: Device = "auto",
-    columns: Annotated[int, typer.Option(min=0, help="Images per row; 0 for a square.")] = 0,
+    columns: Annotated[int, typer.Option(min=0, help="Images per row; 0 for a square grid.")] = 0,
 ) -> None:
-    """Draw samples with a saved solver and write them as one PNG grid, or as tensors."""
+    """Sample with a saved or named solver, and write a PNG grid or tensors."""
     from gas_ext._utils.files import check_output_folder
     from gas_ext._utils.noise import stacked_noise
     from gas_ext._utils.seeds import parse_seeds
     from gas_ext.evaluation import draw_samples
     from gas_ext.samples import spread_conditions
 
-    numbers = parse_seeds(seeds)
+    numbers, suffix = parse_seeds(seeds), out.suffix.lower()
     if len(numbers) > _MOST_SAMPLES:
         raise ValueError(
-            f"{len(numbers):,} samples are more than the {_MOST_SAMPLES:,} that go into one file; "
-            "give fewer seeds."
+            f"{len(numbers):,} samples are more than the {_MOST_SAMPLES:,} of one file; give fewer seeds."
         )
-    if out.suffix.lower() not in (".png", ".safetensors") or out.is_dir():
-        raise ValueError(f"{out} is no name for a file; choose one ending in .png or .safetensors with --out")
+    if suffix not in (".png", ".safetensors") or out.is_dir():
+        raise ValueError(f"{out} cannot be written; give a file ending in .png or .safetensors with --out.")
     check_output_folder(out.parent)
     device = check_device(device)
     loaded, network, guidance_scale = _load(solver, steps, teacher, device)
-    conditions = spread_conditions(
-        network,
-        numbers,
-        None if labels is None else read_labels(labels),
-        None if prompts is None else read_prompts(prompts),
-    )
+    conditions = spread_conditions(network, numbers, read_labels(labels), read_prompts(prompts))
     noise = stacked_noise(numbers, network.sample_shape, device=device)
     with reporter_on(device).task("Sampling", len(numbers)) as advance:
         run = draw_samples(
@@ -98,16 +100,16 @@ def sample(
             progress=advance,
         )
     images = _decode(network, run.samples, batch_size)
-    if out.suffix.lower() == ".png":
+    if suffix == ".png":
         _write_grid(images, out, columns, network.truncates)
     else:
         _write_tensors(run.samples, images, numbers, out)
-    what = "images" if out.suffix.lower() == ".png" else "samples"
+    what = "images" if suffix == ".png" else "samples"
     echo(f"wrote {out}: {len(numbers)} {what}, {run.nfe} network evaluations each")
 
 
 def _load(name: str, steps: int | None, folder: str, device: str) -> tuple[Solver, Denoiser, float | None]:
-    """Return a solver, its teacher, and the guidance scale: a training-free one takes the teacher's."""
+    """Return a solver, its teacher, and the guidance scale; a named solver takes the teacher's."""
     from gas_ext.evaluation.entries import is_file, load_solver
     from gas_ext.teachers.folder import load_teacher
 
@@ -119,12 +121,12 @@ def _load(name: str, steps: int | None, folder: str, device: str) -> tuple[Solve
     teacher = load_teacher(folder, device)
     solver = load_solver(name, teacher).to(device)
     if steps not in (None, solver.steps):
-        raise ValueError(f"{name} makes {solver.steps} network evaluations, not {steps}: leave --steps out.")
+        raise ValueError(f"{name} makes {solver.steps} network evaluations, not {steps}; omit --steps.")
     return solver, teacher, solver.guidance_scale
 
 
 def _decode(teacher: Denoiser, samples: Tensor, batch_size: int) -> Tensor:
-    """Return images, or whatever the teacher makes, on the CPU."""
+    """Return decoded samples on the CPU."""
     import torch
 
     with torch.no_grad():
@@ -137,8 +139,8 @@ def _write_grid(images: Tensor, out: Path, columns: int, truncate: bool) -> None
 
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(
-            f"samples of shape {tuple(images.shape[1:])} are no images: choose a file ending in .safetensors "
-            "with --out"
+            f"Samples of shape {tuple(images.shape[1:])} are not images; give a file ending in .safetensors "
+            "with --out."
         )
     columns = columns or max(1, round(len(images) ** 0.5))
     scale = 2 if images.shape[-1] < 64 else 1

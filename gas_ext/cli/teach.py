@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gas_ext.cli.errors import INTERRUPTED, echo, friendly
+from gas_ext.cli.errors import echo, friendly, resumable
 from gas_ext.cli.options import (
+    Autocast,
     Device,
     Labels,
     Prompts,
+    Teacher,
+    examples,
     load_teacher_of,
     load_with_solver,
     local_device,
@@ -26,16 +27,14 @@ from gas_ext.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from gas_ext.samples import TeacherSamples
 
-    from gas_ext.configs import Config
-
-EPILOG = (
-    "Examples:  gas-ext teach --config demo --seeds 0-255 -o samples/demo  |  "
-    "torchrun --nproc-per-node 8 -m gas_ext teach --config cifar10 --device cuda -o samples/cifar10  |  "
-    "gas-ext teach --config coco --prompts captions.txt --student-steps 5 -o samples/coco-5  |  "
-    "gas-ext teach --teacher teachers/mine --solver unipc-3 --steps 20 --seeds 0-1399 -o samples/mine  |  "
-    "gas-ext teach --verify samples/cifar10"
+EPILOG = examples(
+    "gas-ext teach --config demo --seeds 0-255 -o samples/demo",
+    "torchrun --nproc-per-node 8 -m gas_ext teach --config cifar10 --device cuda -o samples/cifar10",
+    "gas-ext teach --config coco --prompts captions.txt --student-steps 5 -o samples/coco-5",
+    "gas-ext teach --teacher teachers/mine --solver unipc-3 --steps 20 --seeds 0-1399 -o samples/mine",
+    "gas-ext teach --verify samples/cifar10",
 )
 
 
@@ -43,33 +42,32 @@ EPILOG = (
 def teach(
     config: Annotated[
         str | None,
-        typer.Option("--config", "-c", help="A data set (cifar10, coco, demo, ...) or a YAML file."),
+        typer.Option("--config", "-c", help="Name of a config (cifar10, coco, demo, ...) or a YAML file."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Output directory. If it exists, generation resumes.")
     ] = None,
     seeds: Annotated[
-        str | None, typer.Option(help="Seeds such as 0-1399,5000; the config's teacher seeds if not given.")
+        str | None, typer.Option(help="Seeds such as 0-1399,5000.", show_default="seeds.teacher")
     ] = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option(help="Folder of an imported teacher, or 'demo'; teachers/CONFIG if not given."),
-    ] = None,
+    teacher: Teacher = None,
     student_steps: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Steps of the student, where the teacher's depend on them (coco); the config's first if not "
-            "given.",
+            help="NFE of the student, if the teacher's NFE depends on it (coco).",
+            show_default="first entry of student.steps",
         ),
     ] = None,
     solver: Annotated[
         str | None,
-        typer.Option(help="Without --config: the solver, such as unipc-3@logsnr; --teacher and --seeds too."),
+        typer.Option(help="Without --config: name of the teacher's solver, such as unipc-3@logsnr."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Its network evaluations.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Without --config: number of network evaluations (NFE).")
+    ] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="Without --config: scale of guidance; the teacher's if not given.")
+        float | None, typer.Option(help="Without --config: guidance scale.", show_default="the teacher's")
     ] = None,
     labels: Labels = None,
     prompts: Prompts = None,
@@ -77,107 +75,105 @@ def teach(
         bool | None,
         typer.Option(
             "--images/--no-images",
-            help="Keep decoded images besides latents; if not given, where the config's loss needs them.",
+            help="Store decoded images in addition to latents.",
+            show_default="if the loss of the config needs them",
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per network call.")] = 64,
     shard_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Samples per file; if not given, whole batches, at most 1024 or 256 MiB."),
+        typer.Option(
+            min=1, help="Samples per file.", show_default="whole batches, at most 1024 samples or 256 MiB"
+        ),
     ] = None,
-    autocast: Annotated[
-        str | None, typer.Option(help="Precision of the network: float16 or bfloat16; its own if not given.")
-    ] = None,
+    autocast: Autocast = None,
     threads: Annotated[
-        int, typer.Option(min=1, help="CPU threads per process; the last bits depend on it.")
+        int, typer.Option(min=1, help="CPU threads per process; the last bits of samples depend on it.")
     ] = 1,
     device: Device = "auto",
     repair: Annotated[
-        bool, typer.Option("--repair", help="Also compare what is there with its SHA-256 and mend it.")
+        bool, typer.Option("--repair", help="Verify existing shards and regenerate damaged ones.")
     ] = False,
     verify: Annotated[
-        Path | None, typer.Option(help="Only compare this folder with its checksums; exit code 1 if damaged.")
+        Path | None,
+        typer.Option(help="Only verify the checksums of this folder; exits with 1 if it is damaged."),
     ] = None,
 ) -> None:
-    """Make the teacher samples that a solver is learned from, and keep them in a folder.
+    """Generate the teacher samples that solvers are learned from.
 
-    Run again after an interruption, it resumes; given more seeds, the folder grows. Under
-    torchrun every process makes its share.
+    Run the same command again to resume after an interruption; with more seeds,
+    the folder grows. Under torchrun, the processes share the work.
     """
+    from gas_ext._utils.seeds import parse_seeds
     from gas_ext.samples import generate_samples
-    from gas_ext.training.teacher_samples import make_samples
 
     if verify is not None:
         _verify(verify)
         return
-    if out is None or (config is None and (teacher is None or solver is None or not steps or seeds is None)):
+    alone = config is None
+    if out is None or (alone and (teacher is None or solver is None or not steps or seeds is None)):
         raise typer.BadParameter(
-            "give --out, and --config or --teacher, --solver, --steps and --seeds; or --verify FOLDER."
+            "give --out with either --config, or all of --teacher, --solver, --steps and --seeds; or give "
+            "--verify FOLDER."
         )
-    if config is not None and (solver, steps, guidance_scale) != (None, None, None):
-        raise typer.BadParameter(
-            "--solver, --steps and --guidance-scale are for teachers without --config; leave them out."
-        )
-    if config is None and student_steps is not None:
-        raise typer.BadParameter("--student-steps is for teachers of a --config; leave it out.")
-    precision = read_autocast(autocast)
-    settings, numbers, keep_images = _read_config(config, seeds, images)
-    place = local_device(device)
+    if not alone and (solver, steps, guidance_scale) != (None, None, None):
+        raise typer.BadParameter("--solver, --steps and --guidance-scale cannot be used with --config.")
+    if alone and student_steps is not None:
+        raise typer.BadParameter("--student-steps can only be used with --config.")
+    device = local_device(device)
     options: dict[str, Any] = {
-        "labels": None if labels is None else read_labels(labels),
-        "prompts": None if prompts is None else read_prompts(prompts),
+        "autocast": read_autocast(autocast),
+        "labels": read_labels(labels),
+        "prompts": read_prompts(prompts),
         "batch_size": batch_size,
         "shard_size": shard_size,
-        "images": keep_images,
-        "autocast": precision,
         "threads": threads,
         "repair": repair,
         "command": shlex.join(["gas-ext", *sys.argv[1:]]),
-        "reporter": reporter_on(place),
+        "reporter": reporter_on(device),
     }
-    if settings is None:
-        denoiser, built = load_with_solver(str(teacher), str(solver), steps, place)
-        scale = denoiser.guidance_scale if guidance_scale is None else guidance_scale
-    else:
-        denoiser = load_teacher_of(settings, teacher, place)
-    with _resumable():
-        if settings is None:
-            samples = generate_samples(denoiser, built, numbers, out, guidance_scale=scale, **options)
+    with resumable("the last finished shard"):
+        if config is not None:
+            samples = _generate(config, teacher, seeds, out, student_steps, images, device, options)
         else:
-            student = student_steps or settings.student.steps[0]
-            samples = make_samples(settings, denoiser, numbers, out, student_steps=student, **options)
+            denoiser, built = load_with_solver(str(teacher), str(solver), steps, device)
+            scale = denoiser.guidance_scale if guidance_scale is None else guidance_scale
+            options |= {"guidance_scale": scale, "images": bool(images)}
+            samples = generate_samples(denoiser, built, parse_seeds(str(seeds)), out, **options)
     if samples.complete:
         echo(f"{out} is complete: {len(samples)} samples, {samples.nfe} network evaluations each")
     else:
-        left = len(samples.missing())
-        echo(f"{out}: this process is done, {left} shards are left to others or to another run")
+        missing = len(samples.missing())
+        echo(f"{out}: this process is done; {missing} shards remain for other processes or another run")
 
 
-def _read_config(
-    name: str | None, seeds: str | None, images: bool | None
-) -> tuple[Config | None, Sequence[int], bool]:
-    """Return a config if one is named, the seeds, and whether decoded images are kept."""
+def _generate(
+    name: str,
+    teacher: str | None,
+    seeds: str | None,
+    out: Path,
+    student_steps: int | None,
+    images: bool | None,
+    device: str,
+    options: dict[str, Any],
+) -> TeacherSamples:
+    """Generate samples with the teacher and the solver of a config."""
     from gas_ext._utils.seeds import parse_seeds
     from gas_ext.configs import load_config
-    from gas_ext.training.teacher_samples import compares_images
+    from gas_ext.training.teacher_samples import compares_images, make_samples
 
-    if name is None:
-        return None, parse_seeds(seeds or ""), bool(images)
     config = load_config(name)
     if images and not config.space.latent:
-        raise ValueError(f"The samples of {config.name} are images already; leave --images out.")
-    numbers = parse_seeds(config.seeds.teacher if seeds is None else seeds)
-    return config, numbers, compares_images(config) if images is None else images
-
-
-@contextmanager
-def _resumable() -> Iterator[None]:
-    """Say after Ctrl-C how to resume."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        echo("Interrupted. Run the same command again to resume after the last finished shard.", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        raise ValueError(f"The samples of {config.name} are images already; omit --images.")
+    return make_samples(
+        config,
+        load_teacher_of(config, teacher, device),
+        parse_seeds(config.seeds.teacher if seeds is None else seeds),
+        out,
+        student_steps=student_steps or config.student.steps[0],
+        images=compares_images(config) if images is None else images,
+        **options,
+    )
 
 
 def _verify(folder: Path) -> None:
@@ -188,6 +184,6 @@ def _verify(folder: Path) -> None:
     for name, damage in damaged.items():
         echo(f"{folder / name} {damage}", err=True)
     if damaged:
-        echo("error: run the command that made the samples again, with --repair", err=True)
+        echo("error: Run the command that generated the samples again, with --repair.", err=True)
         raise typer.Exit(1)
     echo(f"{folder} is complete and intact")

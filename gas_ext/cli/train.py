@@ -9,31 +9,43 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gas_ext.cli.errors import INTERRUPTED, echo, friendly
-from gas_ext.cli.options import Device, Prompts, load_teacher_of, local_device, read_prompts, reporter_on
+from gas_ext.cli.errors import echo, friendly, resumable
+from gas_ext.cli.options import (
+    Autocast,
+    ConfigName,
+    Device,
+    Override,
+    Prompts,
+    Teacher,
+    examples,
+    load_teacher_of,
+    local_device,
+    read_prompts,
+    reporter_on,
+)
 
 if TYPE_CHECKING:
     from gas_ext.training import TrainingResult
     from gas_ext.training.plan import RunPlan
 
-EPILOG = (
-    "Examples:  gas-ext train --config demo --steps 4 -o runs/demo  |  "
-    "gas-ext train --config ffhq --loss gas --steps 6 --device cuda --dry-run  |  "
-    "gas-ext train --config demo --solver ld3 -o runs/ld3  |  "
-    "gas-ext train --config cifar10 --set training.batch_size=8 --set student.t_eps=0.01 -o runs/cifar10  |  "
-    "torchrun --nproc-per-node 8 -m gas_ext train --config imagenet --loss gas --device cuda -o runs/imagenet"
+EPILOG = examples(
+    "gas-ext train --config demo --steps 4 -o runs/demo",
+    "gas-ext train --config ffhq --loss gas --steps 6 --device cuda --dry-run",
+    "gas-ext train --config demo --solver ld3 -o runs/ld3",
+    "gas-ext train --config cifar10 --set training.batch_size=8 --set student.t_eps=0.01 -o runs/cifar10",
+    "torchrun --nproc-per-node 8 -m gas_ext train --config imagenet --loss gas --device cuda -o runs/gas",
 )
 
 
-class LossKind(str, Enum):
-    """What a solver is learned from."""
+class LossOption(str, Enum):
+    """Loss that a solver is learned with."""
 
     gs = "gs"
     gas = "gas"
 
 
 class PresetOption(str, Enum):
-    """What of a solver is learned; see `gas_ext.solvers.presets`."""
+    """Parts of a solver that are learned; see `gas_ext.solvers.presets`."""
 
     gs = "gs"
     ld3 = "ld3"
@@ -44,77 +56,81 @@ class PresetOption(str, Enum):
 
 @friendly
 def train(
-    config: Annotated[
-        str,
-        typer.Option(
-            "--config",
-            "-c",
-            help="A data set (cifar10, ffhq, ..., demo), a YAML file, or a run's config.yaml.",
-        ),
-    ],
+    config: ConfigName,
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
             "-o",
-            help="The run's folder; runs/NAME-STEPS-LOSS[-SOLVER] by default. A stopped run resumes.",
+            help="Output directory. If it holds a run, training resumes.",
+            show_default="runs/NAME-STEPS-LOSS[-SOLVER]",
         ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Network evaluations of the solver; the config's first.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of network evaluations (NFE) of the solver.",
+            show_default="first entry of student.steps, or as in a run's config.yaml",
+        ),
     ] = None,
     loss: Annotated[
-        LossKind | None, typer.Option(help="gs: distillation (the default); gas: with the adversarial term.")
+        LossOption | None,
+        typer.Option(
+            help="gs: distillation; gas: distillation and an adversarial term.",
+            show_default="gs, or as in a run's config.yaml",
+        ),
     ] = None,
     solver: Annotated[
         PresetOption | None,
         typer.Option(
-            help="Short for --set student.preset=...: what is learned, all of it (gs) or one of the baselines."
+            help="What is learned: everything (gs), or what one of the baselines learns. Short for --set "
+            "student.preset=PRESET."
         ),
     ] = None,
-    override: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="In place of the config's, e.g. training.ema=0.99; repeatable."
-        ),
-    ] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="Folder of an imported teacher, or 'demo'; teachers/NAME if not given.")
-    ] = None,
+    override: Override = None,
+    teacher: Teacher = None,
     samples: Annotated[
-        Path | None, typer.Option(help="Its samples, made as needed; samples/NAME if not given.")
+        Path | None,
+        typer.Option(
+            help="Folder of the teacher's samples; missing samples are generated.",
+            show_default="samples/NAME of the config",
+        ),
     ] = None,
     prompts: Prompts = None,
     iterations: Annotated[
-        int | None, typer.Option(min=1, help="Short for --set training.iterations=N.")
+        int | None, typer.Option(min=1, help="Training iterations. Short for --set training.iterations=N.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Short for --set training.seed=N.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the run. Short for --set training.seed=N.")
+    ] = None,
     recompute: Annotated[
         bool | None,
         typer.Option(
             "--recompute/--no-recompute",
-            help="Short for --set training.recompute=true: less memory, more time.",
+            help="Recompute activations in the backward pass: less memory, more time. Short for --set "
+            "training.recompute=true.",
         ),
     ] = None,
-    autocast: Annotated[
-        str | None, typer.Option(help="Short for --set training.autocast=...: bfloat16 or float16.")
-    ] = None,
+    autocast: Autocast = None,
     resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Go on with the run in the folder, or start over.")
+        bool,
+        typer.Option("--resume/--no-resume", help="Resume the run in the output directory, or restart it."),
     ] = True,
     wandb: Annotated[
         str | None, typer.Option(metavar="PROJECT", help="Also log to this Weights & Biases project.")
     ] = None,
     device: Device = "auto",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what is needed and what it costs, and stop.")
+        bool, typer.Option("--dry-run", help="Print the files, time and memory that the run needs, and exit.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print one JSON object.")] = False,
 ) -> None:
-    """Learn a solver from a teacher's samples, by the recipe of a config.
+    """Learn a solver from a teacher's samples, with the recipe of a config.
 
-    Samples that are missing are made first. In the folder: solver.safetensors (the best on held-out seeds),
-    last.safetensors, config.yaml, log.jsonl, checkpoints and pictures.
+    Writes solver.safetensors (the best on held-out seeds), last.safetensors,
+    config.yaml, log.jsonl, checkpoints and pictures. Missing teacher samples
+    are generated first.
     """
     import json
 
@@ -137,13 +153,13 @@ def train(
         return
     if plan.run.samples is not None and Path(plan.run.samples).is_file():
         raise ValueError(
-            f"{plan.run.samples} is a file, but --samples takes a folder: convert a published data set with "
+            f"{plan.run.samples} is a file, but --samples takes a folder; convert a published data set with "
             f"gas-ext import {plan.run.samples} --config {config} -o samples/{plan.config.name}."
         )
     folder = out or Path("runs") / _folder_name(plan)
     if folder.suffix == ".safetensors":
-        raise ValueError(f"{folder} is the name of a file; name a folder for the run with -o")
-    _learn(plan, folder, None if prompts is None else read_prompts(prompts), device, resume, wandb)
+        raise ValueError(f"{folder} is the name of a file; give a folder for the run with -o.")
+    _learn(plan, folder, read_prompts(prompts), device, resume, wandb)
 
 
 def _folder_name(plan: RunPlan) -> str:
@@ -154,29 +170,25 @@ def _folder_name(plan: RunPlan) -> str:
 def _learn(
     plan: RunPlan, folder: Path, prompts: list[str] | None, device: str, resume: bool, wandb: str | None
 ) -> None:
-    """Load the teacher, learn, and say what came out."""
+    """Load the teacher, train, and print the result."""
     from gas_ext._utils.processes import join_processes
     from gas_ext.training.folder import RunFolder
     from gas_ext.training.run import make_run
 
-    run_folder = RunFolder(folder)  # refused before a large teacher is loaded
-    place = local_device(device)
-    processes = join_processes(place)
-    try:
-        denoiser = load_teacher_of(plan.config, plan.run.teacher, place)
+    run_folder = RunFolder(folder)  # checked before a large teacher is loaded
+    device = local_device(device)
+    processes = join_processes(device)
+    with resumable():
         result = make_run(
             plan,
-            denoiser,
+            load_teacher_of(plan.config, plan.run.teacher, device),
             run_folder,
             processes,
             prompts=prompts,
             resume=resume,
             wandb=wandb,
-            reporter=reporter_on(place),
+            reporter=reporter_on(device),
         )
-    except KeyboardInterrupt:
-        echo("Interrupted. Run the same command again to resume.", err=True)
-        raise typer.Exit(INTERRUPTED) from None
     processes.leave()
     if processes.is_first:
         _report(result, plan.training_config.iterations)

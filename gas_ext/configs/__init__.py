@@ -1,7 +1,6 @@
-"""Settings of the six data sets of the GS/GAS paper and of the demo, as YAML beside this module.
+"""Configs of the six data sets of the GS/GAS paper and of the demo, as YAML files in this folder.
 
-The figures are those of arXiv 2510.17699 (section 5 and appendix). A file of one's own of the same form works
-in their place.
+The values are those of arXiv 2510.17699 (section 5 and appendix). A custom file of the same form works too.
 """
 
 from __future__ import annotations
@@ -30,40 +29,26 @@ __all__ = ["Config", "Run", "config_names", "config_text", "load_config"]
 
 
 class TeacherSource(Section):
-    """Which network, and where its weights are published.
+    """The teacher's network, and the address of its published weights."""
 
-    Parameters
-    ----------
-    kind : str
-        "edm", "ldm", "stable-diffusion", "diffusers", "embedded" (ships with the package), or "custom" (a
-        `Denoiser` made in Python).
-    file, address : str, optional
-        Name of the published file, and where it is published.
-    hub : str, optional
-        Repository on the Hugging Face hub that holds the file.
-    megabytes : int, optional
-        Size of the weights in 10^6 bytes, float32 (from the parameter count).
-    architecture : dict, optional
-        The network's own arguments, from which its memory is estimated without the weights.
-    """
-
+    # "embedded" ships with the package; "custom" is a `Denoiser` made in Python.
     kind: Literal["edm", "ldm", "stable-diffusion", "diffusers", "embedded", "custom"]
-    file: str | None = None
+    file: str | None = None  # name of the published file
     address: str | None = None
-    hub: str | None = None
-    megabytes: Positive | None = None
-    architecture: dict[str, Any] | None = None
+    hub: str | None = None  # repository on the Hugging Face hub
+    megabytes: Positive | None = None  # weights in float32, 10^6 bytes, from the parameter count
+    architecture: dict[str, Any] | None = None  # arguments of the network, to estimate its memory
 
 
 class Space(Section):
-    """Shape of one state, and whether it is a latent that the teacher decodes."""
+    """Shape of one sample, and whether it is a latent that the teacher decodes."""
 
     shape: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
     latent: bool = False
 
 
 class Conditions(Section):
-    """What the network is told: nothing, a class label, a prompt, or (of custom teachers) some tensor."""
+    """The network's condition: none, a class label, a prompt, or (for custom teachers) a tensor."""
 
     kind: Literal["none", "label", "prompt", "tensor"] = "none"
     num_classes: Positive | None = None
@@ -71,43 +56,25 @@ class Conditions(Section):
     @model_validator(mode="after")
     def _check(self) -> Conditions:
         if (self.kind == "label") != (self.num_classes is not None):
-            raise ValueError("num_classes belongs to labels, and labels need it")
+            raise ValueError("num_classes is required for labels, and only valid for labels")
         return self
 
 
 class TeacherSolver(Section):
-    """The many-step solver whose samples are learned from.
-
-    Parameters
-    ----------
-    kind : str
-        "unipc", "ipndm" or "dpm-solver++".
-    steps : int or "student + 1"
-        Network evaluations.
-    order : int
-        Order of the multistep formula.
-    variant : str
-        B(h) of UniPC, "bh1" or "bh2".
-    timesteps : str
-        A spacing of `gas_ext.solvers.timesteps`, or "gits".
-    t_eps : float
-        Last time.
-    guidance_scale : float, optional
-        Classifier-free guidance, of teacher and student alike.
-    """
+    """The many-step solver of the teacher's samples."""
 
     kind: Literal["unipc", "ipndm", "dpm-solver++"]
-    steps: Positive | Literal["student + 1"]
+    steps: Positive | Literal["student + 1"]  # NFE
     order: Annotated[int, Field(ge=1, le=4)]
-    variant: Literal["bh1", "bh2"] = "bh1"
-    timesteps: SpacingName
-    t_eps: TimeEpsilon
-    guidance_scale: float | None = None
+    variant: Literal["bh1", "bh2"] = "bh1"  # B(h) of UniPC
+    timesteps: SpacingName  # a spacing of `gas_ext.solvers.timesteps`, or "gits"
+    t_eps: TimeEpsilon  # last time
+    guidance_scale: float | None = None  # of teacher and student
 
     @model_validator(mode="after")
     def _check(self) -> TeacherSolver:
         if self.name.partition("@")[0] not in names():
-            raise ValueError(f"{self.kind} has no order {self.order}, take a lower one")
+            raise ValueError(f"{self.kind} has no order {self.order}, use a lower one")
         return self
 
     @property
@@ -118,22 +85,16 @@ class TeacherSolver(Section):
         return f"{family}-{self.order}{variant}@{self.timesteps}"
 
     def steps_for(self, student_steps: int) -> int:
-        """Return the number of network evaluations of the teacher of a student of `student_steps`."""
+        """Return the teacher's NFE for a student's NFE."""
         return student_steps + 1 if isinstance(self.steps, str) else self.steps
 
     def build(self, schedule: NoiseSchedule, student_steps: int) -> Solver:
-        """Return the solver itself.
-
-        Raises
-        ------
-        ValueError
-            If there are no GITS times for so many steps, or for this schedule.
-        """
+        """Return the solver; ValueError if there are no GITS times for its NFE or the schedule."""
         from gas_ext.solvers.generalized import GeneralizedSolver
 
         steps = self.steps_for(student_steps)
         if self.kind == "dpm-solver++" and self.timesteps != "gits":
-            # The same as the catalog's, but in the form by which samples made so far are known.
+            # The same solver as `build_solver` returns, in the form that existing sample folders record.
             return GeneralizedSolver(
                 schedule,
                 steps,
@@ -146,22 +107,11 @@ class TeacherSolver(Section):
 
 
 class Student(Section):
-    """The solver that learns.
+    """The solver that is learned."""
 
-    Parameters
-    ----------
-    steps : list of int
-        Numbers of network evaluations that the paper reports.
-    t_eps : float
-        Last time.
-    preset : str
-        What of the solver is learned, a name of `gas_ext.solvers.presets.PRESETS`: "gs" (everything), or one
-        of the baselines "ld3", "learned-times", "s4s", "s4s-alt".
-    """
-
-    steps: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
-    t_eps: TimeEpsilon
-    preset: PresetName = "gs"
+    steps: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]  # NFEs that the paper reports
+    t_eps: TimeEpsilon  # last time
+    preset: PresetName = "gs"  # what is learned: everything, or the parts of a baseline
 
     @model_validator(mode="before")
     @classmethod
@@ -173,7 +123,7 @@ class Student(Section):
 
 
 class Seeds(Section):
-    """Seeds of teacher samples and of evaluation; they must not meet."""
+    """Seeds of teacher samples and of evaluation; they must not overlap."""
 
     teacher: str
     evaluation: str
@@ -186,7 +136,7 @@ class Seeds(Section):
 
 
 class Config(Section):
-    """Everything about one data set; see the sections.
+    """All settings of one data set, by section.
 
     Examples
     --------
@@ -226,14 +176,14 @@ def load_config(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     ----------
     name : str or path
         "cifar10", "ffhq", ..., or a path ending in .yaml or .yml.
-    overrides : sequence of str
-        Values that replace those of the file, such as "training.batch_size=8"; written as in YAML.
-        "training.rate" stands for the rates of times, offsets and corrections too.
+    overrides : sequence of str, optional
+        Values that override those of the file, in YAML, such as "training.batch_size=8". "training.rate" also
+        overrides the rates of times, offsets and corrections.
 
     Raises
     ------
     ValueError
-        If there is no such config, it is not YAML, or a value is impossible: one sentence per fault.
+        If there is no such config, it is not YAML, or values are invalid; the message lists all errors.
 
     Examples
     --------
@@ -256,7 +206,7 @@ def load_config(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         )
     values = read_yaml(text, str(name))
     if not isinstance(values, dict):
-        raise ValueError(f"{name} is no config: expected sections such as teacher, space and training.")
+        raise ValueError(f"{name} is not a config; expected sections such as teacher, space and training.")
     for override in overrides:
         _override(values, override)
     try:
@@ -279,19 +229,19 @@ def config_text(config: Config) -> str:
 
 
 def _override(values: dict[str, Any], override: str) -> None:
-    """Replace one value of a config as read from YAML."""
-    place, found, text = override.partition("=")
-    *sections, name = place.strip().split(".")
-    if not found or not all((*sections, name)):
-        raise ValueError(f"Cannot set {override!r}: write section.name=value, such as training.batch_size=8.")
+    """Override one value of a config that was read from YAML."""
+    key, equals, text = override.partition("=")
+    *sections, name = key.strip().split(".")
+    if not equals or not all((*sections, name)):
+        raise ValueError(f"Cannot set {override!r}; write section.name=value, such as training.batch_size=8.")
     value = read_yaml(text, f"The value of {shown(override)}")
     for section in sections:
         if values.get(section) is None:
             values[section] = {}
         values = values[section]
         if not isinstance(values, dict):
-            raise ValueError(f"Cannot set {override!r}: {section} is no section, but {shown(values)}.")
+            raise ValueError(f"Cannot set {override!r}: {section} is not a section, but {shown(values)}.")
     values[name] = value
-    if place.strip() == "training.rate":
+    if key.strip() == "training.rate":
         for rate in RATES:
             values.pop(rate, None)

@@ -1,4 +1,4 @@
-"""What the sections of a config are made of, and how a fault in one is told."""
+"""The types of a config's values, its YAML, and the messages about its errors."""
 
 from __future__ import annotations
 
@@ -15,32 +15,34 @@ Count = Annotated[int, Field(ge=0, le=MOST_SIZE)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-Betas = Annotated[tuple[Decay, Decay], Field(strict=False)]  # YAML knows lists, not tuples
+Betas = Annotated[tuple[Decay, Decay], Field(strict=False)]  # YAML has lists, not tuples
 Levels = Annotated[tuple[Rate, ...], Field(strict=False)]
 TimeEpsilon = Annotated[float, Field(ge=0, lt=1)]
 LossKind = Literal["gs", "gas"]
 
 
 class Section(BaseModel):
-    """A part of a config: no unknown keys, no silent conversions."""
+    """A section of a config: no unknown keys, no silent conversions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 _MOST_TEXT = 1_000_000  # characters of a YAML file
-# What constructing a value of YAML may raise, besides its own errors.
+# What constructing a YAML value may raise in addition to YAML's own errors.
 _FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as a number, as YAML 1.2 does; for YAML 1.1 it is a text. Aliases are refused.
+    """Reads 1e-3 as a number, like YAML 1.2 (YAML 1.1 reads a string), and refuses aliases.
 
-    A few nested aliases would describe values of any size.
+    A few nested aliases can describe values of any size.
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it has aliases (*name), which are not read, write the values themselves")
+            raise yaml.YAMLError(
+                "it has aliases (*name), which are not supported, write the values themselves"
+            )
         return super().compose_node(parent, index)
 
 
@@ -50,12 +52,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(text: str, source: str) -> Any:
-    """Return what YAML says.
-
-    Raises
-    ------
-    ValueError
-        One sentence, if it is not YAML, has aliases, or is longer than any config.
+    """Parse YAML; ValueError if it is not YAML, has aliases, or is longer than any config.
 
     Examples
     --------
@@ -63,7 +60,7 @@ def read_yaml(text: str, source: str) -> Any:
     {'rate': 0.001}
     """
     if len(text) > _MOST_TEXT:
-        raise ValueError(f"{source} has {len(text):,} characters, more than the {_MOST_TEXT:,} of a config.")
+        raise ValueError(f"{source} has {len(text):,} characters; a config has at most {_MOST_TEXT:,}.")
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -71,18 +68,18 @@ def read_yaml(text: str, source: str) -> Any:
     except _FAULTS as error:
         reason = reason_of(error, 200)
         raise ValueError(
-            f"{source} has a value that is not of its type ({type(error).__name__}: {reason})."
+            f"{source} has a value that does not match its type ({type(error).__name__}: {reason})."
         ) from error
 
 
 def sentence(fault: Any) -> str:
-    """Say one fault that pydantic found in one sentence: where, what was given, what is expected."""
-    place = ".".join(str(part) for part in fault["loc"]) or "the config"
+    """Return one sentence about an error of pydantic: where it is, the given value, what is expected."""
+    where = ".".join(str(part) for part in fault["loc"]) or "the config"
     if fault["type"] == "extra_forbidden":
-        return f"{place} is not a known setting; remove it."
+        return f"{where} is not a known setting; remove it."
     if fault["type"] == "missing":
-        return f"{place} is missing; add it."
+        return f"{where} is missing; add it."
     if fault["type"] == "model_type":
-        return f"{place} is {shown(fault['input'])}: expected settings by name."
+        return f"{where} is {shown(fault['input'])}: expected a mapping of settings."
     reason = fault["msg"].removeprefix("Value error, ")
-    return f"{place} is {shown(fault['input'])}: {reason[0].lower()}{reason[1:]}."
+    return f"{where} is {shown(fault['input'])}: {reason[0].lower()}{reason[1:]}."

@@ -1,11 +1,11 @@
-"""Teacher samples on disk: made once, by any number of processes, and read a few rows at a time.
+"""Teacher samples on disk: generated once, by any number of processes, and read a few rows at a time.
 
 A folder holds shards (safetensors) and a manifest (JSON) with their checksums. Noise is not stored: it is
-drawn again from the seeds, one generator per sample.
+drawn again from the seeds, with one generator per sample.
 
 Examples
 --------
-Samples of one's own model:
+Samples of a custom model:
 
 >>> import tempfile
 >>> from gas_ext import Denoiser, NoiseSchedule

@@ -1,4 +1,4 @@
-"""Samples of one solver in memory: drawn in batches, network evaluations counted, time taken."""
+"""Samples of one solver in memory, with their number of network evaluations and wall time."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from gas_ext.solvers.coefficients import Solver
 
 @dataclass(frozen=True)
 class SampleRun:
-    """Samples of one solver, the counted network evaluations of each, and what a sample took in every batch.
+    """Samples of one solver, the counted network evaluations per sample, and the times of the batches.
 
-    Batches that are not full are not timed, unless there is no other.
+    `times` has the milliseconds per sample of each batch. The last batch is not timed if it is smaller than
+    the others.
     """
 
     samples: Tensor
@@ -30,7 +31,7 @@ class SampleRun:
 
     @property
     def ms_per_image(self) -> float:
-        """Wall-clock milliseconds per sample: the median over the batches."""
+        """Wall time per sample in milliseconds: the median over the batches."""
         return statistics.median(self.times)
 
 
@@ -48,7 +49,7 @@ def draw_samples(
     warm_up: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> SampleRun:
-    """Sample in batches, counting network calls and taking the time.
+    """Sample in batches, counting network evaluations and measuring wall time.
 
     Parameters
     ----------
@@ -60,19 +61,15 @@ def draw_samples(
         ``(samples, ...)``, at least one sample.
     condition, prediction_type, guidance_scale, unconditional_condition
         As for `GASSampler`.
-    batch_size : int
+    batch_size : int, default 32
         Samples per network call.
-    warm_up : bool
-        Sample the first batch once before, so that first-call costs stay out of the times.
+    warm_up : bool, default False
+        Sample the first batch once in advance, which keeps the cost of first calls out of the times.
     progress : callable, optional
         Called with the number of samples after each batch.
-
-    Returns
-    -------
-    SampleRun
     """
     if len(noise) == 0:
-        raise ValueError("there is no noise to sample from: pass at least one seed")
+        raise ValueError("There is no noise to sample from; pass at least one seed.")
     sampler = GASSampler(solver, denoiser, prediction_type, guidance_scale)
     batches = [slice(i, min(i + batch_size, len(noise))) for i in range(0, len(noise), batch_size)]
     if warm_up:
@@ -90,7 +87,7 @@ def draw_samples(
 
 
 def _now(device: torch.device) -> float:
-    """Wall clock in seconds, once the device has finished what it was given."""
+    """Return the wall clock in seconds, once the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -1,4 +1,4 @@
-"""Filling a folder with shards: dealt out by number, checked, made again where needed."""
+"""Filling a folder with shards: distributed by number, checked, and regenerated if damaged."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from gas_ext.samples.manifest import (
 from gas_ext.samples.shard import Shard, seal, write_shard
 
 _FOREIGN = "belongs to samples made with other settings"
-_LEFT_OVER = "is left of an attempt to make other samples"
-REMEDY = "run what made the samples again, with repair (gas-ext teach ... --repair)"
+_LEFT_OVER = "remains from an attempt to generate other samples"
+REMEDY = "generate the samples again with repair (gas-ext teach ... --repair)"
 
 
 class Content(NamedTuple):
-    """What one shard is made of, besides its seeds."""
+    """The content of one shard, except its seeds."""
 
     tensors: Mapping[str, Tensor]
     prompts: list[str] | None
@@ -44,16 +44,9 @@ MakeShard = Callable[[range, Advance], Content]
 
 
 class SampleFolder:
-    """A folder of samples: what it is to hold, and what is there.
+    """A folder of samples, which need not exist yet, and its manifest, existing or planned.
 
-    Which samples stand in which shard follows from the settings alone, never from the number of processes.
-
-    Parameters
-    ----------
-    path : Path
-        The folder; it need not exist.
-    manifest : Manifest
-        As read, or of samples yet to be made.
+    The settings alone decide which samples are in which shard, never the number of processes.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -67,7 +60,7 @@ class SampleFolder:
         manifest = read_manifest(path)
         if manifest is None:
             raise ValueError(
-                f"{path} holds no teacher samples ({MANIFEST} is missing); make them with gas-ext teach."
+                f"{path} holds no teacher samples ({MANIFEST} is missing); generate them with gas-ext teach."
             )
         return cls(path, manifest)
 
@@ -82,48 +75,40 @@ class SampleFolder:
         return len(self.manifest.plan)
 
     def rows(self, number: int) -> range:
-        """Return the places of a shard's samples among all."""
+        """Return the indices of a shard's samples."""
         return self.manifest.plan[number].rows
 
-    def find(self, place: int) -> tuple[int, int]:
-        """Return the number of the shard that holds the sample at a place, and its row there."""
+    def find(self, index: int) -> tuple[int, int]:
+        """Return the number of the shard that holds a sample, and its row in the shard."""
         plan = self.manifest.plan
-        number = bisect.bisect_right(plan, place, key=lambda shard: shard.rows.start) - 1
-        return number, place - plan[number].rows.start
+        number = bisect.bisect_right(plan, index, key=lambda shard: shard.rows.start) - 1
+        return number, index - plan[number].rows.start
 
     def shard_path(self, number: int) -> Path:
         """Return the file of a shard."""
         return self.path / shard_name(number)
 
     def damage(self, number: int, *, contents: bool) -> str | None:
-        """Say what is wrong with a shard, or None.
-
-        Parameters
-        ----------
-        number : int
-            Which shard.
-        contents : bool
-            Also compare its content with its SHA-256, which reads all of it.
-        """
+        """Return what is wrong with a shard, or None; `contents` also compares its SHA-256, reading all."""
         path = self.shard_path(number)
         if not path.is_file():
             return "is missing"
         try:
             shard = Shard(path)
         except ValueError:
-            return "is cut off or has a damaged header"
+            return "is truncated or has a damaged header"
         listed = (self.manifest.shards or {}).get(path.name)
         if contents and not shard.is_intact():
             return "does not match its SHA-256"
         if shard.record["run"] != self.manifest.plan[number].run or shard.record["number"] != number:
-            # Nothing else can be beyond the shards of a folder that has been complete.
+            # Shards that a once complete folder does not list can only be leftovers.
             return _FOREIGN if listed is not None or not self.manifest.grown_from else _LEFT_OVER
         if listed is not None and shard.record["sha256"] != listed["sha256"]:
-            return "is not the one that the manifest lists"
+            return "differs from the one that the manifest lists"
         return None
 
     def shard(self, number: int) -> Shard:
-        """Open a shard; ValueError if it is not the right one. Its tensors are not read."""
+        """Open a shard without reading its tensors; ValueError if it is not the expected one."""
         damage = self.damage(number, contents=False)
         if damage is not None:
             raise ValueError(f"{self.shard_path(number)} {damage}; {REMEDY}.")
@@ -133,24 +118,23 @@ class SampleFolder:
         return shard
 
     def join(self) -> bool:
-        """Take over the manifest that is there, and say whether one is; ValueError if its settings differ.
+        """Adopt the existing manifest, and return whether there is one; ValueError if its settings differ.
 
-        That of a folder which is to grow stays until it has.
+        The manifest of a folder that is growing is not adopted: it stays on disk until all shards are there.
         """
-        there = read_manifest(self.path)
-        if there is None:
+        existing = read_manifest(self.path)
+        if existing is None:
             return False
-        if there.stages == self.manifest.grown_from:
-            return True
-        self.manifest.require_same(there, self.path)
-        self.manifest = there
+        if existing.stages != self.manifest.grown_from:
+            self.manifest.require_same(existing, self.path)
+            self.manifest = existing
         return True
 
     def write(self, number: int, content: Content) -> None:
-        """Put a shard in place; ValueError if the manifest lists one with other bits."""
+        """Write a shard; ValueError if the manifest lists one with other bits."""
         if not self.join():
             write_manifest(self.path, self.manifest, replace=False)
-            self.join()  # of those that begin at once, with other settings, all but one are refused here
+            self.join()  # of processes that start at once with different settings, all but one fail here
         rows = self.rows(number)
         seeds = torch.tensor(list(self.seeds[rows.start : rows.stop]), dtype=torch.int64)
         tensors = {"seeds": seeds, **content.tensors}
@@ -160,19 +144,19 @@ class SampleFolder:
         listed = (self.manifest.shards or {}).get(path.name)
         if listed is not None and listed["sha256"] != record["sha256"]:
             raise ValueError(
-                f"{path} was made again with other bits than the manifest lists, as happens with another "
-                f"device or torch than the folder's ({_made_with(self.manifest)}): use that one, or delete "
-                f"{MANIFEST} and make the samples again to accept what differs by rounding."
+                f"{path} was regenerated with other bits than the manifest lists, as happens with another "
+                f"device or torch than the folder's ({_made_with(self.manifest)}); use that one, or delete "
+                f"{MANIFEST} and generate the samples again to accept the different rounding."
             )
         try:
             write_shard(path, record, tensors)
         except OSError:
-            # Another process, given the same work by mistake, may have finished it and cleared the place.
+            # Another process with the same shard may have finished it, and removed our partial file.
             if self.damage(number, contents=True) is not None:
                 raise
 
     def finish(self) -> None:
-        """Complete the manifest if all shards are there, whoever made them."""
+        """Complete the manifest if all shards exist, whichever process wrote them."""
         self.join()
         if self.manifest.complete:
             return
@@ -182,7 +166,7 @@ class SampleFolder:
             try:
                 shard = self.shard(number)
             except ValueError:
-                return  # it is yet to be made
+                return  # not generated yet
             shards[shard.path.name] = {
                 "samples": len(self.rows(number)),
                 "bytes": shard.path.stat().st_size,
@@ -206,70 +190,53 @@ def fill(
     rank: int | None = None,
     world_size: int | None = None,
 ) -> None:
-    """Make the shards that this process is to make and that are not there.
+    """Generate this process's missing shards with make(rows, advance) -> Content.
 
-    Shard n belongs to process n modulo `world_size`. Nothing is waited for: whichever process finds all
-    shards in place completes the manifest.
-
-    Parameters
-    ----------
-    folder : SampleFolder
-        What is to be made.
-    make : callable
-        make(rows, advance) -> Content of the samples at these places.
-    repair : bool
-        Also compare the shards that are there with their SHA-256, and replace those that are damaged.
-    reporter : Reporter, optional
-        Told of the progress, in samples.
-    rank, world_size : int, optional
-        This process and their number; from the environment if not given (see `place`).
-
-    Raises
-    ------
-    ValueError
-        If the folder holds samples made with other settings, or cannot be written.
+    Shard n belongs to process n modulo `world_size`. No process waits for another: the one that finds all
+    shards in place completes the manifest. `repair` compares existing shards with their SHA-256, and replaces
+    damaged ones. ValueError if the folder holds samples made with other settings or is not writable.
     """
-    rank, world_size = place(rank, world_size)
+    rank, world_size = process_share(rank, world_size)
     reporter = reporter or SilentReporter()
     folder.join()
     if folder.shards > MOST_SHARDS:
         raise ValueError(
-            f"{len(folder.seeds)} samples would be {folder.shards} shards, more than {MOST_SHARDS}; take a "
+            f"{len(folder.seeds)} samples would be {folder.shards} shards, more than {MOST_SHARDS}; use a "
             "larger shard_size."
         )
-    mine = range(rank, folder.shards, world_size)
     manifest = folder.manifest
     if manifest.grown_from and not manifest.complete:
         before = manifest.grown_from[-1]["samples"]
         reporter.message(f"{folder.path} grows from {before} to {len(folder.seeds)} samples.")
-    wanted = []
-    for number in mine:
-        damage = folder.damage(number, contents=repair)
-        if damage == _FOREIGN:
-            raise ValueError(f"{folder.shard_path(number)} {damage}: choose another folder.")
-        if damage is not None:
-            wanted.append(number)
-            if damage != "is missing":
-                reporter.message(f"{folder.shard_path(number)} {damage}: it is made again.")
-    if len(wanted) < len(mine):
-        reporter.message(f"{len(mine) - len(wanted)} of {len(mine)} shards are there already.")
-    if wanted:
+    mine = range(rank, folder.shards, world_size)
+    missing = _missing(folder, mine, repair, reporter)
+    if len(missing) < len(mine):
+        reporter.message(f"{len(mine) - len(missing)} of {len(mine)} shards exist already.")
+    if missing:
         check_output_folder(folder.path)
         name = "Teacher samples" + (f", process {rank + 1} of {world_size}" if world_size > 1 else "")
-        with reporter.task(name, sum(len(folder.rows(number)) for number in wanted)) as advance:
-            for number in wanted:
+        with reporter.task(name, sum(len(folder.rows(number)) for number in missing)) as advance:
+            for number in missing:
                 folder.write(number, make(folder.rows(number), advance))
     folder.finish()
 
 
-def place(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
-    """Return which process this is, and of how many: as given, else as torchrun says.
+def _missing(folder: SampleFolder, numbers: range, repair: bool, reporter: Reporter) -> list[int]:
+    """Return the shards that are missing or damaged, and report the damage; foreign shards are an error."""
+    missing = []
+    for number in numbers:
+        damage, path = folder.damage(number, contents=repair), folder.shard_path(number)
+        if damage == _FOREIGN:
+            raise ValueError(f"{path} {damage}; choose another folder.")
+        if damage is not None:
+            missing.append(number)
+            if damage != "is missing":
+                reporter.message(f"{path} {damage}; it is generated again.")
+    return missing
 
-    Examples
-    --------
-    >>> place(1, 4)
-    (1, 4)
-    """
+
+def process_share(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
+    """Return the rank of this process and the number of processes: as given, or as torchrun set them."""
     launch = Launch.read()
     rank = launch.rank if rank is None else rank
     world_size = launch.count if world_size is None else world_size
@@ -290,32 +257,33 @@ def verify_samples(
     Parameters
     ----------
     folder : path
-        What `generate_samples` wrote, complete or not.
+        A folder written by `generate_samples`, complete or not.
     reporter : Reporter, optional
-        Told of the progress, in shards.
+        Receives the progress, in shards.
     rank, world_size : int, optional
-        As for `fill`; each process reads its own shards.
+        This process and their number; each verifies its own shards. Default: RANK and WORLD_SIZE of the
+        environment.
 
     Returns
     -------
     dict
-        File name -> what is wrong with it; empty if the folder is complete and intact.
+        File name -> damage; empty if the folder is complete and intact.
 
     Raises
     ------
     ValueError
         If there is no manifest, or it is damaged.
     """
-    rank, world_size = place(rank, world_size)
+    rank, world_size = process_share(rank, world_size)
     opened = SampleFolder.open(folder)
     mine = range(rank, opened.shards, world_size)
-    found: dict[str, str] = {}
+    damaged: dict[str, str] = {}
     with (reporter or SilentReporter()).task("Verifying shards", len(mine)) as advance:
         for number in mine:
             damage = opened.damage(number, contents=True)
             if damage is not None:
-                found[opened.shard_path(number).name] = damage
+                damaged[opened.shard_path(number).name] = damage
             advance()
-    if not opened.manifest.complete and not found:
-        found[MANIFEST] = "does not list its shards yet: run what made the samples once more"
-    return found
+    if not opened.manifest.complete and not damaged:
+        damaged[MANIFEST] = "does not list its shards yet; generate the samples once more"
+    return damaged

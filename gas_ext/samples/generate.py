@@ -1,4 +1,4 @@
-"""Making teacher samples: a denoiser and a many-step solver, run over a list of seeds."""
+"""Generating teacher samples: a denoiser and a many-step solver, run over a list of seeds."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Conditions: TypeAlias = Tensor | list[str] | None
 
 _SHARD_SAMPLES = 1024
 _SHARD_BYTES = 2**28
-_FEWEST_SHARDS = 16  # where there are as many batches
+_FEWEST_SHARDS = 16  # if there are as many batches
 _SHOWN_SEEDS = 5  # in an error message
 
 
@@ -59,67 +59,67 @@ def generate_samples(
     rank: int | None = None,
     world_size: int | None = None,
 ) -> TeacherSamples:
-    """Make the samples of a list of seeds and keep them in a folder; resumes where an earlier run stopped.
+    """Generate the samples of a list of seeds in a folder; an interrupted run resumes.
 
-    A folder that holds the first of these seeds, made with the same settings, grows: what is there stays as
-    it is, and can be read meanwhile.
+    A folder that holds samples of the first of these seeds, generated with the same settings, grows: its
+    samples stay unchanged and can be read meanwhile.
 
-    Under ``torchrun`` (or with `rank` and `world_size`) several processes fill one folder, on one machine or
-    on several that share it, without talking to each other. At the same batch size the files are the same,
-    byte for byte, whatever the number of processes; other batch sizes agree up to the network's rounding.
+    Under ``torchrun`` (or with `rank` and `world_size`), several processes fill one folder without
+    communicating, on one machine or on several that share it. At the same batch size, the files are
+    identical for any number of processes; other batch sizes agree up to the network's rounding.
 
     Parameters
     ----------
     denoiser : Denoiser
-        The teacher, on the device to compute on. It is put in evaluation mode meanwhile.
+        The teacher, on the device to compute on. Runs in evaluation mode.
     solver : GeneralizedSolver or MultistepSolver
         The teacher's solver, on the same device.
     seeds : sequence of int
-        One per sample. The noise of each is drawn by a generator of its own (`stacked_noise`), not stored.
+        One per sample. Each seed's noise has its own generator (`stacked_noise`) and is not stored.
     folder : path
-        Made if it does not exist.
+        Output directory; created if missing.
     labels : sequence of int, optional
-        For teachers with labels: the i-th seed gets ``labels[i % len(labels)]``. If not given, the seed
+        For class-conditional teachers: the i-th seed gets ``labels[i % len(labels)]``. Default: the seed
         modulo the number of classes.
     prompts : sequence of str, optional
-        For teachers with prompts, which need them: the i-th seed gets ``prompts[i % len(prompts)]``.
+        Required for teachers with prompts: the i-th seed gets ``prompts[i % len(prompts)]``.
     conditions : Tensor, optional
-        For teachers with conditions of another kind: (len(seeds), ...), one row per seed.
-    batch_size : int
+        For teachers with tensor conditions: (len(seeds), ...), one row per seed.
+    batch_size : int, default 64
         Samples per network call.
     shard_size : int, optional
-        Samples per file, and so what a killed process loses at most. If not given, as in the folder, or
-        `default_shard_size`.
-    images : bool
-        Also keep what `denoiser.decode` makes of the samples.
+        Samples per file, which is also the most that a killed process loses. Default: that of the existing
+        folder, otherwise `default_shard_size`.
+    images : bool, default False
+        Also store the samples as decoded by `denoiser.decode`.
     guidance_scale : float, optional
         As for `GASSampler`.
     autocast : torch.dtype, optional
         Run the network under `torch.autocast` in this precision.
-    threads : int
-        Threads of the CPU, where that computes: with another number the last bits differ. Rather run more
-        processes.
-    repair : bool
-        Also compare the shards that are there with their SHA-256, and make the damaged ones again.
-    command : str
-        What was typed, for the manifest.
+    threads : int, default 1
+        CPU threads if the device is a CPU; another number changes the last bits. To use more cores, run
+        more processes.
+    repair : bool, default False
+        Compare existing shards with their SHA-256, and regenerate damaged ones.
+    command : str, optional
+        The command line, recorded in the manifest.
     reporter : Reporter, optional
-        Told of the progress.
+        Receives the progress.
     rank, world_size : int, optional
-        This process and their number; RANK and WORLD_SIZE of the environment if not given.
+        This process and their number. Default: RANK and WORLD_SIZE of the environment.
 
     Returns
     -------
     TeacherSamples
-        The folder; not `complete` while other processes are still at work. It may have grown further.
+        The folder; not `complete` while other processes are still working. It may have grown further.
 
     Raises
     ------
     TypeError
-        If the denoiser is none, a seed is no integer, or a prompt no text.
+        If `denoiser` is not a `Denoiser`, a seed is not an integer, or a prompt is not a string.
     ValueError
-        If the conditions do not fit the teacher, the folder holds samples made with other settings or cannot
-        be written, or a sample is not finite.
+        If the conditions do not match the teacher, the folder holds samples made with other settings or is
+        not writable, or a sample is not finite.
     OSError
         If the disk is full.
     """
@@ -134,79 +134,81 @@ def generate_samples(
             whole_number(name, value, 1)
     spread = spread_conditions(denoiser, seeds, labels, prompts, conditions)
     sampler = GASSampler(solver, denoiser, guidance_scale=guidance_scale)
-    teacher = _Teacher(sampler, denoiser, images, autocast, threads)
+    teacher = _Teacher(sampler, denoiser, seeds, spread, batch_size, images, autocast, threads)
     image_shape = teacher.image_shape()
-    there = read_manifest(folder)
+    existing = read_manifest(folder)
     if shard_size is None:
         numbers = denoiser.sample_size + math.prod(image_shape or (0,))
         usual = default_shard_size(len(seeds), batch_size, 4 * numbers)
-        shard_size = usual if there is None else there.settings["shard_size"]
+        shard_size = usual if existing is None else existing.settings["shard_size"]
+    made_with = _made_with(denoiser.device, command)
 
-    def wanted(count: int) -> Manifest:
-        settings = {
-            "teacher": _describe_denoiser(denoiser),
-            "solver": _describe_solver(sampler),
-            "guidance_scale": sampler.guidance_scale,
-            "seeds": format_seeds(seeds[:count]),
-            "samples": count,
-            "conditions": None if spread is None else _describe_conditions(spread[:count]),
-            "sample_shape": denoiser.sample_shape,
-            "image_shape": image_shape,
-            "batch_size": batch_size,
-            "shard_size": shard_size,
-            "autocast": None if autocast is None else str(autocast).removeprefix("torch."),
-            "threads": threads,
-        }
-        made_with = _made_with(denoiser.device, command)
+    def planned(count: int) -> Manifest:
+        settings = teacher.settings(count, {"image_shape": image_shape, "shard_size": shard_size})
         return Manifest(plain(settings), first_noise(seeds, denoiser.sample_shape), made_with)
-
-    def make(rows: range, advance: Advance) -> Content:
-        return teacher.shard(seeds, spread, rows, batch_size, advance)
 
     def filled(manifest: Manifest) -> SampleFolder:
         filling = SampleFolder(folder, manifest)
-        fill(filling, make, repair=repair, reporter=reporter, rank=rank, world_size=world_size)
+        fill(filling, teacher.shard, repair=repair, reporter=reporter, rank=rank, world_size=world_size)
         return filling
 
-    filling = filled(wanted(_begun(there, seeds) or len(seeds)))
+    filling = filled(planned(_begun(existing, seeds) or len(seeds)))
     if filling.manifest.complete and len(filling.seeds) < len(seeds):
-        filling = filled(filling.manifest.grown(wanted(len(seeds))))
+        filling = filled(filling.manifest.grown(planned(len(seeds))))
     return TeacherSamples(filling)
 
 
-def _begun(there: Manifest | None, seeds: SeedList) -> int:
-    """Return how many samples a folder holds, or is to hold, if they are the first of these seeds; else 0."""
-    if there is None:
-        return 0
-    begun = parse_seeds(there.settings["seeds"])
+def _begun(existing: Manifest | None, seeds: SeedList) -> int:
+    """Return how many samples a folder holds or plans if they are the first of these seeds, else 0."""
+    begun = [] if existing is None else parse_seeds(existing.settings["seeds"])
     return len(begun) if begun == seeds[: len(begun)] else 0
 
 
 @dataclass(frozen=True)
 class _Teacher:
-    """Turns seeds into samples, always in the same way."""
+    """Everything that the samples depend on; turns seeds into samples, always in the same way."""
 
     sampler: GASSampler
     denoiser: Denoiser
+    seeds: SeedList
+    conditions: Conditions
+    batch_size: int
     images: bool
     autocast: torch.dtype | None
     threads: int
 
+    def settings(self, count: int, layout: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings of the first samples for the manifest."""
+        conditions = self.conditions
+        return {
+            "teacher": _describe_denoiser(self.denoiser),
+            "solver": _describe_solver(self.sampler),
+            "guidance_scale": self.sampler.guidance_scale,
+            "seeds": format_seeds(self.seeds[:count]),
+            "samples": count,
+            "conditions": None if conditions is None else _describe_conditions(conditions[:count]),
+            "sample_shape": self.denoiser.sample_shape,
+            "batch_size": self.batch_size,
+            **layout,
+            "autocast": None if self.autocast is None else str(self.autocast).removeprefix("torch."),
+            "threads": self.threads,
+        }
+
     @contextmanager
     def _reproducible(self) -> Iterator[None]:
-        """Compute without gradients and in a way that gives the same bits in every process."""
+        """Compute without gradients, and with the same bits in every process."""
         device = self.denoiser.device
         threads = self.threads if device.type == "cpu" else None
         with deterministic(threads), evaluating(self.denoiser, device, self.autocast):
             yield
 
     def image_shape(self) -> tuple[int, ...] | None:
-        """Return the shape of one decoded image, or None if none are asked for."""
+        """Return the shape of one decoded image, or None if images are not stored."""
         if not self.images:
             return None
-        nothing = torch.zeros(1, *self.denoiser.sample_shape, device=self.denoiser.device)
+        zeros = torch.zeros(1, *self.denoiser.sample_shape, device=self.denoiser.device)
         with self._reproducible():
-            return tuple(self._decode(nothing).shape[1:])
+            return tuple(self._decode(zeros).shape[1:])
 
     def _decode(self, samples: Tensor) -> Tensor:
         images = self.denoiser.decode(samples)
@@ -218,45 +220,47 @@ class _Teacher:
             )
         return images
 
-    def shard(
-        self, seeds: SeedList, conditions: Conditions, rows: range, batch_size: int, advance: Advance
-    ) -> Content:
-        """Make the samples of one shard, batch by batch from its first row."""
+    def shard(self, rows: range, advance: Advance) -> Content:
+        """Generate the samples of one shard, batch by batch from its first row."""
         parts: dict[str, list[Tensor]] = defaultdict(list)
         self.sampler.evaluations = 0
-        starts = range(rows.start, rows.stop, batch_size)
+        starts = range(rows.start, rows.stop, self.batch_size)
         with self._reproducible():
             for start in starts:
-                part = slice(start, min(start + batch_size, rows.stop))
-                noise = stacked_noise(seeds[part], self.denoiser.sample_shape, device=self.denoiser.device)
-                condition = None if conditions is None else conditions[part]
-                if isinstance(condition, Tensor):
-                    condition = condition.to(noise.device)
-                samples = self.sampler(noise, condition)
-                made = {"samples": samples}
-                if self.images:
-                    made["images"] = self._decode(samples)
-                _check_finite(made, seeds[part])
-                for name, values in made.items():
+                part = slice(start, min(start + self.batch_size, rows.stop))
+                for name, values in self._batch(part).items():
                     parts[name].append(values.cpu())
                 advance(part.stop - part.start)
-        # Contiguous, as a network may work with channels last.
+        # Contiguous, since a network may work with channels last.
         tensors = {name: torch.cat(values).contiguous() for name, values in parts.items()}
-        mine = None if conditions is None else conditions[rows.start : rows.stop]
-        if isinstance(mine, Tensor):
-            tensors["labels" if self.denoiser.condition_kind == "label" else "conditions"] = mine.contiguous()
-        nfe = self.sampler.evaluations // len(starts)
-        return Content(tensors, mine if isinstance(mine, list) else None, nfe)
+        conditions = None if self.conditions is None else self.conditions[rows.start : rows.stop]
+        if isinstance(conditions, Tensor):
+            name = "labels" if self.denoiser.condition_kind == "label" else "conditions"
+            tensors[name] = conditions.contiguous()
+        prompts = conditions if isinstance(conditions, list) else None
+        return Content(tensors, prompts, self.sampler.evaluations // len(starts))
+
+    def _batch(self, part: slice) -> dict[str, Tensor]:
+        seeds = self.seeds[part]
+        noise = stacked_noise(seeds, self.denoiser.sample_shape, device=self.denoiser.device)
+        condition = None if self.conditions is None else self.conditions[part]
+        if isinstance(condition, Tensor):
+            condition = condition.to(noise.device)
+        tensors = {"samples": self.sampler(noise, condition)}
+        if self.images:
+            tensors["images"] = self._decode(tensors["samples"])
+        _check_finite(tensors, seeds)
+        return tensors
 
 
-def _check_finite(made: dict[str, Tensor], seeds: Sequence[int]) -> None:
-    finite = [torch.isfinite(values).reshape(len(seeds), -1).all(1) for values in made.values()]
+def _check_finite(tensors: dict[str, Tensor], seeds: Sequence[int]) -> None:
+    finite = [torch.isfinite(values).reshape(len(seeds), -1).all(1) for values in tensors.values()]
     good = torch.stack(finite).all(0).tolist()
     if not all(good):
         bad = [seed for seed, is_good in zip(seeds, good, strict=True) if not is_good]
         shown = ", ".join(map(str, bad[:_SHOWN_SEEDS])) + (", ..." if len(bad) > _SHOWN_SEEDS else "")
         raise ValueError(
-            f"The samples of seeds {shown} are not finite and were not written: check the network, and try "
+            f"The samples of seeds {shown} are not finite and were not written; check the network, and try "
             "it in float32."
         )
 
@@ -267,7 +271,7 @@ def _check_seeds(seeds: Sequence[int]) -> SeedList:
     except TypeError as error:
         raise TypeError(f"The seeds must be a sequence of integers, but {error}.") from error
     except OverflowError:
-        raise ValueError("A seed does not fit into 64 bits; noise takes seeds modulo 2**32 anyway.") from None
+        raise ValueError("A seed exceeds 64 bits; noise uses seeds modulo 2**32 anyway.") from None
     if not whole:
         raise ValueError("There are no seeds; give at least one.")
     if len(whole) > MOST_SEEDS:
@@ -283,8 +287,8 @@ def default_shard_size(samples: int, batch_size: int, bytes_per_sample: int) -> 
     >>> default_shard_size(50_000, 64, 12_288), default_shard_size(1400, 64, 12_288)
     (1024, 64)
     """
-    wanted = min(_SHARD_SAMPLES, _SHARD_BYTES // bytes_per_sample, samples // _FEWEST_SHARDS)
-    return max(1, wanted // batch_size) * batch_size
+    most = min(_SHARD_SAMPLES, _SHARD_BYTES // bytes_per_sample, samples // _FEWEST_SHARDS)
+    return max(1, most // batch_size) * batch_size
 
 
 def spread_conditions(
@@ -294,34 +298,25 @@ def spread_conditions(
     prompts: Sequence[str] | None = None,
     conditions: Tensor | None = None,
 ) -> Conditions:
-    """Return one condition per seed; see `generate_samples`.
-
-    Raises
-    ------
-    ValueError
-        If there are conditions of a kind that the teacher does not take, prompts or rows are missing, or a
-        label does not exist.
-    TypeError
-        If a prompt is no text.
-    """
+    """Return one condition per seed; parameters and errors as for `generate_samples`."""
     kind, given = denoiser.condition_kind, {"label": labels, "prompt": prompts, "tensor": conditions}
-    for other, values in given.items():
-        if values is not None and other != kind:
-            takes = "no condition" if kind == "none" else f"conditions of kind {kind!r}"
-            raise ValueError(f"{denoiser.name} takes {takes}, but got {other}s; leave them out.")
+    for name, values in given.items():
+        if values is not None and name != kind:
+            takes = "no condition" if kind == "none" else f"conditions of type {kind!r}"
+            raise ValueError(f"{denoiser.name} takes {takes}, but got {name}s; omit them.")
         if values is not None and len(values) == 0:
-            raise ValueError(f"There are no {other}s; give at least one, or leave them out.")
+            raise ValueError(f"There are no {name}s; give at least one, or omit them.")
     if kind == "label":
         assert denoiser.num_classes is not None
         if labels is None:
             return seed_labels(seeds, denoiser.num_classes)
-        whole = _as_tensor(labels)
-        return _existing_labels(denoiser, whole)[torch.arange(len(seeds)) % len(whole)]
+        whole = _existing_labels(denoiser, labels)
+        return whole[torch.arange(len(seeds)) % len(whole)]
     if kind == "prompt":
         if prompts is None:
             raise ValueError(f"{denoiser.name} needs prompts; give a file with one per line (--prompts).")
         if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
-            raise TypeError("The prompts must be a list of texts; one text alone goes into brackets.")
+            raise TypeError("The prompts must be a list of strings; put a single string into a list.")
         return [prompts[i % len(prompts)] for i in range(len(seeds))]
     if conditions is not None and len(conditions) != len(seeds):
         raise ValueError(
@@ -330,21 +325,17 @@ def spread_conditions(
     return None if conditions is None else conditions.detach().cpu()
 
 
-def _as_tensor(labels: Sequence[int] | Tensor) -> Tensor:
-    if isinstance(labels, SeedList):  # without a list of Python's integers between
-        return torch.from_numpy(np.fromiter(labels, np.int64, len(labels)))
-    return torch.as_tensor(labels).cpu()
-
-
-def _existing_labels(denoiser: Denoiser, labels: Tensor) -> Tensor:
-    """Return labels as int64 (n,) on the CPU, or raise ValueError if one does not exist."""
-    encoded: Tensor = denoiser.encode_condition(labels)
-    encoded = encoded.cpu()  # on a GPU its values have not been looked at
+def _existing_labels(denoiser: Denoiser, labels: Sequence[int] | Tensor) -> Tensor:
+    """Return labels as int64 (n,) on the CPU; ValueError if one does not exist."""
+    if isinstance(labels, SeedList):  # faster than through a list of Python integers
+        labels = torch.from_numpy(np.fromiter(labels, np.int64, len(labels)))
+    encoded: Tensor = denoiser.encode_condition(torch.as_tensor(labels).cpu())
+    encoded = encoded.cpu()  # on a GPU its values have not been checked
     assert denoiser.num_classes is not None
     if not bool(((encoded >= 0) & (encoded <= denoiser.num_classes)).all()):
         raise ValueError(
             f"Labels of {denoiser.name} are 0 to {denoiser.num_classes - 1} ({denoiser.num_classes} for "
-            f"none), but got {encoded.min().item()} to {encoded.max().item()}."
+            f"none), but got {encoded.min().item()} to {encoded.max().item()}; give existing labels."
         )
     return encoded
 
@@ -356,23 +347,17 @@ def _describe_conditions(conditions: Tensor | list[str]) -> dict[str, Any]:
 
 
 def _describe_denoiser(denoiser: Denoiser) -> dict[str, Any]:
-    """Return the identity of a teacher, plain values."""
+    """Return the identity of a teacher as plain values."""
     schedule = {
         name: short_hash(value) if isinstance(value, list) else value
         for name, value in denoiser.schedule.to_dict().items()
     }
-    return {
-        "name": denoiser.name,
-        "weights_hash": denoiser.weights_hash,
-        "prediction_type": denoiser.prediction_type,
-        "condition_kind": denoiser.condition_kind,
-        "num_classes": denoiser.num_classes,
-        "schedule": schedule,
-    }
+    names = ("name", "weights_hash", "prediction_type", "condition_kind", "num_classes")
+    return {**{name: getattr(denoiser, name) for name in names}, "schedule": schedule}
 
 
 def _describe_solver(sampler: GASSampler) -> dict[str, Any]:
-    """Return the identity of a sampler's solver, plain values."""
+    """Return the identity of a sampler's solver as plain values."""
     solver = sampler.solver
     described: dict[str, Any] = {"kind": type(solver).__name__, "steps": solver.steps, "t_eps": solver.t_eps}
     if isinstance(solver, GeneralizedSolver):
@@ -396,9 +381,5 @@ def _made_with(device: torch.device, command: str) -> dict[str, Any]:
     import gas_ext
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {
-        "gas_ext": gas_ext.__version__,
-        "torch": str(torch.__version__),
-        "device": name,
-        "command": command,
-    }
+    versions = {"gas_ext": gas_ext.__version__, "torch": str(torch.__version__)}
+    return {**versions, "device": name, "command": command}

@@ -1,9 +1,9 @@
-"""What a folder of samples is to hold, and the file that says so.
+"""The manifest of a sample folder: the settings of its samples, and the checksums of its shards.
 
-Several processes write one folder and never talk to each other. All of them derive the same settings; the
-first that finishes a shard writes the manifest, the others compare theirs before each shard of their own, and
-whoever finds all shards in place adds their checksums. A complete folder can grow: its manifest stays as it
-is until the further shards are in place too, and is then replaced by one that lists them all.
+Several processes write one folder without communicating. All derive the same settings; the first that
+finishes a shard writes the manifest, the others compare theirs with it before they write a shard, and whoever
+finds all shards in place adds their checksums. A complete folder can grow: its manifest stays unchanged until
+the new shards are complete, and is then replaced by one that lists them all.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
+
+import torch
 
 from gas_ext._utils.files import write_file
 from gas_ext._utils.noise import stacked_noise
@@ -39,9 +41,9 @@ MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 MOST_SHARDS = 100_000
 _DIGITS = 7  # of numbers in the settings: the last bits of a logarithm differ between processors
+_MOST_SHOWN = 3  # differences in an error message
 
 Settings: TypeAlias = dict[str, Any]
-
 
 _OPTIONAL_SHAPE = Field((list, type(None)), each=SIZE)
 _SETTINGS: Fields = {
@@ -66,7 +68,7 @@ _FIELDS: Fields = {
 
 
 class ShardPlan(NamedTuple):
-    """What one shard holds: the places of its samples, and the hash of the settings they are made with."""
+    """The samples of one shard, as indices, and the hash of the settings they are generated with."""
 
     rows: range
     run: str
@@ -74,42 +76,26 @@ class ShardPlan(NamedTuple):
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of manifest.json.
+    """The content of manifest.json."""
 
-    Parameters
-    ----------
-    settings : dict
-        Everything the samples depend on, plain values; see `gas_ext.samples.generate`. Numbers are kept to
-        seven digits.
-    first_noise : list of float
-        The first numbers of the first seed's noise, to notice a generator that draws others.
-    made_with : dict
-        Versions, device and command of the process that came first; not compared.
-    shards : dict, optional
-        When all shards are there: file name -> {"samples", "bytes", "sha256"}, the SHA-256 being that of the
-        shard's record and tensors.
-    nfe : int, optional
-        Network evaluations per sample, counted while sampling; known when all shards are there.
-    grown_from : list of dict
-        Settings that the folder was complete with before it grew, from the first; each has the seeds of the
-        one before, and more.
-    """
-
-    settings: Settings
-    first_noise: list[float]
-    made_with: dict[str, Any] = field(default_factory=dict)
+    settings: Settings  # everything the samples depend on, as `plain` returns it
+    first_noise: list[float]  # of the first seed, to detect a generator that draws different noise
+    made_with: dict[str, Any] = field(default_factory=dict)  # by the first process; not compared
+    # Known once all shards exist: file name -> {"samples", "bytes", "sha256" of record and tensors}, and the
+    # counted network evaluations per sample.
     shards: dict[str, dict[str, Any]] | None = None
     nfe: int | None = None
+    # Settings with which the folder was complete before it grew; each extends the seeds of the one before.
     grown_from: list[Settings] = field(default_factory=list)
 
     @property
     def stages(self) -> list[Settings]:
-        """Settings of all that the folder has been or is to be complete with."""
+        """Settings with which the folder has been, or will be, complete."""
         return [*self.grown_from, self.settings]
 
     @cached_property
     def plan(self) -> list[ShardPlan]:
-        """What each shard holds. Each stage begins with a shard of its own."""
+        """The content of each shard; each stage begins with a new shard."""
         plan: list[ShardPlan] = []
         start = 0
         for settings in self.stages:
@@ -119,7 +105,7 @@ class Manifest:
         return plan
 
     def fault(self) -> str | None:
-        """Say how the settings contradict each other, or the files that are listed, or None."""
+        """Return how the settings contradict each other or the listed files, or None."""
         before = 0
         for settings in self.stages:
             try:
@@ -132,10 +118,10 @@ class Manifest:
         if sum(-(-stage["samples"] // stage["shard_size"]) for stage in self.stages) > MOST_SHARDS:
             return f"it has more than {MOST_SHARDS} shards"
         numbers = math.prod(self.settings["sample_shape"])
-        places = {shard_name(number): len(shard.rows) for number, shard in enumerate(self.plan)}
+        rows = {shard_name(number): len(shard.rows) for number, shard in enumerate(self.plan)}
         for name, entry in (self.shards or {}).items():
-            if entry["samples"] != places.get(name) or entry["bytes"] < 4 * numbers * entry["samples"]:
-                return f"it lists {shown(name)}, which is none of its shards, or too small for its samples"
+            if entry["samples"] != rows.get(name) or entry["bytes"] < 4 * numbers * entry["samples"]:
+                return f"it lists {shown(name)}, which is not one of its shards, or too small for its samples"
         return None
 
     @property
@@ -144,25 +130,31 @@ class Manifest:
         return self.shards is not None and len(self.shards) == len(self.plan)
 
     def grown(self, longer: Manifest) -> Manifest:
-        """Return the manifest of a folder with this one's samples, and then the others of a longer one."""
+        """Return the manifest of a folder with these samples, followed by the others of a longer one."""
         return replace(self, settings=longer.settings, nfe=None, grown_from=self.stages)
 
     def require_same(self, other: Manifest, folder: Path) -> None:
-        """Raise ValueError, naming what differs, unless `other`, found in the folder, has these settings.
+        """Raise ValueError, naming the differences, unless `other`, found in the folder, has these settings.
 
         It may also have grown from them.
         """
         differences = [] if self.settings in other.stages else _differences(self.settings, other.settings)
         if differences:
-            more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+            more = len(differences) - _MOST_SHOWN
+            listed = "; ".join(differences[:_MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
             raise ValueError(
-                f"{folder} holds samples made with other settings ({'; '.join(differences[:3])}{more}): "
-                "choose another folder, or the settings it was made with."
+                f"{folder} holds samples made with other settings ({listed}); choose another folder, or use "
+                "those settings."
             )
-        if not same_noise(self.first_noise, other.first_noise):
+        other.check_noise(self.first_noise, folder)
+
+    def check_noise(self, ours: list[float], folder: Path) -> None:
+        """Raise ValueError unless this process draws the same noise, up to rounding, from the same seeds."""
+        theirs = self.first_noise
+        if len(ours) != len(theirs) or any(abs(a - b) >= 1e-4 for a, b in zip(ours, theirs, strict=True)):
             raise ValueError(
-                f"{folder} was made with torch {other.made_with.get('torch')}, which draws other noise from "
-                "the same seeds than this one; choose another folder, or that torch."
+                f"{folder} was made with torch {self.made_with.get('torch')}, but torch {torch.__version__} "
+                "draws other noise from the same seeds; use that version, or choose another folder."
             )
 
 
@@ -172,18 +164,12 @@ def shard_name(number: int) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return settings as JSON gives them back, with numbers to seven digits."""
-    if isinstance(value, float):
-        return float(f"{value:.{_DIGITS}g}")
-    if isinstance(value, Mapping):
-        return {str(name): plain(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    return value
+    """Return settings as they come back from JSON, with numbers rounded to seven digits."""
+    return json.loads(json.dumps(value), parse_float=lambda text: float(f"{float(text):.{_DIGITS}g}"))
 
 
 def short_hash(value: Any) -> str:
-    """Return 16 hexadecimal digits that stand for a long value in the settings."""
+    """Return 16 hexadecimal digits that represent a long value in the settings."""
     return _hash(plain(value))[:16]
 
 
@@ -194,11 +180,6 @@ def _hash(value: Any) -> str:
 def first_noise(seeds: Sequence[int], shape: Sequence[int]) -> list[float]:
     """Return the first numbers of the first seed's noise."""
     return [float(value) for value in stacked_noise(seeds[:1], shape).flatten()[:4]]
-
-
-def same_noise(ours: list[float], theirs: list[float]) -> bool:
-    """Compare noise up to the rounding in which processors' logarithms differ."""
-    return len(ours) == len(theirs) and all(abs(a - b) < 1e-4 for a, b in zip(ours, theirs, strict=True))
 
 
 def _differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
@@ -218,13 +199,7 @@ def _brief(value: Any) -> str:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Read the manifest of a folder; None if there is none.
-
-    Raises
-    ------
-    ValueError
-        If it is damaged.
-    """
+    """Return the manifest of a folder, or None if it has none; ValueError if it is damaged."""
     path = folder / MANIFEST
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -233,7 +208,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"it is not JSON, {error}") from error
     if not isinstance(record, dict) or record.get("format_version") != FORMAT_VERSION:
-        raise ValueError(f"{path} is no manifest of samples of format {FORMAT_VERSION}.")
+        raise ValueError(f"{path} is not a manifest of samples of format {FORMAT_VERSION}.")
     if record.pop("sha256", None) != _hash(record):
         raise _damaged(path, "it does not match its own SHA-256")
     check_record({"nfe": None, "grown_from": [], **record}, _FIELDS, path)
@@ -246,13 +221,13 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def _damaged(path: Path, reason: str) -> ValueError:
     return ValueError(
-        f"{path} is damaged ({reason}): delete it and make the samples again with the same settings, which "
-        "keeps the shards that are there."
+        f"{path} is damaged ({reason}); delete it and generate the samples again with the same settings, "
+        "which reuses the existing shards."
     )
 
 
 def write_manifest(folder: Path, manifest: Manifest, *, replace: bool = True) -> None:
-    """Write a manifest, sealed with its own SHA-256; it appears, or changes, as a whole."""
+    """Write a manifest, sealed with its own SHA-256, atomically."""
     record = {"format_version": FORMAT_VERSION, **asdict(manifest)}
     text = json.dumps({**record, "sha256": _hash(record)}, indent=2) + "\n"
     write_file(folder / MANIFEST, text.encode(), replace=replace)

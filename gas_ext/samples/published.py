@@ -29,11 +29,11 @@ _KEYS = ("noise", "latents", "images", "condition")
 
 
 class ReferenceDataset:
-    """A published ``dataset.pkl``, read row by row without running anything in it.
+    """A published ``dataset.pkl``, read row by row without executing anything in it.
 
-    It has the interface of `TeacherSamples`. Its noise is in the file, its seeds are not; `convert_dataset`
-    finds them. Its rows stand in the order in which the file names of its chunks sort as text (0, 1024,
-    10240, 2048, ...), not in the order of the seeds.
+    It has the interface of `TeacherSamples`. The file stores the noise but not the seeds, which
+    `convert_dataset` recovers. Rows are sorted by the file names of their chunks as text (0, 1024, 10240,
+    2048, ...), not by seed.
 
     Parameters
     ----------
@@ -43,21 +43,21 @@ class ReferenceDataset:
     Raises
     ------
     ValueError
-        If it is damaged, names anything that is not understood, or is no data set.
+        If it is damaged, is not a data set, or names an unknown class or function.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = path_of("path", path)
         content = read_pickle(path, tensors=False)
         if not isinstance(content, dict) or not set(_KEYS) <= content.keys():
-            raise ValueError(f"{path} is no data set of teacher samples: expected {', '.join(_KEYS)}.")
+            raise ValueError(f"{path} is not a data set of teacher samples; expected {', '.join(_KEYS)}.")
         self._size = self.path.stat().st_size
         self._noise = self._tensor("noise", content["noise"])
         latents = self._rows(content["latents"], "latents")
         images = self._rows(content["images"], "images")
         samples = images if latents is None else latents  # pixel models have no latents
         if samples is None:
-            raise ValueError(f"{path} holds neither latents nor images.")
+            raise ValueError(f"{path} holds neither latents nor images; get a fresh copy.")
         if samples.shape != self._noise.shape:
             raise ValueError(f"{path} is damaged: its samples have another shape than its noise.")
         self._samples = samples
@@ -66,15 +66,15 @@ class ReferenceDataset:
 
     def _tensor(self, name: str, value: Any) -> PickledTensor:
         if not isinstance(value, PickledTensor) or not value.shape:
-            raise ValueError(f"{self.path} is damaged: its {name} are no tensor.")
-        if 0 in value.shape:  # the file holds nothing of it, whatever its other sizes are
+            raise ValueError(f"{self.path} is damaged: its {name} are not a tensor.")
+        if 0 in value.shape:  # other sizes may be anything: no data in the file backs them
             raise ValueError(f"{self.path} is damaged: its {name} are empty, of shape {value.shape}.")
         if name in ("noise", "latents") and value.dtype != torch.float32:
             raise ValueError(f"{self.path} is damaged: its {name} are {value.dtype}, not torch.float32.")
         return value
 
     def _rows(self, value: Any, name: str) -> PickledTensor | None:
-        """Return a tensor of one row per sample; what is absent is a list of None."""
+        """Return a tensor with one row per sample; None if it is absent, which is a list of None."""
         if isinstance(value, list) and all(entry is None for entry in value):
             return None
         tensor = self._tensor(name, value)
@@ -95,7 +95,7 @@ class ReferenceDataset:
         return self._noise.shape[0]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ReferenceDataset, (self.path,)  # copies in other processes open the file for themselves
+        return ReferenceDataset, (self.path,)  # copies in other processes reopen the file
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -115,29 +115,21 @@ class ReferenceDataset:
         return "prompt" if isinstance(self._condition, list) else "label"
 
     def batch(self, indices: Indices, *, images: bool = True) -> SampleBatch:
-        """Load the samples at these places; parameters and errors as for `TeacherSamples.batch`.
-
-        Parameters
-        ----------
-        indices : sequence of int or int64 Tensor
-            At least one place from 0 to ``len(self) - 1``.
-        images : bool
-            False leaves decoded images out, which a loss on latents does not need.
-        """
-        places = check_indices(indices, len(self))
-        if self.path.stat().st_size < self._size:  # to read what is mapped but gone would end the process
-            raise ValueError(f"{self.path} was cut off while it was open; get a fresh copy.")
+        """Load the samples at these indices; parameters and errors as for `TeacherSamples.batch`."""
+        positions = check_indices(indices, len(self))
+        if self.path.stat().st_size < self._size:  # reading a truncated memory map would kill the process
+            raise ValueError(f"{self.path} was truncated while it was open; get a fresh copy.")
         condition: Tensor | list[str] | None = None
         if isinstance(self._condition, list):
-            condition = [self._condition[place] for place in places]
+            condition = [self._condition[index] for index in positions]
         elif self._condition is not None:
-            condition = _load(self._condition, places)
-        samples = {"samples": _load(self._samples, places)}
+            condition = _load(self._condition, positions)
+        samples = {"samples": _load(self._samples, positions)}
         if images and self._images is not None:
-            samples["images"] = _load(self._images, places)
+            samples["images"] = _load(self._images, positions)
         check_finite(samples, self.path)
         return SampleBatch(
-            noise=_load(self._noise, places),
+            noise=_load(self._noise, positions),
             samples=samples["samples"],
             condition=condition,
             images=samples.get("images"),
@@ -147,29 +139,26 @@ class ReferenceDataset:
     def find_seeds(self, candidates: Sequence[int]) -> list[int]:
         """Return the seed of each sample: the candidate with the same noise, bit for bit.
 
-        Raises
-        ------
-        ValueError
-            If a sample's noise is that of no candidate, as where it was drawn on a GPU.
+        Raises ValueError if a sample's noise matches no candidate, for example if it was drawn on a GPU.
         """
         known = {_key(stacked_noise([seed], self.sample_shape)): seed for seed in candidates}
-        seeds = [known.get(_key(_load(self._noise, [place]))) for place in range(len(self))]
+        seeds = [known.get(_key(_load(self._noise, [index]))) for index in range(len(self))]
         unknown = seeds.count(None)
         if unknown:
             raise ValueError(
-                f"The noise of {unknown} of {len(self)} samples of {self.path} is not that of the seeds "
-                f"{format_seeds(candidates)[:40]}, so it cannot be drawn again; read the file "
-                "as it is, in Python with ReferenceDataset."
+                f"The noise of {unknown} of {len(self)} samples of {self.path} does not come from the seeds "
+                f"{format_seeds(candidates)[:40]} and cannot be drawn again; use the file itself, in Python "
+                "with ReferenceDataset."
             )
         return [seed for seed in seeds if seed is not None]
 
 
-def _load(tensor: PickledTensor, places: Sequence[int]) -> Tensor:
-    return torch.cat([tensor.rows(place, place + 1) for place in places])
+def _load(tensor: PickledTensor, indices: Sequence[int]) -> Tensor:
+    return torch.cat([tensor.rows(index, index + 1) for index in indices])
 
 
 def _key(noise: Tensor) -> bytes:
-    """Return a hash of one sample's noise, by which it is recognized."""
+    """Return a hash that identifies one sample's noise."""
     return hashlib.sha256(noise.numpy().tobytes()).digest()
 
 
@@ -183,38 +172,34 @@ def convert_dataset(
     repair: bool = False,
     reporter: Reporter | None = None,
 ) -> TeacherSamples:
-    """Turn a published data set into a folder of samples, in the order of its seeds and without its noise.
+    """Convert a published data set into a folder of samples, sorted by seed and without the noise.
 
-    Possible where its noise is, bit for bit, that of `stacked_noise` for seeds among the candidates.
+    The noise must be, bit for bit, that of `stacked_noise` for seeds among the candidates.
 
     Parameters
     ----------
     path : path
         The pickle.
     folder : path
-        Made if it does not exist; resumes where an earlier run stopped.
+        Output directory. If it exists, the conversion resumes.
     candidates : sequence of int, optional
-        Seeds that may occur; 0 to 49,999, those of the paper, if not given.
-    images : bool
-        Also keep decoded images.
-    shard_size : int, optional
+        Possible seeds. Default: 0 to 49,999, those of the paper.
+    images : bool, default False
+        Also store decoded images.
+    shard_size, repair, reporter
         As for `generate_samples`.
-    repair : bool
-        As for `generate_samples`.
-    reporter : Reporter, optional
-        Told of the progress.
 
     Raises
     ------
     ValueError
-        If a sample's noise is that of no candidate, or the folder holds other samples.
+        If a sample's noise matches no candidate, or the folder holds other samples.
     """
     if shard_size is not None:
         whole_number("shard_size", shard_size, 1)
     dataset = ReferenceDataset(path)
     found = dataset.find_seeds(_PUBLISHED_SEEDS if candidates is None else candidates)
     order = sorted(range(len(dataset)), key=found.__getitem__)
-    seeds = [found[place] for place in order]
+    seeds = [found[index] for index in order]
     image_shape = dataset.image_shape if images else None
     numbers = math.prod(dataset.sample_shape) + math.prod(image_shape or (0,))
     settings = {
@@ -258,33 +243,19 @@ def import_samples(
     images: bool = False,
     reporter: Reporter | None = None,
 ) -> TeacherSamples:
-    """Convert a published data set into a sample folder; see `convert_dataset`.
+    """Convert a published data set as `convert_dataset` does, with the seeds of a config.
 
-    Parameters
-    ----------
-    path, folder, reporter
-        As for `convert_dataset`.
-    config : Config, optional
-        The data set that it belongs to: which seeds may occur, and the shape of a sample.
-    images : bool
-        Whether decoded images are kept.
-
-    Raises
-    ------
-    ValueError
-        If it is not what the config describes, or what `convert_dataset` raises.
+    Also raises ValueError if shape or conditions of the samples do not match the config.
     """
     if config is None:
         return convert_dataset(path, folder, reporter=reporter)
     dataset = ReferenceDataset(path)
-    has, wants = (
-        (dataset.sample_shape, dataset.condition_kind),
-        (config.space.shape, config.conditions.kind),
-    )
-    if has != wants:
+    found = (dataset.sample_shape, dataset.condition_kind)
+    expected = (config.space.shape, config.conditions.kind)
+    if found != expected:
         raise ValueError(
-            f"{path} holds samples of shape {has[0]} with conditions of type {has[1]}, but the config "
-            f"{config.name} describes {wants[0]} and {wants[1]}; give the file that belongs to it."
+            f"{path} holds samples of shape {found[0]} with conditions of type {found[1]}, but the config "
+            f"{config.name} describes {expected[0]} and {expected[1]}; give the file of this config."
         )
     seeds = parse_seeds(config.seeds.teacher)
     return convert_dataset(path, folder, seeds, images=images, reporter=reporter)

@@ -1,4 +1,4 @@
-"""Reading teacher samples: any rows, in any order, without loading the rest."""
+"""Reading teacher samples: any rows in any order, without loading the others."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from gas_ext._utils.noise import stacked_noise
 from gas_ext._utils.seeds import SeedList
 from gas_ext.denoisers import Denoiser
 from gas_ext.samples.filling import REMEDY, SampleFolder, verify_samples
-from gas_ext.samples.manifest import MANIFEST, first_noise, same_noise
+from gas_ext.samples.manifest import MANIFEST, first_noise
 
-_OPEN_SHARDS = 64  # kept open at a time; each holds one file descriptor
+_OPEN_SHARDS = 64  # cached; each holds one file descriptor
 
 Indices: TypeAlias = Sequence[int] | Tensor
 
 
 class SampleBatch(NamedTuple):
-    """Some teacher samples.
+    """A batch of teacher samples.
 
     Attributes
     ----------
     noise : Tensor
-        (B, *sample_shape) float32, what the samples were made from.
+        (B, *sample_shape) float32, the initial states.
     samples : Tensor
         (B, *sample_shape) float32, the teacher's states at its last time: images or latents.
     condition : Tensor, list of str or None
         Labels (B,) int64, prompts, or other conditions (B, ...), as `Denoiser.encode_condition` takes them.
     images : Tensor or None
-        (B, *image_shape), decoded samples, if they were kept.
+        (B, *image_shape), decoded samples if they were stored.
     seeds : Tensor or None
-        (B,) int64, where known.
+        (B,) int64, if known.
     """
 
     noise: Tensor
@@ -48,14 +48,14 @@ class SampleBatch(NamedTuple):
     seeds: Tensor | None
 
     def to(self, device: str | torch.device) -> SampleBatch:
-        """Return the batch with all tensors but the seeds on a device."""
+        """Return the batch on a device; the seeds stay where they are."""
         condition = self.condition.to(device) if isinstance(self.condition, Tensor) else self.condition
         images = None if self.images is None else self.images.to(device)
         return SampleBatch(self.noise.to(device), self.samples.to(device), condition, images, self.seeds)
 
 
 class SampleSource(Protocol):
-    """What a trainer learns from."""
+    """A source of teacher samples for training."""
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -65,14 +65,14 @@ class SampleSource(Protocol):
         """Return the number of samples."""
 
     def batch(self, indices: Indices, *, images: bool = True) -> SampleBatch:
-        """Load the samples at these places, with decoded images or without."""
+        """Load the samples at these indices, with or without decoded images."""
 
 
 class TeacherSamples:
     """A folder written by `generate_samples`, opened for reading; see `open`.
 
-    Only the requested rows are read, and their noise is drawn again.
-    Copies in other processes (of a data loader) open the folder for themselves.
+    Only the requested rows are read; their noise is drawn again. Copies in other processes, such as the
+    workers of a data loader, reopen the folder.
     """
 
     def __init__(self, folder: SampleFolder) -> None:
@@ -86,15 +86,15 @@ class TeacherSamples:
         Parameters
         ----------
         folder : path
-            What `generate_samples` or ``gas-ext teach`` wrote.
-        verify : bool
+            A folder written by `generate_samples` or ``gas-ext teach``.
+        verify : bool, default False
             Read everything and compare it with its SHA-256 first.
 
         Raises
         ------
         ValueError
-            If there are no samples, or not all of them, a shard is missing or of another size than the
-            manifest says, this torch draws other noise, or (with `verify`) a shard is damaged.
+            If the folder is missing or incomplete, a shard is missing or has another size than in the
+            manifest, this torch draws different noise, or (with `verify`) a shard is damaged.
         """
         opened = SampleFolder.open(path_of("folder", folder))
         if verify:
@@ -104,7 +104,7 @@ class TeacherSamples:
                 raise ValueError(f"In {folder}, {faults}; {REMEDY}.")
         samples = cls(opened)
         samples._check_complete()
-        samples._check_noise()
+        opened.manifest.check_noise(first_noise(samples.seeds, samples.sample_shape), opened.path)
         return samples
 
     def _check_complete(self) -> None:
@@ -113,8 +113,8 @@ class TeacherSamples:
             missing = len(self.missing())
             lacks = f"{missing} of {self._folder.shards} shards" if missing else f"their list in {MANIFEST}"
             raise ValueError(
-                f"{self.path} is not complete, it lacks {lacks}; run what made the samples again, which goes "
-                "on where it stopped."
+                f"{self.path} is not complete, it lacks {lacks}; run the command that generates the samples "
+                "again to resume."
             )
         for name, entry in listed.items():
             path = self.path / name
@@ -123,18 +123,9 @@ class TeacherSamples:
                 fault = "is missing" if size is None else f"has {size} bytes instead of {entry['bytes']}"
                 raise ValueError(f"{path} {fault}; {REMEDY}.")
 
-    def _check_noise(self) -> None:
-        ours = first_noise(self.seeds, self.sample_shape)
-        manifest = self._folder.manifest
-        if not same_noise(ours, manifest.first_noise):
-            raise ValueError(
-                f"{self.path} was made with torch {manifest.made_with.get('torch')}, but torch "
-                f"{torch.__version__} draws other noise from seed {self.seeds[0]}; use the former."
-            )
-
     @property
     def path(self) -> Path:
-        """Return the folder."""
+        """The folder."""
         return self._folder.path
 
     @property
@@ -154,27 +145,27 @@ class TeacherSamples:
 
     @property
     def image_shape(self) -> tuple[int, ...] | None:
-        """Shape of one decoded image; None if images were not kept."""
+        """Shape of one decoded image; None if images were not stored."""
         shape = self.settings["image_shape"]
         return None if shape is None else tuple(shape)
 
     @property
     def nfe(self) -> int | None:
-        """Network evaluations per sample, counted while sampling; None while not complete."""
+        """Counted network evaluations per sample; None while not complete."""
         return self._folder.manifest.nfe
 
     @property
     def complete(self) -> bool:
-        """Whether all shards are there and listed in the manifest."""
+        """Whether all shards exist and are listed in the manifest."""
         return self._folder.manifest.complete
 
     def settings_of(self, count: int) -> dict[str, Any]:
-        """Return the settings of the folder when it first held so many samples, however far it has grown."""
+        """Return the settings with which the folder first held so many samples, before it grew."""
         stages = self._folder.manifest.stages
         return next((stage for stage in stages if stage["samples"] >= count), stages[-1])
 
     def missing(self) -> list[str]:
-        """Return the names of shards that are yet to be made: not there, cut off, or of other settings."""
+        """Return the names of shards that are missing, truncated, or of other settings."""
         folder = self._folder
         return [
             folder.shard_path(number).name
@@ -183,27 +174,26 @@ class TeacherSamples:
         ]
 
     def check_teacher(self, denoiser: Denoiser) -> None:
-        """Raise ValueError unless a denoiser is the one that made the samples.
+        """Raise ValueError unless a denoiser is the teacher that generated the samples.
 
-        A converted data set does not say which that was; there only its shape and conditions are compared.
+        A converted data set does not name its teacher; only shape and conditions are compared.
         """
         made_by = self.settings["teacher"]
-        has = (list(self.sample_shape), made_by["condition_kind"])
-        wants = (list(denoiser.sample_shape), denoiser.condition_kind)
-        if has != wants:
+        found = (list(self.sample_shape), made_by["condition_kind"])
+        expected = (list(denoiser.sample_shape), denoiser.condition_kind)
+        if found != expected:
             raise ValueError(
-                f"{self.path} holds samples of shape {has[0]} with conditions of kind {has[1]!r}, but "
-                f"{denoiser.name!r} makes {wants[0]} with {wants[1]!r}; load their teacher."
+                f"{self.path} holds samples of shape {found[0]} with conditions of type {found[1]!r}, but "
+                f"{denoiser.name!r} generates {expected[0]} with {expected[1]!r}; load their teacher."
             )
         if self.settings["solver"] is None:
             return
-        for name, here in (("name", denoiser.name), ("weights_hash", denoiser.weights_hash)):
-            if made_by[name] != here:
-                raise ValueError(
-                    f"{self.path} was made by the teacher {made_by['name']!r} (weights "
-                    f"{made_by['weights_hash'][:12] or 'unknown'}), not by {denoiser.name!r} (weights "
-                    f"{denoiser.weights_hash[:12] or 'unknown'}); load that teacher, or make other samples."
-                )
+        if (made_by["name"], made_by["weights_hash"]) != (denoiser.name, denoiser.weights_hash):
+            raise ValueError(
+                f"{self.path} was made by the teacher {made_by['name']!r} (weights "
+                f"{made_by['weights_hash'][:12] or 'unknown'}), not by {denoiser.name!r} (weights "
+                f"{denoiser.weights_hash[:12] or 'unknown'}); load that teacher, or generate other samples."
+            )
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -212,31 +202,31 @@ class TeacherSamples:
         return TeacherSamples, (SampleFolder(self._folder.path, self._folder.manifest),)
 
     def batch(self, indices: Indices, *, images: bool = True) -> SampleBatch:
-        """Load the samples at these places, in this order, and draw their noise.
+        """Load the samples at these indices, in this order, and draw their noise.
 
         Parameters
         ----------
         indices : sequence of int or int64 Tensor
-            At least one place from 0 to ``len(self) - 1``; repetitions are allowed.
-        images : bool
-            False leaves decoded images out, which a loss on latents does not need.
+            At least one index from 0 to ``len(self) - 1``; repetitions are allowed.
+        images : bool, default True
+            Load decoded images; a loss on latents does not need them.
 
         Raises
         ------
         IndexError
-            If there is no such place.
+            If an index is out of range.
         ValueError
             If a shard is missing or is not the one that the manifest lists.
         """
-        places = check_indices(indices, len(self))
-        seeds = [self.seeds[place] for place in places]
-        left_out = {"seeds"} if images else {"seeds", "images"}
+        positions = check_indices(indices, len(self))
+        seeds = [self.seeds[index] for index in positions]
+        skipped = {"seeds"} if images else {"seeds", "images"}
         parts: dict[str, list[Tensor]] = defaultdict(list)
         prompts: list[str] = []
-        for place in places:
-            number, row = self._folder.find(place)
+        for index in positions:
+            number, row = self._folder.find(index)
             shard = self._shard(number)
-            for name in shard.names - left_out:
+            for name in shard.names - skipped:
                 parts[name].append(shard.row(name, row))
             if shard.record["prompts"] is not None:
                 prompts.append(shard.record["prompts"][row])
@@ -252,30 +242,20 @@ class TeacherSamples:
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Raise ValueError if samples or images that were read are not finite."""
+    """Raise ValueError if loaded samples or images are not finite."""
     for name in ("samples", "images"):
         if name in tensors and not bool(torch.isfinite(tensors[name]).all()):
             raise ValueError(f"{source} holds {name} that are not finite; {REMEDY}, or get a fresh copy.")
 
 
 def check_indices(indices: Indices, length: int) -> list[int]:
-    """Return places as a list.
-
-    Raises
-    ------
-    TypeError
-        If one is no integer.
-    ValueError
-        If there is none.
-    IndexError
-        If one is outside 0 to length - 1.
-    """
+    """Return indices as a list; raises unless there is at least one and all are from 0 to length - 1."""
     if isinstance(indices, Tensor) and (indices.dtype.is_floating_point or indices.dtype == torch.bool):
         raise TypeError(f"The indices are {indices.dtype}, but must be integers.")
-    places = whole_numbers("indices", indices)
-    if not places:
+    positions = whole_numbers("indices", indices)
+    if not positions:
         raise ValueError("There are no indices; give at least one.")
-    for place in places:
-        if not 0 <= place < length:
-            raise IndexError(f"There is no sample {place}; expected 0 to {length - 1}.")
-    return places
+    for index in positions:
+        if not 0 <= index < length:
+            raise IndexError(f"There is no sample {index}; expected 0 to {length - 1}.")
+    return positions

@@ -20,7 +20,7 @@ from gas_ext._utils.sealed_files import checksum, read_sealed, write_record
 FORMAT_VERSION = 1
 _KEY = "gas_ext_samples"
 
-# What is written under these names; images and other conditions are as the teacher makes them.
+# Required types; images and other conditions have the type that the teacher gives them.
 _TYPES = {"seeds": torch.int64, "labels": torch.int64, "samples": torch.float32}
 
 _FIELDS: Fields = {
@@ -32,34 +32,22 @@ _FIELDS: Fields = {
 
 
 def seal(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return a shard's record with its format version and the SHA-256 over record and tensors."""
+    """Return a shard's record with its format version and the SHA-256 of record and tensors."""
     record = {"format_version": FORMAT_VERSION, **record}
     return {**record, "sha256": checksum(record, tensors)}
 
 
 def write_shard(path: Path, record: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a shard, which appears only when it is complete, and clear away what earlier attempts left.
+    """Write a sealed record and contiguous CPU tensors, atomically, and remove leftovers of killed processes.
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    record : dict
-        What `seal` returned.
-    tensors : mapping
-        Contiguous tensors on the CPU.
-
-    Raises
-    ------
-    OSError
-        If the disk is full, or does not take the file for another reason.
+    Raises OSError if the disk is full or does not accept the file.
     """
     try:
         write_record(path, _KEY, record, tensors)
     except OSError as error:
         megabytes = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
         raise OSError(
-            f"{path} ({megabytes:.0f} MB) could not be written: {error}; once there is room, run the same "
+            f"{path} ({megabytes:.0f} MB) could not be written: {error}; make room, then run the same "
             "command again to resume after the last shard."
         ) from error
     remove_leftovers(path)
@@ -68,20 +56,9 @@ def write_shard(path: Path, record: dict[str, Any], tensors: Mapping[str, Tensor
 class Shard:
     """A shard opened for reading; only the requested rows are read.
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-
-    Attributes
-    ----------
-    record : dict
-        "run" (hash of the settings it was made with), "number", "nfe", "prompts", "sha256".
-
-    Raises
-    ------
-    ValueError
-        If the file is missing, cut off, or not a shard. Its tensors are not read, and may be damaged.
+    Its `record` has "run" (hash of the settings it was made with), "number", "nfe", "prompts" and "sha256".
+    Raises ValueError if the file is missing, truncated, or not a shard. Tensors are not read and may be
+    damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -91,7 +68,7 @@ class Shard:
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
         size = int.from_bytes(os.pread(self._file, 8, 0), "little")
-        header = json.loads(os.pread(self._file, size, 8))  # found right by safetensors
+        header = json.loads(os.pread(self._file, size, 8))  # already checked by safetensors
         self._starts = {name: 8 + size + header[name]["data_offsets"][0] for name in mapped}
 
     @property
@@ -100,25 +77,17 @@ class Shard:
         return set(self._types)
 
     def check_content(self, rows: int, shapes: Mapping[str, Sequence[int] | None]) -> None:
-        """Raise ValueError unless the shard holds so many rows, and tensors of these shapes.
-
-        Parameters
-        ----------
-        rows : int
-            Number of samples.
-        shapes : mapping
-            Shape of one row of some tensors; None where there must be no such tensor.
-        """
+        """Raise ValueError unless all tensors have so many rows, of these shapes; None: no such tensor."""
         for name, dtype in _TYPES.items():
             found, _ = self._types.get(name, (dtype, ()))
             if found != dtype:
                 raise ValueError(f"{self.path} is damaged: its {name} are {found}, not {dtype}.")
         sizes = {name: shape for name, (_, shape) in self._types.items()}
         for name, shape in {"seeds": (), **shapes}.items():
-            wanted = None if shape is None else (rows, *shape)
-            if sizes.get(name) != wanted:
+            expected = None if shape is None else (rows, *shape)
+            if sizes.get(name) != expected:
                 raise ValueError(
-                    f"{self.path} is damaged: its {name} are {sizes.get(name)} instead of {wanted}."
+                    f"{self.path} is damaged: its {name} are {sizes.get(name)} instead of {expected}."
                 )
         if self.record["prompts"] is not None:
             sizes["prompts"] = (len(self.record["prompts"]),)
@@ -129,18 +98,17 @@ class Shard:
     def row(self, name: str, row: int) -> Tensor:
         """Read one row of a tensor.
 
-        It is not mapped into memory: a file that is cut off while it is open then raises ValueError instead
-        of ending the process.
+        Not through a memory map: there, a file truncated while it is open would kill the process.
         """
         dtype, (_, *shape) = self._types[name]
         content = torch.empty(math.prod(shape) * dtype.itemsize, dtype=torch.uint8)
         start = self._starts[name] + row * len(content)
         if os.preadv(self._file, [content.numpy().data], start) < len(content):
-            raise ValueError(f"{self.path} was cut off while it was open; make it again, with repair.")
+            raise ValueError(f"{self.path} was truncated while it was open; generate it again with --repair.")
         return content.view(dtype).reshape(shape)
 
     def is_intact(self) -> bool:
-        """Say whether record and tensors match the SHA-256; reads everything."""
+        """Return whether record and tensors match the SHA-256; reads everything."""
         try:
             read_sealed(self.path, _KEY, "shard", _FIELDS, version=FORMAT_VERSION)
         except ValueError:

@@ -1,4 +1,4 @@
-"""The modules of benchmarks/, which is a folder of scripts and no package."""
+"""The modules of benchmarks/, which is a folder of scripts, not a package."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The floor's kernel reads all it says and writes all it says; a floor that skips bytes would be no floor."""
+"""The floor's kernel reads and writes all of its streams: skipping bytes would make the floor too low."""
 
 import pytest
 import torch
@@ -28,14 +28,14 @@ def combined(tensors):
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("past_cache", [False, True])
 @pytest.mark.parametrize("lines", [1, 4, 103])
-def test_one_pass_writes_what_all_reads_make(streams, lines, past_cache, threads):
+def test_one_pass_writes_the_combination_of_all_reads(streams, lines, past_cache, threads):
     reads, writes = words(5, lines, 0), words(2, lines, 1)
     streams.sweep([(reads, writes)], past_cache=past_cache, threads=threads)()
     for written in writes:
         assert torch.equal(written, combined(reads))
 
 
-def test_passes_share_out_all_streams(streams):
+def test_passes_cover_all_streams(streams):
     reads, writes = words(7, 10, 0), words(3, 10, 1)
     streams.sweep([(reads, writes)], passes=3)()
     for written, part in zip(writes, (reads[:2], reads[2:4], reads[4:]), strict=True):
@@ -53,7 +53,7 @@ def test_groups_are_visited_in_turn(streams):
     assert torch.equal(groups[2][1][0], before)
 
 
-def test_only_whole_aligned_lines(streams):
+def test_streams_must_be_whole_aligned_lines(streams):
     with pytest.raises(ValueError, match="64 bytes"):
         streams.sweep([([torch.zeros(15)], [torch.zeros(15)])])
     with pytest.raises(ValueError, match="64 bytes"):

@@ -1,4 +1,4 @@
-"""The peer is the public code's arithmetic: it meets the golden data, solve by solve."""
+"""The peer computes what the public code computes: its solves match the golden data."""
 
 import pytest
 import torch

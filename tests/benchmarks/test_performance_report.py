@@ -1,4 +1,4 @@
-"""Pages, plots and comparisons from a recorded run, and from the same run changed by a known amount."""
+"""Pages, plots and comparisons of a recorded run, and of the same run with known changes."""
 
 import copy
 import json
@@ -37,7 +37,7 @@ def changed(name_part, factor, peers=1.0):
 
 
 def steady(run):
-    """The same without spread, so that the arithmetic of the comparison is all there is."""
+    """The same without spread, which leaves only the arithmetic of the comparison."""
     for entry in run["benchmarks"]:
         entry["stats"]["iqr"] = 0.0
         for peer in entry["extra_info"].get("peers", {}).values():
@@ -58,14 +58,14 @@ def test_rows_are_times_of_one_piece_of_work():
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """A page with words of its own, filled from the recorded run."""
+    """A page with custom text, filled from the recorded run."""
     path = tmp_path_factory.mktemp("page") / "page.md"
     path.write_text(PAGE.read_text("utf-8").replace("# Performance", "# Mine"), "utf-8")
     assert report.main([str(RECORDED), "-o", str(path)]) == 0
     return path
 
 
-def test_the_page_keeps_its_words_and_fills_every_part(page):
+def test_every_part_is_filled_and_other_text_is_unchanged(page):
     text = page.read_text("utf-8")
     assert text.startswith("# Mine")
     parts = dict(re.findall(r"<!-- measured: ([a-z ]+) -->(.*?)<!-- end", text, re.DOTALL))
@@ -128,7 +128,7 @@ def test_other_files_are_refused(tmp_path, capsys, content):
     assert capsys.readouterr().err
 
 
-def test_targets_take_the_least_favorable_case():
+def test_targets_use_the_worst_case():
     run = results.read_results(RECORDED)
     lines = {target.text: target.line(run) for target in performance_tables.TARGETS}
     steps = run.of("step", size=[1, 3, 32, 32])
@@ -138,7 +138,7 @@ def test_targets_take_the_least_favorable_case():
     assert line[4] == ("yes" if worst <= 15e-6 else "**no**")
 
 
-def test_a_target_turns_with_its_number(tmp_path):
+def test_a_target_follows_its_value(tmp_path):
     text = "the same against the public code's step"
     for factor, reached in ((1e-3, "yes"), (1e3, "**no**")):
         run = results.read_results(write(tmp_path / "run.json", changed("test_step.py", factor)))
@@ -146,7 +146,7 @@ def test_a_target_turns_with_its_number(tmp_path):
         assert line[4] == reached
 
 
-def test_a_run_equals_itself(capsys):
+def test_a_run_compared_with_itself_has_no_change(capsys):
     assert report.main([str(RECORDED), "--compare", str(RECORDED)]) == 0
     out = capsys.readouterr().out
     assert "Slower beyond noise: 0" in out
@@ -166,13 +166,13 @@ def test_slower_rows_are_named(tmp_path, capsys):
     assert "test_baking.py" in capsys.readouterr().out.split("Faster")[1]
 
 
-def test_a_slower_machine_is_no_regression(tmp_path):
+def test_a_slower_machine_is_not_a_regression(tmp_path):
     old = write(tmp_path / "old.json", steady(copy.deepcopy(RUN)))
     new = write(tmp_path / "new.json", steady(changed("test_step.py", 2.0, peers=2.0)))
     assert report.main([str(new), "--compare", str(old)]) == 0
 
 
-def test_changes_within_the_spread_are_no_regression(tmp_path):
+def test_changes_within_the_spread_are_not_a_regression(tmp_path):
     run = steady(changed("test_baking.py", 1.3))
     for entry in run["benchmarks"]:
         entry["stats"]["iqr"] = 0.2 * entry["stats"]["median"]
@@ -180,7 +180,7 @@ def test_changes_within_the_spread_are_no_regression(tmp_path):
     assert report.main([str(write(tmp_path / "new.json", run)), "--compare", str(old)]) == 0
 
 
-def test_rows_that_are_gone_are_named(tmp_path, capsys):
+def test_missing_rows_are_named(tmp_path, capsys):
     run = copy.deepcopy(RUN)
     gone = run["benchmarks"].pop()["fullname"]
     report.main([str(write(tmp_path / "new.json", run)), "--compare", str(RECORDED)])

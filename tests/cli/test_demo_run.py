@@ -1,13 +1,11 @@
 import json
 import math
-import os
 from dataclasses import replace
 
 import pytest
 import torch
 
 from gas_ext import GASSampler, GeneralizedSolver
-from gas_ext._utils.files import check_output_folder
 from gas_ext._utils.noise import seed_labels, stacked_noise
 from gas_ext._utils.progress import SilentReporter
 from gas_ext.cli import demo_run
@@ -25,10 +23,7 @@ TINY = DemoConfig(steps=2, iterations=2, seed=3, train_samples=8, held_out_sampl
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Run the demo once: its record, its folder, and what went into the training and came out.
-
-    One loss and one distance are made NaN.
-    """
+    """Run the demo once, with one loss and one distance made NaN: record, folder, training data."""
     given = {}
     folder = tmp_path_factory.mktemp("demo") / "deep" / "gas-demo"
 
@@ -92,7 +87,7 @@ def test_learning_starts_from_the_dpm_solver(monkeypatch, order, spacing):
     classical = classical_solver(teacher.schedule, 3, order, spacing, teacher.t_eps)
     nothing = torch.empty(0)
     data = Batch(nothing, nothing, nothing)
-    demo_run._learn(DemoConfig(steps=3), teacher, classical, data, SilentReporter())
+    demo_run.Demo(DemoConfig(steps=3), SilentReporter()).learn(classical, data)
     assert started[0] is started[1]
     expected = classical.solver.coefficients(teacher.prediction_type)
     found = started[0].coefficients()
@@ -145,11 +140,11 @@ def test_numbers_that_are_not_finite_are_none(run):
     assert list(record["classical_l1_on_training_seeds"].values())[-1] is None
     diverged = Cell("learned", "learned", "", Numbers(4, 1.5, {}, {}), torch.zeros(0))
     comparison = Comparison("", {}, "", 2, [diverged], None, [], 0)
-    (row,) = demo_run._rows([comparison, comparison], ["learned"])
+    (row,) = demo_run.comparison_rows([comparison, comparison], ["learned"])
     assert [row[key] for key in ("l1_to_teacher", "frechet_to_teacher", "frechet_to_data")] == [None] * 3
 
 
-def test_classical_solver_and_start_are_the_nearest(run):
+def test_classical_solver_and_start_are_the_closest(run):
     record, _, _ = run
     assert [row["solver"] for row in record["rows"]] == ["teacher", "classical", "learned"]
     assert [row["nfe"] for row in record["rows"]] == [20, 2, 2]
@@ -182,16 +177,3 @@ def test_failed_writing_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         run_demo(replace(TINY, iterations=1), tmp_path / "gas-demo")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_output_folder_is_checked_first(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="is a file"):
-        check_output_folder(tmp_path / "file" / "gas-demo")
-    assert check_output_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
-
-
-def test_folder_without_permission_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(ValueError, match="not writable"):
-        check_output_folder(tmp_path / "gas-demo")

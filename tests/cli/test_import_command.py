@@ -9,13 +9,13 @@ import stat
 import pytest
 import torch
 import yaml
+from commands import error_of as command_error
+from commands import run, succeed
 from golden_data import GOLDEN
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 from gas_ext import GASSampler, GeneralizedSolver
 from gas_ext._utils.noise import stacked_noise
-from gas_ext.cli import app
 from gas_ext.configs import load_config
 from gas_ext.safe_pickle import PickledObject
 from gas_ext.samples import ReferenceDataset, TeacherSamples
@@ -28,10 +28,6 @@ DATA_SET = GOLDEN / "dataset/pixel.pkl"  # 8x8, three channels
 SNAPSHOT = GOLDEN / "edm/ddpmpp_vp.scrubbed_era2022.pkl"  # 16x16, three channels
 
 
-def run(*arguments):
-    return CliRunner().invoke(app, list(map(str, arguments)))
-
-
 @pytest.fixture(autouse=True)
 def _somewhere_else(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -39,16 +35,12 @@ def _somewhere_else(tmp_path, monkeypatch):
 
 
 def error_of(*arguments) -> str:
-    outcome = run("import", *arguments)
-    assert outcome.exit_code == 1, outcome.output
-    assert len(outcome.stderr.strip().splitlines()) == 1
-    return outcome.stderr
+    return command_error("import", *arguments)
 
 
 def test_import_then_sample():
-    outcome = run("import", SNAPSHOT, "--name", "mine", "--t-eps", "0.01", "-o", "teachers/mine")
-    assert outcome.exit_code == 0, outcome.output
-    assert outcome.stdout == (
+    text = succeed("import", SNAPSHOT, "--name", "mine", "--t-eps", "0.01", "-o", "teachers/mine")
+    assert text == (
         "wrote teachers/mine: edm teacher 'mine', samples 3x16x16, sample, no condition, 0.2 MB\n"
     )
     teacher = load_teacher("teachers/mine")
@@ -56,18 +48,17 @@ def test_import_then_sample():
     solver = GeneralizedSolver(teacher.schedule, 2, t_eps=0.01)
     solver.save("s.safetensors", teacher={"name": "mine", "weights_hash": teacher.weights_hash})
     options = ("--solver", "s.safetensors", "--teacher", "teachers/mine", "--seeds", "3,5")
-    outcome = run("sample", *options, "--out", "x.safetensors")
-    assert outcome.exit_code == 0, outcome.output
+    succeed("sample", *options, "--out", "x.safetensors")
     with torch.no_grad():
         expected = GASSampler(solver, teacher)(stacked_noise([3, 5], (3, 16, 16)))
     torch.testing.assert_close(load_file("x.safetensors")["samples"], expected, atol=1e-5, rtol=0)
-    assert run("sample", *options, "--out", "grid.png").exit_code == 0
+    succeed("sample", *options, "--out", "grid.png")
 
 
-def test_every_file_can_be_read_by_those_whom_the_umask_lets(tmp_path):
+def test_file_modes_follow_the_umask(tmp_path):
     previous = os.umask(0o022)
     try:
-        assert run("import", SNAPSHOT, "-o", "teacher").exit_code == 0
+        succeed("import", SNAPSHOT, "-o", "teacher")
     finally:
         os.umask(previous)
     assert stat.S_IMODE((tmp_path / "teacher").stat().st_mode) == 0o755
@@ -75,16 +66,16 @@ def test_every_file_can_be_read_by_those_whom_the_umask_lets(tmp_path):
     assert modes == {"model.safetensors": 0o644, "teacher.json": 0o644}
 
 
-def test_what_a_hostile_file_names_is_told_and_nothing_is_written(tmp_path):
+def test_a_hostile_file_is_refused_by_name_and_nothing_is_written(tmp_path):
     (tmp_path / "evil.pkl").write_bytes(pickle.dumps(os.system))
     assert "evil.pkl is refused: it names posix.system" in error_of("evil.pkl", "-o", "teachers/evil")
     assert [path.name for path in tmp_path.iterdir()] == ["evil.pkl"]
 
 
-def test_missing_weights_are_named_with_place_and_size():
-    said = error_of("cifar10", "-o", "teachers/cifar10")
-    assert "edm-cifar10-32x32-uncond-vp.pkl (about 223 MB) from https://nvlabs-fi-cdn.nvidia.com" in said
-    assert "put it at weights/cifar10/edm-cifar10-32x32-uncond-vp.pkl" in said
+def test_missing_weights_are_named_with_address_path_and_size():
+    error = error_of("cifar10", "-o", "teachers/cifar10")
+    assert "edm-cifar10-32x32-uncond-vp.pkl (about 223 MB) from https://nvlabs-fi-cdn.nvidia.com" in error
+    assert "put it at weights/cifar10/edm-cifar10-32x32-uncond-vp.pkl" in error
 
 
 def test_options_reach_the_teacher_or_are_refused(tmp_path):
@@ -97,14 +88,14 @@ def test_options_reach_the_teacher_or_are_refused(tmp_path):
     assert run("import", SNAPSHOT, "--latent-size", "0", "-o", "x").exit_code == 2
 
 
-@pytest.mark.parametrize("place", ["full", "file", "file/inside", ".", "/proc/self/inside"])
-def test_places_where_nothing_can_be_written_are_refused_before_any_work(tmp_path, monkeypatch, place):
+@pytest.mark.parametrize("folder", ["full", "file", "file/inside", ".", "/proc/self/inside"])
+def test_unwritable_folders_are_refused_before_any_work(tmp_path, monkeypatch, folder):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/x").touch()
     (tmp_path / "file").touch()
     monkeypatch.setattr("gas_ext.teachers.sources.load_source", lambda *_: pytest.fail("work began"))
     before = sorted(tmp_path.rglob("*"))
-    assert place.strip("/").split("/")[0] in error_of(SNAPSHOT, "-o", place)
+    assert folder.strip("/").split("/")[0] in error_of(SNAPSHOT, "-o", folder)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -118,20 +109,17 @@ def test_empty_folders_links_and_other_names(tmp_path, name):
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to("empty")
     (tmp_path / "hanging").symlink_to("nowhere")
-    outcome = run("import", SNAPSHOT, "-o", name)
-    assert outcome.exit_code == 0, outcome.output
+    succeed("import", SNAPSHOT, "-o", name)
     assert json.loads((tmp_path / name / "teacher.json").read_text())["family"] == "edm"
     assert (tmp_path / "link").is_symlink()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_a_published_student_is_imported_and_taken_by_every_command():
-    command = ("import", STUDENT, "--steps", 4, "--config", "cifar10", "-o", "solvers/student.safetensors")
-    outcome = run(*command)
-    assert outcome.exit_code == 0, outcome.output
-    assert outcome.stdout == (
-        "wrote solvers/student.safetensors: a solver of 4 network evaluations for cifar10\n"
+def test_every_command_accepts_an_imported_student():
+    text = succeed(
+        "import", STUDENT, "--steps", 4, "--config", "cifar10", "-o", "solvers/student.safetensors"
     )
+    assert text == "wrote solvers/student.safetensors: a solver of 4 network evaluations for cifar10\n"
     solver = GeneralizedSolver.load("solvers/student.safetensors")
     expected = GeneralizedSolver.from_reference_checkpoint(STUDENT, NoiseSchedule.vp_linear(), 4, 1e-3)
     assert (solver.t_eps, solver.schedule, solver.prediction_type) == (1e-3, expected.schedule, "sample")
@@ -153,8 +141,7 @@ def test_a_student_takes_the_schedule_of_an_imported_teacher():
     schedule = load_teacher("teachers/cifar10").schedule
     assert schedule != NoiseSchedule.vp_linear()
     for teacher in ((), ("--teacher", "teachers/cifar10")):
-        outcome = run("import", STUDENT, "--config", "cifar10", *teacher, "-o", "s.safetensors")
-        assert outcome.exit_code == 0, outcome.output
+        succeed("import", STUDENT, "--config", "cifar10", *teacher, "-o", "s.safetensors")
         assert GeneralizedSolver.load("s.safetensors").schedule == schedule
 
 
@@ -175,24 +162,21 @@ def test_a_student_that_cannot_be_imported(tmp_path, arguments, reason):
 
 @pytest.mark.parametrize("name", ["x.pt", "x.npz"])
 @pytest.mark.parametrize("command", [("sample",), ("evaluate", "-c", "demo"), ("compare", "-c", "demo")])
-def test_a_solver_by_another_suffix_is_told_how_to_become_one(tmp_path, command, name):
+def test_a_solver_of_another_format_names_the_import_command(tmp_path, command, name):
     shutil.copy(STUDENT, tmp_path / name)
-    outcome = run(*command, "--solver", name)
-    assert outcome.exit_code == 1
+    error = command_error(*command, "--solver", name)
     published = name == "x.pt"
-    assert ("is a published checkpoint" if published else "ends in .npz") in outcome.stderr
+    assert ("is a published checkpoint" if published else "ends in .npz") in error
     student = "x" if published else "student"
-    assert f"gas-ext import {student}.pt --steps N --config NAME -o {student}.safetensors" in outcome.stderr
-    assert len(outcome.stderr.strip().splitlines()) == 1
+    assert f"gas-ext import {student}.pt --steps N --config NAME -o {student}.safetensors" in error
 
 
 def test_a_published_data_set_becomes_a_sample_folder(tmp_path):
     values = load_config("cifar10").model_dump(mode="json")
     values["space"]["shape"], values["seeds"]["teacher"] = [3, 8, 8], "0-19"
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(values))
-    outcome = run("import", DATA_SET, "--config", "small.yaml", "-o", "samples/small")
-    assert outcome.exit_code == 0, outcome.output
-    assert outcome.stdout == "wrote samples/small: 16 samples\n"
+    text = succeed("import", DATA_SET, "--config", "small.yaml", "-o", "samples/small")
+    assert text == "wrote samples/small: 16 samples\n"
     samples, dataset = TeacherSamples.open("samples/small"), ReferenceDataset(DATA_SET)
     first = dataset.find_seeds(range(20)).index(samples.seeds[0])
     assert torch.equal(samples.batch([0]).samples, dataset.batch([first]).samples)
@@ -220,13 +204,13 @@ def test_a_truncated_checkpoint_says_so(tmp_path):
     assert "it is truncated or altered" in error_of("cut.ckpt", "-o", "x")
 
 
-def test_published_files_that_are_no_teachers_name_their_loader(tmp_path, monkeypatch):
+def test_published_files_other_than_teachers_name_their_loader(tmp_path, monkeypatch):
     snapshot = {"D": PickledObject("training.networks", "Discriminator")}
     monkeypatch.setattr("gas_ext.teachers.published.read_pickle", lambda *_, **__: snapshot)
-    said = error_of(SNAPSHOT, "-o", "x")
-    assert "is an R3GAN snapshot, not a teacher" in said
-    assert "gas_ext.training.discriminators.load_r3gan_snapshot" in said
+    error = error_of(SNAPSHOT, "-o", "x")
+    assert "is an R3GAN snapshot, not a teacher" in error
+    assert "gas_ext.training.discriminators.load_r3gan_snapshot" in error
     monkeypatch.undo()
-    for path, place in ((STUDENT, "solver.safetensors"), (DATA_SET, "samples/NAME")):
-        with pytest.raises(ValueError, match=f"not a teacher: run gas-ext import .* -o {place}"):
+    for path, out in ((STUDENT, "solver.safetensors"), (DATA_SET, "samples/NAME")):
+        with pytest.raises(ValueError, match=f"not a teacher: run gas-ext import .* -o {out}"):
             import_teacher(path, tmp_path / "x")

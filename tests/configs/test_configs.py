@@ -1,4 +1,4 @@
-"""The configs that ship, and what is said about one's own."""
+"""The configs that ship with the package, custom configs, and messages about their errors."""
 
 from typing import get_args
 
@@ -11,7 +11,7 @@ from gas_ext._utils.seeds import parse_seeds
 from gas_ext.configs import TeacherSolver, config_names, config_text, load_config
 from gas_ext.solvers.registry import SpacingName, build_solver, canonical_name
 
-# Stable Diffusion's, which GITS times want.
+# The schedule of Stable Diffusion, which GITS times require.
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
 SD = NoiseSchedule.vp_discrete(torch.cumprod(1.0 - BETAS, 0))
 
@@ -27,32 +27,20 @@ PAPER = {
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_the_paper_s_teacher_solvers(name):
+def test_teacher_solvers_of_the_paper(name):
     solver = load_config(name).teacher_solver
-    found = (
-        solver.steps_for(4),
-        solver.order,
-        solver.variant,
-        solver.timesteps,
-        solver.t_eps,
-        solver.guidance_scale,
-    )
-    assert found == PAPER[name]
+    settings = (solver.order, solver.variant, solver.timesteps, solver.t_eps, solver.guidance_scale)
+    assert (solver.steps_for(4), *settings) == PAPER[name]
 
 
 @pytest.mark.parametrize("name", config_names())
-def test_every_config_builds_its_teacher_solver(name):
+def test_every_config_builds_its_teacher_solver_and_separates_its_seeds(name):
     config = load_config(name)
     for steps in config.student.steps:
         solver = config.teacher_solver.build(SD, steps)
         assert solver.steps == config.teacher_solver.steps_for(steps)
         assert len(solver.coefficients("epsilon").rows) == solver.steps
-
-
-@pytest.mark.parametrize("name", config_names())
-def test_teacher_and_evaluation_seeds_do_not_meet(name):
-    seeds = load_config(name).seeds
-    assert not set(parse_seeds(seeds.teacher)) & set(parse_seeds(seeds.evaluation))
+    assert not set(parse_seeds(config.seeds.teacher)) & set(parse_seeds(config.seeds.evaluation))
 
 
 def edited(tmp_path, change) -> str:
@@ -64,7 +52,7 @@ def edited(tmp_path, change) -> str:
     return str(path)
 
 
-def test_one_s_own_file(tmp_path):
+def test_a_custom_file(tmp_path):
     path = edited(tmp_path, lambda values: values["training"].update(batch_size=7))
     assert load_config(path).training.batch_size == 7
 
@@ -74,38 +62,33 @@ def test_one_s_own_file(tmp_path):
     [
         (lambda v: v.update(speed=1), r"own.yaml: speed is not a known setting; remove it\."),
         (lambda v: v["training"].pop("loss"), r"training\.loss is missing; add it\."),
-        (
-            lambda v: v["training"].update(batch_size=0),
-            r"training\.batch_size is 0: .* greater",
-        ),
+        (lambda v: v["training"].update(batch_size=0), r"training\.batch_size is 0: .* greater"),
         (lambda v: v["training"].update(batch_size="8"), r"training\.batch_size is '8': .* integer"),
         (lambda v: v["teacher_solver"].update(kind="euler"), r"teacher_solver\.kind is 'euler': .* 'unipc'"),
         (lambda v: v["student"].update(t_eps=1.5), r"student\.t_eps is 1\.5"),
         (lambda v: v["seeds"].update(teacher="9-0"), r"seeds\.teacher is '9-0': .*backward"),
-        (lambda v: v["conditions"].update(kind="label"), r"num_classes belongs to labels"),
+        (lambda v: v["conditions"].update(kind="label"), r"num_classes is required for labels"),
     ],
 )
-def test_a_fault_is_told_in_one_sentence(tmp_path, change, message):
+def test_an_error_is_one_sentence(tmp_path, change, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_config(edited(tmp_path, change))
     assert "\n" not in str(caught.value)
 
 
 def test_gits_times_with_any_multistep_solver():
-    change = "teacher_solver.kind=dpm-solver++"
-    config = load_config("coco", [change])
+    config = load_config("coco", ["teacher_solver.kind=dpm-solver++"])
     with pytest.raises(ValueError, match=r"GITS times were found for Stable Diffusion 1\.5"):
         config.teacher_solver.build(NoiseSchedule.flow(), 4)
 
 
 @pytest.mark.parametrize("kind", ["unipc", "ipndm", "dpm-solver++"])
 @pytest.mark.parametrize("timesteps", get_args(SpacingName))
-def test_the_teacher_s_solver_is_that_of_its_name(kind, timesteps):
+def test_the_teacher_solver_is_the_one_of_its_name(kind, timesteps):
     values = {"kind": kind, "steps": 6, "order": 2, "variant": "bh2", "timesteps": timesteps, "t_eps": 0.01}
     config = TeacherSolver(**values)
-    assert config.name == {"unipc": "unipc-2-bh2", "ipndm": "ipndm-2", "dpm-solver++": "dpm++-2"}[kind] + (
-        f"@{timesteps}"
-    )
+    name = {"unipc": "unipc-2-bh2", "ipndm": "ipndm-2", "dpm-solver++": "dpm++-2"}[kind]
+    assert config.name == f"{name}@{timesteps}"
     assert canonical_name(config.name) == config.name
     solver, named = config.build(SD, 4), build_solver(config.name, SD, 6, 0.01)
     x = torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -115,20 +98,20 @@ def test_the_teacher_s_solver_is_that_of_its_name(kind, timesteps):
     assert (found - expected).abs().max() <= 1e-10
 
 
-def test_orders_that_a_teacher_s_solver_has():
+def test_orders_of_a_teacher_solver():
     assert load_config("cifar10", ["teacher_solver.order=4"]).teacher_solver.name == "unipc-4-bh1@logsnr"
-    with pytest.raises(ValueError, match=r"teacher_solver is .*: dpm-solver\+\+ has no order 4, take"):
+    with pytest.raises(ValueError, match=r"teacher_solver is .*: dpm-solver\+\+ has no order 4, use"):
         load_config("demo", ["teacher_solver.order=4"])
 
 
-def test_the_kind_of_student():
+def test_the_preset_of_the_student():
     assert load_config("demo").student.preset == "gs"
     assert load_config("demo", ["student.preset=s4s-alt"]).student.preset == "s4s-alt"
     with pytest.raises(ValueError, match=r"student\.preset is 'dpm': .*'ld3'"):
         load_config("demo", ["student.preset=dpm"])
 
 
-def test_unknown_names_list_what_there_is():
+def test_unknown_names_list_the_known_ones():
     with pytest.raises(ValueError, match="expected one of afhqv2, cifar10"):
         load_config("cifar100")
     with pytest.raises(ValueError, match="There is no config file"):
@@ -136,21 +119,21 @@ def test_unknown_names_list_what_there_is():
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1\n- 2", "!!python/object/apply:os.system ['true']"])
-def test_what_is_no_config(tmp_path, text):
+def test_files_that_are_not_configs_are_refused(tmp_path, text):
     path = tmp_path / "broken.yaml"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"is not YAML|is no config"):
+    with pytest.raises(ValueError, match=r"is not YAML|is not a config"):
         load_config(path)
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("!!bool x", "has a value that is not of its type"),
-        ("!!int ''", "has a value that is not of its type"),
-        ("!!timestamp x", "has a value that is not of its type"),
+        ("!!bool x", "has a value that does not match its type"),
+        ("!!int ''", "has a value that does not match its type"),
+        ("!!timestamp x", "has a value that does not match its type"),
         ("&a [1, *a]", "it has aliases"),
-        ("[" * 5000, "has a value that is not of its type"),
+        ("[" * 5000, "has a value that does not match its type"),
         ("[" + "x" * 10_000 + "]", "title is "),
     ],
 )
@@ -171,9 +154,14 @@ def test_nested_aliases_are_not_expanded(tmp_path):
     assert len(str(caught.value)) < 300
 
 
-def test_several_faults_are_one_sentence(tmp_path):
+def test_several_errors_are_one_sentence(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(config_text(load_config("demo")).replace("steps: 20", "steps: none"))
     with pytest.raises(ValueError, match=r"config\.yaml: teacher_solver\.steps") as error:
         load_config(str(path))
     assert ". " not in str(error.value)
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("0.5", 0.5), ("2", 2.0), ("null", None)])
+def test_usual_notations_of_numbers(text, value):
+    assert load_config("demo", [f"training.clip={text}"]).training.clip == value

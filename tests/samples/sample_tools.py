@@ -1,4 +1,4 @@
-"""What the tests of samples share: cheap teachers, folders as bytes, and processes that are killed."""
+"""Helpers of the tests of samples: cheap teachers, folders as bytes, and killed processes."""
 
 import json
 import os
@@ -44,14 +44,14 @@ def listing(folder) -> list[str]:
     return sorted(path.name for path in Path(folder).iterdir())
 
 
-def flip_bit(path, place=-5):
+def flip_bit(path):
     content = bytearray(path.read_bytes())
-    content[place] ^= 1
+    content[-5] ^= 1
     path.write_bytes(content)
 
 
 def processes(function, arguments):
-    """Run a function in processes of its own and return their exit codes."""
+    """Run a function in separate processes and return their exit codes."""
     context = get_context("fork")
     running = [context.Process(target=function, args=each) for each in arguments]
     for process in running:
@@ -62,7 +62,7 @@ def processes(function, arguments):
 
 
 def make_until_killed(folder, seeds, end):
-    """Make samples up to an evaluation, given by its number, or until a file, given by its name, is done."""
+    """Generate samples up to the evaluation with a number, or until the file with a name is complete."""
     denoiser = tanh_denoiser()
 
     def die_if(reached):

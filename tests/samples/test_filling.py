@@ -37,7 +37,7 @@ from gas_ext.solvers import UniPCSolver
         ),
     ],
 )
-def test_killed_anywhere_it_goes_on_after_the_last_shard(tmp_path, end, left, evaluations):
+def test_killed_anywhere_a_run_resumes_after_the_last_shard(tmp_path, end, left, evaluations):
     expected = make_samples(tmp_path / "expected", range(12), tanh_denoiser())
     folder = tmp_path / "killed"
     folder.mkdir()
@@ -55,7 +55,7 @@ def test_killed_anywhere_it_goes_on_after_the_last_shard(tmp_path, end, left, ev
     assert torch.equal(samples.batch(range(12)).samples, expected.batch(range(12)).samples)
 
 
-def test_a_dead_process_holds_nobody_up_and_its_work_can_be_done_later(tmp_path):
+def test_a_dead_process_blocks_no_other_and_its_shards_can_be_made_later(tmp_path):
     others = [make_samples(tmp_path, rank=rank, world_size=3) for rank in (0, 2)]
     assert [samples.complete for samples in others] == [False, False]
     denoiser = make_denoiser()
@@ -65,13 +65,13 @@ def test_a_dead_process_holds_nobody_up_and_its_work_can_be_done_later(tmp_path)
     assert TeacherSamples.open(tmp_path, verify=True).complete
 
 
-def test_manifest_is_that_of_whoever_comes_first(tmp_path):
+def test_manifest_is_that_of_the_first_process(tmp_path):
     make_samples(tmp_path, rank=1, world_size=2, command="first")
     assert make_samples(tmp_path, rank=0, world_size=2, command="second").complete
     assert manifest(tmp_path)["made_with"]["command"] == "first"
 
 
-def test_settings_that_turn_up_meanwhile_are_refused(tmp_path):
+def test_settings_that_appear_meanwhile_are_refused(tmp_path):
     def network(x, t, condition):
         if not (tmp_path / "manifest.json").exists():
             make_samples(tmp_path, steps=2, rank=1, world_size=2)
@@ -82,7 +82,7 @@ def test_settings_that_turn_up_meanwhile_are_refused(tmp_path):
     assert listing(tmp_path) == ["manifest.json", "shard-00001.safetensors"]
 
 
-def test_of_two_that_begin_at_once_with_other_settings_one_is_refused(tmp_path, monkeypatch):
+def test_of_two_simultaneous_starts_with_other_settings_one_is_refused(tmp_path, monkeypatch):
     write, made = filling.write_manifest, []
 
     def overtaken(folder, manifest, **options):
@@ -97,14 +97,14 @@ def test_of_two_that_begin_at_once_with_other_settings_one_is_refused(tmp_path, 
     assert verify_samples(tmp_path) == {}
 
 
-def test_nothing_is_made_twice(tmp_path):
+def test_nothing_is_generated_twice(tmp_path):
     make_samples(tmp_path)
     before = shard_bytes(tmp_path)
     text = (tmp_path / "manifest.json").read_bytes()
     denoiser, lines = make_denoiser(), []
     make_samples(tmp_path, denoiser=denoiser, command="other", reporter=LogReporter(lines.append))
     assert denoiser.evaluations == 0
-    assert lines == ["3 of 3 shards are there already."]
+    assert lines == ["3 of 3 shards exist already."]
     assert shard_bytes(tmp_path) == before
     assert (tmp_path / "manifest.json").read_bytes() == text
 
@@ -142,7 +142,7 @@ def test_other_weights_labels_and_prompts_are_refused(tmp_path):
         return denoiser
 
     make_samples(tmp_path, denoiser=labelled(), labels=[0, 1])
-    make_samples(tmp_path, denoiser=labelled(), labels=[0, 1, 0, 1])  # which comes to the same
+    make_samples(tmp_path, denoiser=labelled(), labels=[0, 1, 0, 1])  # the same labels
     with pytest.raises(ValueError, match=r"conditions\.sha256"):
         make_samples(tmp_path, denoiser=labelled(), labels=[1, 0])
     with pytest.raises(ValueError, match=r"teacher\.weights_hash"):
@@ -170,9 +170,9 @@ def test_last_bits_of_the_settings_do_not_matter(tmp_path, monkeypatch):
     assert make_samples(tmp_path).complete
 
 
-def test_damaged_cut_off_and_missing_shards_are_named_and_repaired(tmp_path):
-    make_samples(tmp_path / "good")
-    make_samples(tmp_path / "bad")
+def test_damaged_truncated_and_missing_shards_are_named_and_repaired(tmp_path):
+    make_samples(tmp_path / "good", range(15))
+    make_samples(tmp_path / "bad", range(15))
     first, second, third = (tmp_path / "bad" / f"shard-0000{n}.safetensors" for n in range(3))
     flip_bit(first)
     second.write_bytes(second.read_bytes()[:-8])
@@ -180,26 +180,18 @@ def test_damaged_cut_off_and_missing_shards_are_named_and_repaired(tmp_path):
     assert verify_samples(tmp_path / "good") == {}
     assert verify_samples(tmp_path / "bad") == {
         first.name: "does not match its SHA-256",
-        second.name: "is cut off or has a damaged header",
+        second.name: "is truncated or has a damaged header",
         third.name: "is missing",
     }
     assert set(verify_samples(tmp_path / "bad", rank=1, world_size=2)) == {second.name}
     denoiser, lines = make_denoiser(), []
-    make_samples(tmp_path / "bad", denoiser=denoiser, repair=True, reporter=LogReporter(lines.append))
-    assert denoiser.evaluations == 3 * 6
-    assert f"{first} does not match its SHA-256: it is made again." in lines
+    reporter = LogReporter(lines.append)
+    make_samples(tmp_path / "bad", range(15), denoiser, repair=True, reporter=reporter)
+    assert denoiser.evaluations == 3 * 6  # the fourth shard is intact
+    assert f"{first} does not match its SHA-256; it is generated again." in lines
     assert verify_samples(tmp_path / "bad") == {}
     assert shard_bytes(tmp_path / "bad") == shard_bytes(tmp_path / "good")
     assert manifest(tmp_path / "bad") == manifest(tmp_path / "good")
-
-
-def test_repair_leaves_what_is_intact(tmp_path):
-    make_samples(tmp_path)
-    flip_bit(tmp_path / "shard-00001.safetensors")
-    denoiser = make_denoiser()
-    make_samples(tmp_path, denoiser=denoiser, repair=True)
-    assert denoiser.evaluations == 2 * 3
-    assert verify_samples(tmp_path) == {}
 
 
 def test_shards_are_checked_before_the_manifest_is_complete(tmp_path):
@@ -213,12 +205,12 @@ def test_shards_are_checked_before_the_manifest_is_complete(tmp_path):
     assert verify_samples(tmp_path) == {}
 
 
-def test_all_shards_without_the_last_word_of_the_manifest(tmp_path, monkeypatch):
+def test_all_shards_exist_but_the_manifest_is_not_complete(tmp_path, monkeypatch):
     monkeypatch.setattr(filling.SampleFolder, "finish", lambda self: None)
     make_samples(tmp_path)
     monkeypatch.undo()
     assert verify_samples(tmp_path) == {
-        "manifest.json": "does not list its shards yet: run what made the samples once more"
+        "manifest.json": "does not list its shards yet; generate the samples once more"
     }
     with pytest.raises(ValueError, match=r"not complete, it lacks their list in manifest\.json"):
         TeacherSamples.open(tmp_path)
@@ -239,7 +231,7 @@ def test_repair_that_gives_other_bits_is_refused(tmp_path):
     assert make_samples(tmp_path, denoiser=drifted).complete
 
 
-def test_shard_of_other_settings_is_neither_taken_nor_overwritten(tmp_path):
+def test_shard_of_other_settings_is_neither_used_nor_overwritten(tmp_path):
     make_samples(tmp_path / "a", steps=2)
     (tmp_path / "a" / "manifest.json").unlink()
     before = shard_bytes(tmp_path / "a")
@@ -277,11 +269,11 @@ def test_complete_folder_that_cannot_be_written_is_fine(tmp_path, monkeypatch):
     assert verify_samples(tmp_path) == {}
 
 
-def test_full_disk_is_said_in_one_sentence_and_leaves_nothing_behind(tmp_path):
+def test_full_disk_is_reported_in_one_sentence_and_leaves_nothing_behind(tmp_path):
     make_samples(tmp_path / "small", range(4))
     large = make_denoiser((3, 64, 64))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # as a disk that takes no more
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # like a full disk
     try:
         with pytest.raises(OSError, match=r"shard-00000\.safetensors \(0 MB\) could not be written.*room"):
             make_samples(tmp_path / "large", range(8), large)
@@ -295,7 +287,7 @@ def test_the_same_work_done_twice_at_once_does_no_harm(tmp_path, monkeypatch):
     replace = os.replace
 
     def overtaken(source, target):
-        replace(source, target)  # another process, which has been faster and cleared what is ours
+        replace(source, target)  # another process was faster and removed our partial file
         if Path(target).suffix == ".safetensors":
             raise FileNotFoundError(source)
 

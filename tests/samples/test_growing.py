@@ -1,4 +1,4 @@
-"""Folders that are given more seeds: what is there stays, and the others are added."""
+"""Folders that get more seeds: existing samples stay, and the others are added."""
 
 import signal
 
@@ -53,7 +53,7 @@ def test_a_folder_grows_again_and_again(tmp_path):
     assert denoiser.evaluations == 0
 
 
-def test_whoever_wants_what_a_folder_held_before_finds_it(tmp_path):
+def test_the_samples_before_the_growth_can_still_be_requested(tmp_path):
     make_samples(tmp_path)
     make_samples(tmp_path, range(20))
     before = manifest(tmp_path)
@@ -63,7 +63,7 @@ def test_whoever_wants_what_a_folder_held_before_finds_it(tmp_path):
         make_samples(tmp_path, range(12))
 
 
-def test_settings_are_those_of_the_first_that_were_enough(tmp_path):
+def test_settings_are_those_of_the_first_sufficient_stage(tmp_path):
     samples = make_samples(tmp_path)
     first = samples.settings
     assert samples.settings_of(3) == samples.settings_of(11) == first
@@ -72,7 +72,7 @@ def test_settings_are_those_of_the_first_that_were_enough(tmp_path):
     assert grown.settings_of(12) == grown.settings_of(20) == grown.settings != first
 
 
-def test_shards_are_as_large_as_those_that_are_there_unless_said_otherwise(tmp_path):
+def test_shard_size_of_a_folder_is_the_default_when_it_grows(tmp_path):
     make_samples(tmp_path)
     samples = make_samples(tmp_path, range(500), shard_size=None)
     assert samples.settings["shard_size"] == 4
@@ -80,7 +80,7 @@ def test_shards_are_as_large_as_those_that_are_there_unless_said_otherwise(tmp_p
         make_samples(tmp_path, range(600), shard_size=8)
 
 
-def test_seeds_that_do_not_go_on_are_refused(tmp_path):
+def test_seeds_that_do_not_extend_the_folder_are_refused(tmp_path):
     make_samples(tmp_path)
     for seeds in (range(1, 20), [*range(10), 30, 31]):
         with pytest.raises(ValueError, match=r'seeds is "0-10" there'):
@@ -100,9 +100,9 @@ def test_the_first_conditions_must_be_the_same(tmp_path):
     assert make(9, labels).batch(range(9)).condition.tolist() == labels
 
 
-def test_what_was_left_unfinished_is_completed_first(tmp_path):
+def test_unfinished_samples_are_completed_first(tmp_path):
     make_samples(tmp_path, rank=1, world_size=2)
-    assert not make_samples(tmp_path, range(20), rank=1, world_size=2).complete  # others have to go on
+    assert not make_samples(tmp_path, range(20), rank=1, world_size=2).complete  # others must continue
     assert manifest(tmp_path)["settings"]["samples"] == 11
     samples = make_samples(tmp_path, range(20))
     assert (samples.complete, len(samples)) == (True, 20)
@@ -132,7 +132,7 @@ def test_several_processes(tmp_path, world_size):
         ("manifest.json", 0),
     ],
 )
-def test_killed_anywhere_it_is_what_it_was_and_goes_on(tmp_path, end, evaluations):
+def test_killed_anywhere_a_folder_stays_intact_and_resumes(tmp_path, end, evaluations):
     expected = make_samples(tmp_path / "expected", range(20), tanh_denoiser())
     folder = tmp_path / "killed"
     first = make_samples(folder, denoiser=tanh_denoiser())
@@ -150,18 +150,18 @@ def test_killed_anywhere_it_is_what_it_was_and_goes_on(tmp_path, end, evaluation
     ]
 
 
-def test_what_is_left_of_another_attempt_is_made_again(tmp_path):
+def test_leftovers_of_another_attempt_are_generated_again(tmp_path):
     make_samples(tmp_path)
     make_samples(tmp_path, range(30), rank=0, world_size=2)
     lines = []
     make_samples(tmp_path, range(20), reporter=LogReporter(lines.append))
     left = tmp_path / "shard-00004.safetensors"
-    assert f"{left} is left of an attempt to make other samples: it is made again." in lines
+    assert f"{left} remains from an attempt to generate other samples; it is generated again." in lines
     assert verify_samples(tmp_path) == {}
     assert same_samples(TeacherSamples.open(tmp_path), make_samples(tmp_path / "at once", range(20)))
 
 
-def test_a_foreign_shard_among_those_that_are_listed_is_not_overwritten(tmp_path):
+def test_a_foreign_shard_among_the_listed_is_not_overwritten(tmp_path):
     make_samples(tmp_path / "a")
     make_samples(tmp_path / "b", steps=2)
     path = tmp_path / "a" / "shard-00001.safetensors"
@@ -192,7 +192,7 @@ def test_a_lost_manifest_is_restored_stage_by_stage(tmp_path):
     assert manifest(tmp_path) == before
 
 
-def test_a_folder_that_grows_otherwise_meanwhile_is_refused(tmp_path):
+def test_a_folder_that_grows_differently_meanwhile_is_refused(tmp_path):
     make_samples(tmp_path)
 
     def network(x, t, condition):
@@ -213,7 +213,7 @@ def _race(folder, rank):
 def test_processes_that_start_together_agree(tmp_path):
     for attempt in range(3):
         folder = tmp_path / str(attempt)
-        make_samples(folder, range(17), tanh_denoiser(), steps=1)  # one shard is left to be made
+        make_samples(folder, range(17), tanh_denoiser(), steps=1)  # one shard is missing
         assert processes(_race, [(folder, rank) for rank in range(4)]) == [0] * 4
         assert len(TeacherSamples.open(folder, verify=True)) == 20
         assert not any(name.startswith(".") for name in listing(folder))

@@ -1,4 +1,4 @@
-"""Manifests, shards and data sets that claim what they do not hold."""
+"""Manifests, shards and data sets whose content contradicts their description."""
 
 import json
 import pickle
@@ -53,7 +53,7 @@ def rename(record):
         (settings(samples=10**9, shard_size=1, seeds="0-999999999"), "'settings'.samples is 1000000000"),
         (settings(samples=10**7, shard_size=1, seeds="0-9999999"), "more than 100000 shards"),
         (settings(samples=12), "11 seeds for 12 samples"),
-        (settings(seeds="0-x"), "cannot read seeds"),
+        (settings(seeds="0-x"), "annot read seeds"),
         (settings(seeds=3), "'settings'.seeds is 3, but must be a str"),
         (settings(shard_size=0), "shard_size is 0, but must be an int of at least 1"),
         (settings(sample_shape=[2**28]), "too small for its samples"),
@@ -64,7 +64,7 @@ def rename(record):
         (without("shards", SHARD, "bytes"), "bytes is missing"),
         (lambda record: record.update(grown_from=[{}]), "is missing"),
         (lambda record: record.update(nfe="x"), "'nfe' is 'x'"),
-        (rename, r"lists '\.\./\.\./x', which is none of its shards"),
+        (rename, r"lists '\.\./\.\./x', which is not one of its shards"),
     ],
 )
 def test_manifests_that_are_sealed_but_impossible(folder, change, message):
@@ -90,7 +90,7 @@ def test_manifests_that_are_sealed_but_impossible(folder, change, message):
         ("extra", lambda t: torch.zeros(3), "its 'extra' are not 4, one per sample"),
     ],
 )
-def test_shards_that_are_sealed_but_hold_something_else(folder, name, change, message):
+def test_shards_that_are_sealed_but_hold_other_tensors(folder, name, change, message):
     path = folder / SHARD
     record = {
         key: value for key, value in Shard(path).record.items() if key not in ("sha256", "format_version")
@@ -108,12 +108,12 @@ def test_shards_that_are_sealed_but_hold_something_else(folder, name, change, me
     assert str(folder) in str(caught.value)
 
 
-def test_a_shard_that_is_cut_off_while_it_is_open(folder):
+def test_a_shard_that_is_truncated_while_it_is_open(folder):
     samples = TeacherSamples.open(folder)
     samples.batch([4])
     with open(folder / SHARD, "r+b") as file:
         file.truncate(100)
-    with pytest.raises(ValueError, match=f"{SHARD} was cut off while it was open"):
+    with pytest.raises(ValueError, match=f"{SHARD} was truncated while it was open"):
         samples.batch([4])
 
 
@@ -138,10 +138,10 @@ def test_data_sets_of_other_types_and_values_are_refused(tmp_path):
         ReferenceDataset(path).batch([0])
 
 
-def test_a_data_set_that_is_cut_off_while_it_is_open(tmp_path):
+def test_a_data_set_that_is_truncated_while_it_is_open(tmp_path):
     path = dataset(tmp_path / "dataset.pkl", torch.zeros(2000, 30))
     opened = ReferenceDataset(path)
     with open(path, "r+b") as file:
         file.truncate(100)
-    with pytest.raises(ValueError, match="was cut off while it was open"):
+    with pytest.raises(ValueError, match="was truncated while it was open"):
         opened.batch([1999])

@@ -44,7 +44,7 @@ def test_published_form_is_read_bit_for_bit(name):
 
 
 @given(name=st.sampled_from(NAMES), indices=st.lists(st.integers(0, 15), min_size=1, max_size=20))
-def test_rows_are_those_asked_for(name, indices):
+def test_rows_are_those_requested(name, indices):
     dataset = ReferenceDataset(GOLDEN / "dataset" / f"{name}.pkl")
     whole, batch = dataset.batch(range(16)), dataset.batch(torch.tensor(indices))
     for field in ("noise", "samples", "images"):
@@ -83,25 +83,38 @@ def test_conversion_sorts_by_seed_and_drops_the_noise(tmp_path, name):
     assert converted.nfe is None
 
 
-def test_conversion_goes_on_and_refuses_another_file(tmp_path):
-    pixel = GOLDEN / "dataset" / "pixel.pkl"
-    convert_dataset(pixel, tmp_path, shard_size=6)
-    before = shard_bytes(tmp_path)
-    (tmp_path / "shard-00001.safetensors").unlink()
-    assert convert_dataset(pixel, tmp_path, range(20), shard_size=6).complete
+def test_conversion_resumes_repairs_and_refuses_another_file(tmp_path):
+    def convert(name="pixel", **options):
+        return convert_dataset(
+            GOLDEN / "dataset" / f"{name}.pkl",
+            tmp_path,
+            **{"shard_size": 6, "candidates": range(20), **options},
+        )
+
+    convert(candidates=None)
+    before, shard = shard_bytes(tmp_path), tmp_path / "shard-00001.safetensors"
+    shard.unlink()
+    assert convert().complete
+    assert shard_bytes(tmp_path) == before
+    flip_bit(shard)
+    convert()
+    assert list(verify_samples(tmp_path)) == [shard.name]
+    convert(repair=True)
     assert shard_bytes(tmp_path) == before
     assert verify_samples(tmp_path) == {}
     with pytest.raises(ValueError, match="other settings"):
-        convert_dataset(GOLDEN / "dataset" / "latent_class.pkl", tmp_path, range(16), shard_size=6)
+        convert("latent_class")
+    with pytest.raises(ValueError, match="shard_size is 0"):
+        convert(shard_size=0)
 
 
-def test_copies_open_the_file_for_themselves():
+def test_copies_reopen_the_file():
     dataset = ReferenceDataset(GOLDEN / "dataset" / "pixel.pkl")
     copy = pickle.loads(pickle.dumps(dataset))
     assert torch.equal(copy.batch([7]).samples, dataset.batch([7]).samples)
 
 
-def test_converted_samples_can_be_learned_from_with_a_teacher_of_their_kind(tmp_path):
+def test_converted_samples_accept_a_teacher_of_their_shape_and_conditions(tmp_path):
     dataset = ReferenceDataset(GOLDEN / "dataset" / "latent_class.pkl")
     samples = convert_dataset(dataset.path, tmp_path, range(20))
     options = {"condition_kind": "label", "num_classes": 10}
@@ -109,19 +122,6 @@ def test_converted_samples_can_be_learned_from_with_a_teacher_of_their_kind(tmp_
     for other in (make_denoiser((2, 3), **options), make_denoiser(dataset.sample_shape)):
         with pytest.raises(ValueError, match="load their teacher"):
             samples.check_teacher(other)
-
-
-def test_converted_samples_are_repaired(tmp_path):
-    pixel = GOLDEN / "dataset" / "pixel.pkl"
-    convert_dataset(pixel, tmp_path, range(20), shard_size=6)
-    before = shard_bytes(tmp_path)
-    flip_bit(tmp_path / "shard-00001.safetensors")
-    convert_dataset(pixel, tmp_path, range(20), shard_size=6)
-    assert list(verify_samples(tmp_path)) == ["shard-00001.safetensors"]
-    convert_dataset(pixel, tmp_path, range(20), shard_size=6, repair=True)
-    assert shard_bytes(tmp_path) == before
-    with pytest.raises(ValueError, match="shard_size is 0"):
-        convert_dataset(pixel, tmp_path, range(20), shard_size=0)
 
 
 def write(path, **changes):
@@ -137,7 +137,7 @@ def test_latents_without_images(tmp_path):
     assert torch.equal(dataset.batch([1]).samples, dataset.batch([1]).noise / 2)
 
 
-def test_noise_of_no_seed_is_read_but_not_converted(tmp_path):
+def test_noise_that_matches_no_seed_is_read_but_not_converted(tmp_path):
     noise = stacked_noise(range(3), (2, 8))
     noise[1, 1, 7] += 1e-6
     path = write(tmp_path / "d.pkl", noise=noise, latents=noise)
@@ -150,13 +150,13 @@ def test_noise_of_no_seed_is_read_but_not_converted(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"noise": [None] * 3}, "its noise are no tensor"),
+        ({"noise": [None] * 3}, "its noise are not a tensor"),
         ({"latents": [None] * 3}, "neither latents nor images"),
         ({"latents": torch.zeros(2, 2, 4)}, "2 latents for 3 samples"),
         ({"latents": torch.zeros(3, 2, 5)}, "another shape"),
         ({"condition": ["a", "b"]}, "2 prompts for 3"),
         ({"condition": torch.zeros(4)}, "4 conditions for 3"),
-        ({"condition": ["a", None, "b"]}, "no tensor"),
+        ({"condition": ["a", None, "b"]}, "not a tensor"),
     ],
 )
 def test_impossible_content_is_refused(tmp_path, changes, reason):
@@ -164,11 +164,11 @@ def test_impossible_content_is_refused(tmp_path, changes, reason):
         ReferenceDataset(write(tmp_path / "d.pkl", **changes))
 
 
-def test_other_pickles_are_refused_and_nothing_in_them_runs(tmp_path):
+def test_other_pickles_are_refused_and_not_executed(tmp_path):
     path = tmp_path / "d.pkl"
     for content in ([1, 2], {"noise": torch.zeros(1)}):
         path.write_bytes(pickle.dumps(content))
-        with pytest.raises(ValueError, match="no data set"):
+        with pytest.raises(ValueError, match="not a data set"):
             ReferenceDataset(path)
     path.write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR.")
     with pytest.raises(ValueError, match="refused"):

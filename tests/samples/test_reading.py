@@ -36,7 +36,7 @@ def whole(folder):
 
 
 @given(indices=st.lists(st.integers(0, 10), min_size=1, max_size=25), as_tensor=st.booleans())
-def test_batches_are_the_rows_asked_for(folder, whole, indices, as_tensor):
+def test_batches_are_the_requested_rows(folder, whole, indices, as_tensor):
     batch = TeacherSamples.open(folder).batch(torch.tensor(indices) if as_tensor else indices)
     assert torch.equal(batch.noise, stacked_noise([SEEDS[i] for i in indices], (2, 3)))
     for name in ("samples", "condition", "images", "seeds"):
@@ -45,7 +45,7 @@ def test_batches_are_the_rows_asked_for(folder, whole, indices, as_tensor):
     assert TeacherSamples.open(folder).batch(indices, images=False).images is None
 
 
-def test_folder_says_what_it_holds(folder):
+def test_properties_of_a_folder(folder):
     samples: SampleSource = TeacherSamples.open(folder, verify=True)
     assert (len(samples), samples.sample_shape, samples.image_shape) == (11, (2, 3), (6,))
     assert (samples.nfe, samples.complete, samples.missing()) == (3, True, [])
@@ -53,7 +53,7 @@ def test_folder_says_what_it_holds(folder):
     assert samples.path == folder
 
 
-def test_places_that_do_not_exist_are_refused(folder):
+def test_indices_out_of_range_are_refused(folder):
     samples = TeacherSamples.open(folder)
     for indices in ([11], [-1], torch.tensor([0, 99])):
         with pytest.raises(IndexError, match="expected 0 to 10"):
@@ -65,7 +65,7 @@ def test_places_that_do_not_exist_are_refused(folder):
             samples.batch(indices)
 
 
-def test_few_shards_are_kept_open(folder, whole, monkeypatch):
+def test_few_shards_are_open_at_a_time(folder, whole, monkeypatch):
     monkeypatch.setattr(reading, "_OPEN_SHARDS", 1)
     samples = TeacherSamples.open(folder)
     for index in (0, 10, 5, 0):
@@ -84,12 +84,12 @@ def test_files_are_closed_with_the_samples(folder):
         gc.enable()
 
 
-def test_copies_open_the_folder_for_themselves(folder, whole):
+def test_copies_reopen_the_folder(folder, whole):
     copy = pickle.loads(pickle.dumps(TeacherSamples.open(folder)))
     assert torch.equal(copy.batch([7]).samples[0], whole.samples[7])
 
 
-def test_workers_of_a_data_loader_read_at_once(folder, whole):
+def test_workers_of_a_data_loader_read_in_parallel(folder, whole):
     samples = TeacherSamples.open(folder)
     samples.batch([0])  # open here already
     loader = DataLoader(
@@ -119,7 +119,7 @@ def test_teacher_is_compared(tmp_path):
     with pytest.raises(ValueError, match=r"weights 121212121212\), not by 'mine' \(weights unknown"):
         samples.check_teacher(other)
     with pytest.raises(
-        ValueError, match=r"shape \[2, 3\] with conditions of kind 'none', but 'x' makes \[7\]"
+        ValueError, match=r"shape \[2, 3\] with conditions of type 'none', but 'x' generates \[7\]"
     ):
         samples.check_teacher(make_denoiser((7,), name="x"))
 
@@ -138,7 +138,7 @@ def test_folder_that_is_not_complete_is_refused(tmp_path):
         half.batch([0, 10])
 
 
-def test_damage_is_found_when_opened_as_far_as_it_shows(tmp_path):
+def test_visible_damage_is_found_when_opened(tmp_path):
     made = make_samples(tmp_path)
     path = tmp_path / "shard-00001.safetensors"
     flip_bit(path)
@@ -165,18 +165,17 @@ def test_shard_of_another_folder_is_not_read(tmp_path):
         samples.batch([5])
 
 
-def test_torch_that_draws_other_noise_is_noticed(tmp_path):
+def test_torch_that_draws_other_noise_is_refused(tmp_path):
     make_samples(tmp_path)
-    there = read_manifest(tmp_path)
-    other = replace(there, first_noise=[0.0, 1.0, 2.0, 3.0], made_with={"torch": "9.9"})
+    other = replace(read_manifest(tmp_path), first_noise=[0.0, 1.0, 2.0, 3.0], made_with={"torch": "9.9"})
     write_manifest(tmp_path, other)
-    with pytest.raises(ValueError, match=r"torch 9\.9.*draws other noise from seed 0"):
+    with pytest.raises(ValueError, match=r"made with torch 9\.9, but torch .* draws other noise"):
         TeacherSamples.open(tmp_path)
     with pytest.raises(ValueError, match="draws other noise"):
         make_samples(tmp_path)
 
 
-def test_manifest_that_is_damaged_says_how_to_go_on(tmp_path):
+def test_a_damaged_manifest_says_how_to_resume(tmp_path):
     made = make_samples(tmp_path)
     expected, path = manifest(tmp_path), tmp_path / "manifest.json"
     text = path.read_text()

@@ -69,7 +69,7 @@ def test_any_flipped_bit_is_found(path, tmp_path_factory, data):
 
 
 @given(st.integers(0, 600))
-def test_a_file_cut_off_anywhere_is_found(path, tmp_path_factory, size):
+def test_a_truncated_file_is_found(path, tmp_path_factory, size):
     content = path.read_bytes()
     damaged = tmp_path_factory.mktemp("damaged") / path.name
     damaged.write_bytes(content[: min(size, len(content) - 1)])
@@ -87,14 +87,14 @@ def test_another_record_is_refused(tmp_path, change, reason):
         Shard(tmp_path / "a.safetensors")
 
 
-def test_files_of_others_are_refused(tmp_path):
+def test_other_files_are_refused(tmp_path):
     save_file(TENSORS, tmp_path / "weights.safetensors")
     for name, reason in (("weights.safetensors", "holds no shard"), ("none.safetensors", "No such file")):
         with pytest.raises(ValueError, match=reason):
             Shard(tmp_path / name)
 
 
-def test_what_killed_processes_left_of_a_shard_is_cleared_away(tmp_path):
+def test_leftovers_of_killed_processes_are_removed(tmp_path):
     first, second = tmp_path / "shard-00001.safetensors", tmp_path / "shard-00002.safetensors"
     for leftover in (f".{first.name}.a1b2", f".{first.name}.c3d4", f".{second.name}.e5f6"):
         (tmp_path / leftover).write_text("half")

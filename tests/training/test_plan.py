@@ -76,7 +76,7 @@ def test_samples_are_present_only_when_they_are_complete_and_enough(tmp_path):
     assert not planned().present
     assert "shard-00001.safetensors is missing" in planned().remedy
     (tmp_path / "mine/manifest.json").write_text("{}")
-    assert "manifest.json is no manifest" in planned().remedy
+    assert "manifest.json is not a manifest" in planned().remedy
 
 
 def test_a_config_with_fewer_seeds_than_samples():
