@@ -83,7 +83,7 @@ def test_cards_that_are_none(content, message, folder, card):
             "the PreconditionedNetwork as described has",
         ),
         ({"architecture": {**ARCHITECTURE, "network": []}}, "config describes no EDMTeacher"),
-        ({"preconditioning": "iDDPM"}, "Preconditioning 'iDDPM' is not known"),
+        ({"preconditioning": "iDDPM"}, "Preconditioning 'iDDPM' is unknown"),
         ({"image_shape": [1]}, "config describes no EDMTeacher"),
         ({"schedule": {"family": "sine"}}, "Schedule family 'sine' is unknown"),
         ({"t_eps": 3}, "t_eps is 3"),

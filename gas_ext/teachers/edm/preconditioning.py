@@ -22,9 +22,8 @@ class Scales(NamedTuple):
 def vp_scales(sigma: Tensor, beta_d: float = 19.9, beta_min: float = 0.1) -> Scales:
     """Variance preserving (DDPM++): the noise label is 999 times the time of the linear-beta schedule."""
     root = torch.sqrt(beta_min**2 + 2.0 * beta_d * torch.log1p(sigma**2))
-    return Scales(
-        torch.ones_like(sigma), -sigma, torch.rsqrt(sigma**2 + 1.0), 999.0 * (root - beta_min) / beta_d
-    )
+    noise = 999.0 * (root - beta_min) / beta_d
+    return Scales(torch.ones_like(sigma), -sigma, torch.rsqrt(sigma**2 + 1.0), noise)
 
 
 def ve_scales(sigma: Tensor) -> Scales:
@@ -74,7 +73,7 @@ class PreconditionedNetwork(nn.Module):
     ----------
     model : nn.Module
         The raw network.
-    kind : str
+    preconditioning : str
         "VPPrecond", "VEPrecond" or "EDMPrecond".
     label_dim : int
         Number of classes; 0 for none.
@@ -82,17 +81,18 @@ class PreconditionedNetwork(nn.Module):
     Raises
     ------
     ValueError
-        If the preconditioning is another one.
+        If the preconditioning is unknown.
     """
 
-    def __init__(self, model: nn.Module, kind: str, label_dim: int = 0) -> None:
+    def __init__(self, model: nn.Module, preconditioning: str, label_dim: int = 0) -> None:
         super().__init__()
-        if kind not in PRECONDITIONINGS:
+        if preconditioning not in PRECONDITIONINGS:
             raise ValueError(
-                f"Preconditioning {kind!r} is not known; expected one of {', '.join(PRECONDITIONINGS)}."
+                f"Preconditioning {preconditioning!r} is unknown; expected one of "
+                f"{', '.join(PRECONDITIONINGS)}."
             )
         self.model = model
-        self.kind = kind
+        self.preconditioning = preconditioning
         self.label_dim = label_dim
 
     def forward(
@@ -104,12 +104,10 @@ class PreconditionedNetwork(nn.Module):
         *,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Denoise y = x_0 + sigma noise.
+        """Denoise y = x_0 + sigma noise, of shape (B, C, H, W).
 
         Parameters
         ----------
-        y : Tensor
-            (B, C, H, W).
         sigma : Tensor
             Noise level, 0-d or (B,).
         class_labels : Tensor, optional
@@ -117,10 +115,10 @@ class PreconditionedNetwork(nn.Module):
         augment_labels : Tensor, optional
             (B, augment_dim), as in training with augmentation.
         dtype : torch.dtype, optional
-            What the network computes in; that of y if not given.
+            Dtype of the network's arithmetic. Default: that of y.
         """
         sigma = sigma.to(torch.float64).expand(y.shape[0])
-        scales = PRECONDITIONINGS[self.kind].scales(sigma)
+        scales = PRECONDITIONINGS[self.preconditioning].scales(sigma)
         dtype = dtype or y.dtype
         if self.label_dim and class_labels is None:
             class_labels = y.new_zeros(y.shape[0], self.label_dim)

@@ -64,9 +64,9 @@ def snapshot(teacher: EDMTeacher, *, arguments: dict | None = None, **state) -> 
         **(arguments or {}),
     }
     described = {key: value for key, value in described.items() if value is not ...}
-    constants = PRECONDITIONINGS[network.kind].constants
+    constants = PRECONDITIONINGS[network.preconditioning].constants
     ema = persistent(network, **{**constants, "_init_args": (), "_init_kwargs": described, **state})
-    ema.name = network.kind
+    ema.name = network.preconditioning
     package = ModuleType("torch_utils.persistence")
     package._reconstruct_persistent_obj = _reconstruct_persistent_obj
     with mock.patch.dict(sys.modules, {"torch_utils": package, "torch_utils.persistence": package}):

@@ -51,10 +51,10 @@ def test_half_precision_weights_become_float32(teacher, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "constants", "message"),
     [
-        ("EDMPrecond", {"sigma_data": 1.0}, r"its sigma_data is 1\.0, but only 0\.5 is known here"),
+        ("EDMPrecond", {"sigma_data": 1.0}, r"its sigma_data is 1\.0, but only 0\.5 is supported"),
         ("EDMPrecond", {"sigma_max": 80}, "its sigma_max is 80, but only inf"),
         ("EDMPrecond", {"sigma_min": math.nan}, "its sigma_min is nan"),
-        ("EDMPrecond", {"sigma_data": tuple_of_tuples()}, "its sigma_data is no number"),
+        ("EDMPrecond", {"sigma_data": tuple_of_tuples()}, "its sigma_data is not a number"),
         ("VPPrecond", {"M": 500}, "its M is 500, but only 1000"),
         ("VPPrecond", {"beta_d": 10.0}, "its beta_d is 10"),
         ("VEPrecond", {"sigma_max": 50.0}, "its sigma_max is 50"),
@@ -141,5 +141,5 @@ def test_networks_that_cannot_be_built(arguments, message):
 
 
 def test_an_unknown_preconditioning():
-    with pytest.raises(ValueError, match="Preconditioning 'iDDPM' is not known; expected one of VPPrecond"):
+    with pytest.raises(ValueError, match="Preconditioning 'iDDPM' is unknown; expected one of VPPrecond"):
         PreconditionedNetwork(nn.Identity(), "iDDPM")
