@@ -42,9 +42,7 @@ class _UNet(nn.Module):
         num_blocks: int,
         attn_resolutions: Sequence[int],
     ) -> list[int]:
-        """Return the channels of each output that the decoder reads; `channels` are those of the image and of
-        the first convolution.
-        """
+        """Return the channels of each skip; `channels` are those of the image and the first convolution."""
         self.enc = nn.ModuleDict()
         image, current = channels
         skips = []

@@ -214,7 +214,7 @@ def test_averaged_weights(tmp_path):
     with pytest.raises(ValueError, match=missing):
         load_small(changed(tmp_path, drop=[missing], name="lsun_small"), "lsun_small")
     stray = {"model_ema__diffusion_modelout3weight": torch.zeros(1)}
-    with pytest.raises(ValueError, match=r"belong nowhere: model_ema\.diffusion_modelout3weight"):
+    with pytest.raises(ValueError, match=r"unknown tensors: model_ema\.diffusion_modelout3weight"):
         load_small(changed(tmp_path, name="lsun_small", **stray), "lsun_small")
 
 
@@ -236,7 +236,7 @@ def test_heads_are_assumed_with_a_warning_or_given(tmp_path, load):
 
 def test_heads_that_do_not_fit(checkpoint_file):
     path = checkpoint_file("lsun_small")
-    with pytest.raises(ValueError, match="32 channels, which are no multiple of num_head_channels = 12"):
+    with pytest.raises(ValueError, match="32 channels, not a multiple of num_head_channels = 12"):
         load_small(path, "lsun_small", num_head_channels=12)
     with pytest.raises(ValueError, match=r"unconditional, .* num_head_channels"):
         load_small(path, "lsun_small", num_heads=1)
@@ -251,7 +251,7 @@ def test_heads_that_do_not_fit(checkpoint_file):
         ([UNET + "output_blocks.1.1.conv.bias"], {}, "lacks output_blocks.1.1.conv.bias"),
         ([], {"alphas_cumprod": torch.ones(9)}, "decreasing log alpha"),
         ([FIRST_STAGE + "quantize"], {}, "lacks quantize.embedding.weight"),
-        (["cond_stage_model."], {}, "conditions of an unknown kind"),
+        (["cond_stage_model."], {}, "conditions of an unknown type"),
         (
             [],
             {"model__diffusion_model__out__2__bias": torch.zeros(5)},
@@ -260,17 +260,17 @@ def test_heads_that_do_not_fit(checkpoint_file):
         (
             [],
             {"model__diffusion_model__label_emb__weight": torch.zeros(5)},
-            "no known network has: label_emb",
+            "of no known network: label_emb",
         ),
         (
             [],
             {"first_stage_model__decoder__extra__weight": torch.zeros(5)},
-            "no known network has: decoder.ex",
+            "of no known network: decoder.ex",
         ),
-        ([], {"control_model__weight": torch.zeros(5)}, "belong nowhere: control_model.weight"),
-        ([], {"cond_stage_model__extra__weight": torch.zeros(5)}, "class embedding is of another kind"),
+        ([], {"control_model__weight": torch.zeros(5)}, "unknown tensors: control_model.weight"),
+        ([], {"cond_stage_model__extra__weight": torch.zeros(5)}, "class embedding is of another type"),
         ([], {"cond_stage_model__embedding__weight": torch.zeros(9, 5)}, r"shape \(9, 5\), but .* takes 16"),
-        ([UNET], {}, "no checkpoint of latent diffusion or Stable Diffusion"),
+        ([UNET], {}, "not a checkpoint of latent diffusion or Stable Diffusion"),
     ],
 )
 def test_checkpoints_that_do_not_convert(drop, replaced, message, tmp_path):
@@ -346,7 +346,7 @@ def test_other_files(tmp_path):
 def test_kinds_of_checkpoints(keys, kind):
     keys = [key if key.startswith("cond") else UNET + key for key in [*keys, "out.2.bias"]]
     if kind is None:
-        with pytest.raises(ValueError, match="conditions of an unknown kind"):
+        with pytest.raises(ValueError, match="conditions of an unknown type"):
             identify_checkpoint(keys)
     else:
         assert identify_checkpoint(iter(keys)) == kind

@@ -122,7 +122,7 @@ def test_refused(checkpoint_file, tmp_path):
         load_ldm_checkpoint(path)
     with pytest.raises(ValueError, match=r"no averaged weights \(model_ema"):
         load_stable_diffusion_pipeline(path, use_ema=True, **options)  # it has only their bookkeeping
-    with pytest.raises(ValueError, match="32 channels, which are no multiple of text_heads = 12"):
+    with pytest.raises(ValueError, match="32 channels, not a multiple of text_heads = 12"):
         load_stable_diffusion_pipeline(path, latent_size=8)
     tensors = state_dict("sd_small")
     inpainting = {**tensors, UNET + "input_blocks.0.0.weight": torch.zeros(32, 9, 3, 3)}
