@@ -1,4 +1,4 @@
-"""A small class-conditional denoiser for grey images, written for cheap evaluation on a CPU.
+"""A small class-conditional denoiser for gray images, designed for cheap evaluation on a CPU.
 
 The image is folded 2x2 into channels first (space to depth), so that all convolutions run at half the
 resolution or less. Noise level and class enter every block as a per-channel scale and shift. All norms are
@@ -118,7 +118,7 @@ class _Attention(nn.Module):
 
 
 class _Stage(nn.Module):
-    """Residual blocks at one resolution, and attention after the first where asked."""
+    """Residual blocks at one resolution, with optional attention after the first."""
 
     def __init__(self, channels: int, blocks: int, attention: bool, embedding_size: int) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class _Trunk(nn.Module):
         super().__init__()
         channels, width = config.channels, config.embedding_size
         folded = 4 * config.image_channels
-        # Up to 4 radians per e-fold of sigma: the field must vary smoothly with time for a solver's sake.
+        # Up to 4 radians per e-fold of sigma: solvers need a field that varies smoothly with time.
         frequencies = torch.exp(torch.linspace(math.log(0.25), math.log(4.0), width // 8))
         self.register_buffer("frequencies", frequencies)
         self.noise_embedding = nn.Linear(width // 4, width)
@@ -203,21 +203,16 @@ class DemoNetwork(nn.Module):
         self.trunk = _Trunk(config).to(memory_format=torch.channels_last)
 
     def forward(self, y: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        """Return the expected clean image.
+        """Return the expected clean image, of the shape and dtype of y.
 
         Parameters
         ----------
         y : Tensor
             Clean image plus sigma times unit Gaussian noise, shape (B, C, H, W).
         sigma : Tensor
-            Noise levels above 0, shape (B,); float64 keeps the coefficients exact before the cast.
+            Noise levels above 0, shape (B,); with float64 the coefficients are exact before the cast.
         labels : Tensor
             int64 labels in [0, num_classes], shape (B,); num_classes means "no label".
-
-        Returns
-        -------
-        Tensor
-            Shape and dtype of `y`.
         """
         data = self.config.sigma_data
         total = (sigma.square() + data**2).sqrt()

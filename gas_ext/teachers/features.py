@@ -1,7 +1,7 @@
 """The small Fashion-MNIST classifier whose features give the demo's Frechet and perceptual distances.
 
-Frechet distances in these features are no FID: they compare only with one another, and the extractor's name
-belongs beside every such number.
+Frechet distances in these features are not FID scores: they compare only with one another, so report them
+with the extractor's name.
 """
 
 from __future__ import annotations
@@ -49,13 +49,7 @@ class FeatureNetwork(nn.Module):
         self.classifier = nn.Linear(64, num_classes)
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
-        """Return the output of every stage, from fine to coarse, for a perceptual distance.
-
-        Parameters
-        ----------
-        images : Tensor
-            Shape (B, 1, 32, 32) in [-1, 1].
-        """
+        """Return the output of every stage for images (B, 1, 32, 32) in [-1, 1], from fine to coarse."""
         maps = []
         x = images
         for stage in self.stages:

@@ -42,7 +42,7 @@ def test_the_card_tells_where_the_weights_come_from(folder, card):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "is no card of format 1"),
+        ({"format_version": 2}, "is not a card of format 1"),
         ({"weights_hash": 3}, "'weights_hash' is 3, but must be a str"),
         ({"files": []}, r"'files' is \[\], but must be a dict"),
         ({"files": {WEIGHTS: 3}}, "is 3, but must be a dict"),
@@ -52,7 +52,7 @@ def test_the_card_tells_where_the_weights_come_from(folder, card):
         ({"files": {}}, "contradicts itself"),
         ({"weights_hash": "0"}, "contradicts itself"),
         ({"family": "gan"}, "names the family 'gan'; expected one of edm, ldm, diffusers"),
-        ({"config": {}}, r"config describes no EDMTeacher \(KeyError: 'preconditioning'\)"),
+        ({"config": {}}, r"config does not fit EDMTeacher \(KeyError: 'preconditioning'\)"),
     ],
 )
 def test_damaged_cards(changes, message, folder, card):
@@ -65,7 +65,7 @@ def test_damaged_cards(changes, message, folder, card):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "is not JSON"), ("[]", "no card of format 1"), ("[" * 100_000, "is not JSON")],
+    [("{", "is not JSON"), ("[]", "not a card of format 1"), ("[" * 100_000, "is not JSON")],
     ids=["cut off", "no object", "nested"],
 )
 def test_cards_that_are_none(content, message, folder, card):
@@ -82,9 +82,9 @@ def test_cards_that_are_none(content, message, folder, card):
             {"architecture": {**ARCHITECTURE, "num_blocks": 2}},
             "the PreconditionedNetwork as described has",
         ),
-        ({"architecture": {**ARCHITECTURE, "network": []}}, "config describes no EDMTeacher"),
+        ({"architecture": {**ARCHITECTURE, "network": []}}, "config does not fit EDMTeacher"),
         ({"preconditioning": "iDDPM"}, "Preconditioning 'iDDPM' is unknown"),
-        ({"image_shape": [1]}, "config describes no EDMTeacher"),
+        ({"image_shape": [1]}, "config does not fit EDMTeacher"),
         ({"schedule": {"family": "sine"}}, "Schedule family 'sine' is unknown"),
         ({"t_eps": 3}, "t_eps is 3"),
     ],

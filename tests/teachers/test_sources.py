@@ -166,11 +166,11 @@ def test_what_may_be_a_path_or_a_name_on_the_hub_is_told_as_both(tmp_path, monke
     ],
 )
 def test_options_that_do_not_concern_a_source_are_refused(option, value, tmp_path):
-    with pytest.raises(ValueError, match=f"of the kind EDM snapshot, which takes no {option}; leave it out"):
+    with pytest.raises(ValueError, match=f"of type EDM snapshot, which takes no {option}; leave it out"):
         import_teacher(SNAPSHOT, tmp_path / "teacher", ImportOptions(**{option: value}))
     (tmp_path / "folder").mkdir()
     if option not in ("guidance_scale", "variant"):
-        with pytest.raises(ValueError, match=f"of the kind diffusers folder, which takes no {option}"):
+        with pytest.raises(ValueError, match=f"of type diffusers folder, which takes no {option}"):
             import_teacher(tmp_path / "folder", tmp_path / "teacher", ImportOptions(**{option: value}))
     assert not (tmp_path / "teacher").exists()
 
@@ -194,13 +194,13 @@ def test_what_cannot_be_imported(tmp_path):
     with pytest.raises(ValueError, match="ships with the package"):
         import_teacher("demo", tmp_path / "teacher")
     (tmp_path / "notes.txt").write_text("none")
-    with pytest.raises(ValueError, match="of an unknown kind"):
+    with pytest.raises(ValueError, match="has an unknown type"):
         import_teacher(tmp_path / "notes.txt", tmp_path / "teacher")
     (tmp_path / "evil.pkl").write_bytes(pickle.dumps(print))
     with pytest.raises(ValueError, match=r"evil\.pkl is refused: it names builtins\.print"):
         import_teacher(tmp_path / "evil.pkl", tmp_path / "teacher")
     folder = import_teacher(SNAPSHOT, tmp_path / "teacher")
-    with pytest.raises(ValueError, match="imported teacher already"):
+    with pytest.raises(ValueError, match="already an imported teacher"):
         import_teacher(folder, tmp_path / "again")
     with pytest.raises(ValueError, match="exists already"):
         import_teacher(SNAPSHOT, folder)

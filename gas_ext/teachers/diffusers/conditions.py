@@ -1,8 +1,7 @@
 """Prompts as the tensors that text-conditional networks take, encoded by the pipelines of diffusers.
 
 An encoder returns a dict of tensors whose first dimension is the batch, so that guidance can join two of them
-and a data set can be split. What is the same for all samples (sizes, a distilled guidance scale) is added by
-`complete`.
+and a data set can be split. `complete` adds what is the same for all samples: sizes, distilled guidance.
 """
 
 from __future__ import annotations
@@ -17,17 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """What encoding depends on besides the prompts.
-
-    Parameters
-    ----------
-    image_size : (int, int)
-        Height and width of decoded images, which SDXL is told.
-    distilled_guidance : float
-        The guidance scale that a guidance-distilled network (FLUX.1-dev) is told.
-    max_sequence_length : int, optional
-        Tokens of the T5 encoder (SD3, FLUX); the pipeline's default if not given.
-    """
+    """What encoding depends on, apart from the prompts: see `from_diffusers`; `image_size` is decoded."""
 
     image_size: tuple[int, int]
     distilled_guidance: float = 3.5
@@ -98,15 +87,9 @@ def complete(
     name: str,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Check the tensors of an encoded condition and add the constants it lacks.
-
-    Raises
-    ------
-    ValueError
-        If a tensor is missing or unknown, is none, or they disagree about the batch.
-    """
-    wanted = set(keys) - set(constants)
-    if not wanted <= set(condition) <= set(keys):
+    """Check the tensors of an encoded condition and add missing constants; ValueError if they do not fit."""
+    required = set(keys) - set(constants)
+    if not required <= set(condition) <= set(keys):
         raise ValueError(
             f"An encoded condition of {name} holds {', '.join(sorted(keys))}, but got "
             f"{', '.join(sorted(map(str, condition))) or 'nothing'}."
@@ -121,9 +104,8 @@ def complete(
     batches = {key: len(value) for key, value in tensors.items()}
     if len(set(batches.values())) != 1:
         raise ValueError(f"The tensors of a condition of {name} differ in their first dimension: {batches}.")
-    (batch,) = set(batches.values())
-    for key, row in constants.items():
-        if key not in tensors:
-            value = torch.tensor(row, dtype=torch.float32, device=device)
-            tensors[key] = value.expand(batch, *value.shape).clone()
+    batch = next(iter(batches.values()))
+    for key in constants.keys() - tensors.keys():
+        value = torch.tensor(constants[key], dtype=torch.float32, device=device)
+        tensors[key] = value.expand(batch, *value.shape).clone()
     return {key: tensors[key] for key in keys}

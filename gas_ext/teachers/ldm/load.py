@@ -104,7 +104,7 @@ def load_ldm_checkpoint(
         ``num_head_channels`` (int): channels of an attention head of an unconditional model. Default: 32, as
         for LSUN Bedroom, CelebA-HQ and FFHQ.
 
-        ``scale_factor`` (float): the latents' factor over the autoencoder's. Default: the file's, else 1.
+        ``scale_factor`` (float): factor of the autoencoder's latents. Default: the file's, else 1.
 
         ``alphas_cumprod`` (sequence of float): the noise schedule. Default: the file's.
 
@@ -165,7 +165,7 @@ def load_stable_diffusion_pipeline(
         ``num_heads``, ``text_heads`` (int): attention heads of the denoising network and of the text encoder.
         Default: 8 and 12.
 
-        ``scale_factor`` (float): the latents' factor over the autoencoder's. Default: the file's, else 0.18215.
+        ``scale_factor`` (float): factor of the latents. Default: the file's, else 0.18215.
 
         ``alphas_cumprod`` (sequence of float): the noise schedule. Default: the file's.
 

@@ -184,7 +184,7 @@ def test_cards_name_modules_and_schedulers_only(tmp_path):
         card = json.loads((folder / "teacher.json").read_text())
         card["config"]["parts"]["classes"]["network"] = kind
         (folder / "teacher.json").write_text(json.dumps(card))
-        with pytest.raises(ValueError, match=f"names a {kind}, which is no module or scheduler"):
+        with pytest.raises(ValueError, match=f"names a {kind}, which is not a module or scheduler"):
             load_teacher(folder)
 
 
@@ -230,7 +230,7 @@ def test_a_network_alone_is_loaded_with_a_scheduler(tmp_path, no_network):
     network.save_pretrained(tmp_path / "unet")
     teacher = from_diffusers(tmp_path / "unet", scheduler=ddim(), dtype=torch.float64)
     assert next(teacher.parameters()).dtype == torch.float64
-    with pytest.raises(ValueError, match="alone does not tell its noise schedule"):
+    with pytest.raises(ValueError, match="alone does not state its noise schedule"):
         from_diffusers(tmp_path / "unet")
 
 
@@ -289,7 +289,7 @@ def test_code_of_a_folder_is_not_run(place, tmp_path):
     else:  # a file named like the library, which older versions preferred to it
         (tmp_path / "unet" / "diffusers.py").write_text(code)
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="wants code to be run"):
+    with pytest.raises(ValueError, match="requires running code"):
         from_diffusers(tmp_path)
     assert not ran.exists()
 

@@ -262,7 +262,7 @@ def test_another_scheduler_leaves_the_pipeline_alone():
         with pytest.raises(TypeError, match="The scheduler is a str"):
             from_diffusers(build(), scheduler="ddim")
     pipeline.scheduler = None
-    with pytest.raises(ValueError, match="alone does not tell its noise schedule"):
+    with pytest.raises(ValueError, match="alone does not state its noise schedule"):
         from_diffusers(pipeline)
 
 
@@ -289,14 +289,14 @@ def refused(message, model, **options):
 @pytest.mark.parametrize(
     ("message", "build", "options"),
     [
-        (r"A AutoencoderKL is not known here, only UNet1DModel.*from_callable", autoencoder, {}),
+        (r"A AutoencoderKL is not supported, only UNet1DModel.*from_callable", autoencoder, {}),
         ("further inputs", conditional_unet, {"in_channels": 9}),
         ("learned embedding", unet_2d, {"time_embedding_type": "learned", "num_train_timesteps": 10}),
         ("class_embed_type is 'timestep'", unet_2d, {"class_embed_type": "timestep"}),
         ("time_cond_proj_dim is 8", conditional_unet, {"time_cond_proj_dim": 8}),
         ("encoder_hid_dim_type is 'text_proj'", conditional_unet, {"encoder_hid_dim": WIDTH}),
         ("addition_embed_type is 'text'", conditional_unet, {"addition_embed_type": "text"}),
-        ("does not say how large", unet_2d, {"sample_size": None}),
+        ("does not state the size", unet_2d, {"sample_size": None}),
     ],
 )
 def test_networks_that_are_not_known_are_refused(message, build, options):
@@ -304,7 +304,7 @@ def test_networks_that_are_not_known_are_refused(message, build, options):
 
 
 def test_inputs_that_do_not_fit_are_refused():
-    refused("alone does not tell its noise schedule", unet_1d())
+    refused("alone does not state its noise schedule", unet_1d())
     refused("3 channels", unet_2d(), scheduler=DDPMScheduler(), sample_shape=(4, 8, 8))
     refused("decodes with its own part", stable_diffusion(), vae=autoencoder())
     with pytest.raises(TypeError, match="Got a Linear, but expected"):
@@ -328,7 +328,7 @@ def test_an_architecture_is_one_entry(monkeypatch, tmp_path):
     from diffusers import ModelMixin
     from diffusers.configuration_utils import ConfigMixin, register_to_config
 
-    from gas_ext.teachers.diffusers import NetworkKind
+    from gas_ext.teachers.diffusers import NetworkInterface
 
     class Gain(ModelMixin, ConfigMixin):
         @register_to_config
@@ -340,16 +340,16 @@ def test_an_architecture_is_one_entry(monkeypatch, tmp_path):
             return self.gain * x + time[:, None]
 
     network = Gain()
-    refused("A Gain is not known", network, scheduler=DDPMScheduler())
+    refused("A Gain is not supported", network, scheduler=DDPMScheduler())
     monkeypatch.setitem(
         NETWORKS,
         "Gain",
-        lambda config: NetworkKind(lambda net, x, t, condition: net(x, t), channels=2, size=None),
+        lambda config: NetworkInterface(lambda net, x, t, condition: net(x, t), channels=2, size=None),
     )
     teacher = from_diffusers(network, scheduler=DDPMScheduler(), sample_shape=(2, 5))
     x = torch.randn(1, 2, 5)
     torch.testing.assert_close(teacher(x, torch.tensor(0.1, dtype=torch.float64)), x + 99.0)
-    with pytest.raises(TypeError, match="A Gain is no class of diffusers and cannot be kept"):
+    with pytest.raises(TypeError, match="A Gain is not a class of diffusers and cannot be saved"):
         save_teacher(teacher, tmp_path / "teacher")
     assert not list(tmp_path.iterdir())
 
