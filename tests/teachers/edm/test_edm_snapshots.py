@@ -9,7 +9,6 @@ from torch import nn
 
 from gas_ext.teachers.edm import load_edm_snapshot
 from gas_ext.teachers.edm.networks import build_network
-from gas_ext.teachers.edm.preconditioning import PreconditionedNetwork
 from gas_ext.teachers.edm.teacher import build_teacher
 from gas_ext.teachers.folder import read_card, save_teacher
 
@@ -49,7 +48,7 @@ def test_half_precision_weights_become_float32(teacher, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "constants", "message"),
+    ("preconditioning", "constants", "message"),
     [
         ("EDMPrecond", {"sigma_data": 1.0}, r"its sigma_data is 1\.0, but only 0\.5 is supported"),
         ("EDMPrecond", {"sigma_max": 80}, "its sigma_max is 80, but only inf"),
@@ -60,9 +59,9 @@ def test_half_precision_weights_become_float32(teacher, tmp_path):
         ("VEPrecond", {"sigma_max": 50.0}, "its sigma_max is 50"),
     ],
 )
-def test_other_constants_are_refused(kind, constants, message, tmp_path):
+def test_other_constants_are_refused(preconditioning, constants, message, tmp_path):
     path = tmp_path / "net.pkl"
-    path.write_bytes(snapshot(build_teacher(kind, SONG, (3, 8, 8)), **constants))
+    path.write_bytes(snapshot(build_teacher(preconditioning, SONG, (3, 8, 8)), **constants))
     with pytest.raises(ValueError, match=message):
         load_edm_snapshot(path)
 
@@ -138,8 +137,3 @@ def test_a_network_of_another_class_is_named(teacher, tmp_path):
 def test_networks_that_cannot_be_built(arguments, message):
     with pytest.raises(ValueError, match=message):
         build_network("SongUNet", img_resolution=8, in_channels=3, out_channels=3, **arguments)
-
-
-def test_an_unknown_preconditioning():
-    with pytest.raises(ValueError, match="Preconditioning 'iDDPM' is unknown; expected one of VPPrecond"):
-        PreconditionedNetwork(nn.Identity(), "iDDPM")
