@@ -15,22 +15,14 @@ __all__ = ["FeatureNetwork"]
 class FeatureNetwork(nn.Module):
     """Six convolutions with group norm and SiLU, the mean over positions, and a linear classifier.
 
-    The first convolution keeps the full resolution, so that pixel noise reaches the features. SiLU keeps the
-    distances differentiable everywhere; group norms keep samples independent of their batch.
-
-    Parameters
-    ----------
-    num_classes : int
-        Number of labels.
+    The first convolution has the full resolution, so that pixel noise reaches the features. SiLU makes the
+    distances differentiable everywhere; group norms make samples independent of their batch.
 
     Examples
     --------
     >>> import torch
-    >>> network = FeatureNetwork()
-    >>> images = torch.zeros(2, 1, 32, 32)
-    >>> network(images).shape, network.logits(images).shape
-    (torch.Size([2, 64]), torch.Size([2, 10]))
-    >>> [tuple(feature.shape[1:]) for feature in network.feature_maps(images)]
+    >>> features = FeatureNetwork().feature_maps(torch.zeros(2, 1, 32, 32))
+    >>> [tuple(feature.shape[1:]) for feature in features]
     [(16, 32, 32), (32, 16, 16), (64, 8, 8), (64, 4, 4)]
     """
 
@@ -50,12 +42,10 @@ class FeatureNetwork(nn.Module):
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """Return the output of every stage for images (B, 1, 32, 32) in [-1, 1], from fine to coarse."""
-        maps = []
-        x = images
+        maps = [images]
         for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
+            maps.append(stage(maps[-1]))
+        return maps[1:]
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the features (B, 64) of images (B, 1, 32, 32) in [-1, 1]."""

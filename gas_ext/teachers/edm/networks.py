@@ -90,29 +90,9 @@ class _UNet(nn.Module):
 class SongUNet(_UNet):
     """DDPM++ ("positional", "standard") or NCSN++ ("fourier", "residual").
 
-    Parameters
-    ----------
-    img_resolution, in_channels, out_channels : int
-        Shape of the images.
-    label_dim, augment_dim : int
-        Sizes of the class and augmentation vectors; 0 for none.
-    model_channels, channel_mult, channel_mult_emb, num_blocks, attn_resolutions
-        Width per resolution, width of the embedding, blocks per resolution, and where attention is.
-    embedding_type : str
-        "positional" or "fourier".
-    channel_mult_noise : int
-        Width of the noise embedding in `model_channels`.
-    encoder_type : str
-        "standard", "skip" or "residual".
-    decoder_type : str
-        "standard" or "skip".
-    resample_filter : sequence of float
-        Low-pass filter of resampling.
-
-    Raises
-    ------
-    ValueError
-        If a type is unknown.
+    Arguments are those of the published class: `embedding_type` is "positional" or "fourier", `encoder_type`
+    "standard", "skip" or "residual", `decoder_type` "standard" or "skip"; ValueError for other types.
+    `label_dim` and `augment_dim` are the sizes of the class and augmentation vectors, 0 for none.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ from gas_ext.teachers.ldm.checkpoint import (
     sort_checkpoint,
 )
 from gas_ext.teachers.ldm.stable_diffusion import build_pipeline, load_tokenizer
-from gas_ext.teachers.ldm.teacher import LatentTeacher, build_latent_teacher
+from gas_ext.teachers.ldm.teacher import build_latent_teacher
 
 PathLike = str | os.PathLike[str]
 
@@ -37,7 +37,7 @@ def load_checkpoint(
     tokenizer: Any = None,
     **options: Any,
 ) -> Denoiser:
-    """Load a checkpoint of any supported model as a teacher.
+    """Load a checkpoint of latent diffusion (VQ first stage) or Stable Diffusion 1.x as a teacher.
 
     Parameters
     ----------
@@ -51,7 +51,27 @@ def load_checkpoint(
         Stable Diffusion: a folder with the files of the tokenizer, or its name on the hub
         ("openai/clip-vit-large-patch14"). Without it, the teacher takes encoded conditions but no prompts.
     **options
-        As for `load_ldm_checkpoint` or `load_stable_diffusion_checkpoint`; None means the default.
+        None means the default.
+
+        ``latent_size`` (int): height and width of the latents. Default: 64.
+
+        ``use_ema`` (bool): use the averaged weights. Default, as published: if present for unconditional
+        models, else False.
+
+        ``num_heads`` (int): attention heads of the denoising network, class-conditional (default 1, as for
+        ImageNet) or of Stable Diffusion (default 8).
+
+        ``num_head_channels`` (int): channels of an attention head of an unconditional model. Default: 32, as
+        for LSUN Bedroom, CelebA-HQ and FFHQ.
+
+        ``text_heads`` (int): attention heads of Stable Diffusion's text encoder. Default: 12.
+
+        ``scale_factor`` (float): factor of the autoencoder's latents. Default: the file's, else 0.18215 for
+        Stable Diffusion and 1 for others.
+
+        ``alphas_cumprod`` (sequence of float): the noise schedule. Default: the file's.
+
+        ``t_eps``, ``guidance_scale``: as for `Denoiser`. Default: 1e-3; 7.5 for Stable Diffusion, else None.
 
     Raises
     ------
@@ -84,100 +104,13 @@ def load_checkpoint(
     return from_diffusers(pipeline, name=name, **sampling)
 
 
-def load_ldm_checkpoint(
-    path: PathLike, *, name: str | None = None, first_stage: PathLike | None = None, **options: Any
-) -> LatentTeacher:
-    """Load a latent diffusion model with a VQ first stage, unconditional or class-conditional.
-
-    Parameters
-    ----------
-    path, name, first_stage
-        As for `load_checkpoint`.
-    **options
-        ``latent_size`` (int): height and width of the latents. Default: 64.
-
-        ``use_ema`` (bool): use the averaged weights. Default, as published: if present for unconditional
-        models, never for class-conditional ones.
-
-        ``num_heads`` (int): attention heads of a class-conditional model. Default: 1, as for ImageNet.
-
-        ``num_head_channels`` (int): channels of an attention head of an unconditional model. Default: 32, as
-        for LSUN Bedroom, CelebA-HQ and FFHQ.
-
-        ``scale_factor`` (float): factor of the autoencoder's latents. Default: the file's, else 1.
-
-        ``alphas_cumprod`` (sequence of float): the noise schedule. Default: the file's.
-
-        ``t_eps``, ``guidance_scale``: as for `Denoiser`.
-
-    Raises
-    ------
-    ValueError, FileNotFoundError, ImportError
-        See `load_checkpoint`.
-    """
-    checkpoint = _read(path, first_stage)
-    with _named(path):
-        return build_latent_teacher(checkpoint, name=name or Path(path).stem, **options)
-
-
-def load_stable_diffusion_checkpoint(
-    path: PathLike,
-    *,
-    name: str | None = None,
-    guidance_scale: float | None = None,
-    t_eps: float | None = None,
-    **options: Any,
-) -> Denoiser:
-    """Load a Stable Diffusion 1.x checkpoint as a teacher of the family "diffusers".
-
-    Parameters
-    ----------
-    path, name
-        As for `load_checkpoint`.
-    guidance_scale, t_eps
-        As for `Denoiser`. Default: 7.5 and 1/1000.
-    **options
-        As for `load_stable_diffusion_pipeline`.
-
-    Raises
-    ------
-    ValueError, FileNotFoundError, ImportError
-        See `load_checkpoint`.
-    """
-    pipeline = load_stable_diffusion_pipeline(path, **options)
-    return from_diffusers(pipeline, name=name or Path(path).stem, guidance_scale=guidance_scale, t_eps=t_eps)
-
-
 def load_stable_diffusion_pipeline(
     path: PathLike, *, tokenizer: Any = None, first_stage: PathLike | None = None, **options: Any
 ) -> Any:
     """Load a Stable Diffusion 1.x checkpoint as a diffusers pipeline, without a safety checker.
 
-    Parameters
-    ----------
-    path, tokenizer, first_stage
-        As for `load_checkpoint`; `tokenizer` may also be a tokenizer object.
-    **options
-        ``latent_size`` (int): height and width of the latents; images are eight times as large. Default: 64.
-
-        ``use_ema`` (bool): use the averaged weights of the denoising network. Default, as published: False.
-
-        ``num_heads``, ``text_heads`` (int): attention heads of the denoising network and of the text encoder.
-        Default: 8 and 12.
-
-        ``scale_factor`` (float): factor of the latents. Default: the file's, else 0.18215.
-
-        ``alphas_cumprod`` (sequence of float): the noise schedule. Default: the file's.
-
-    Returns
-    -------
-    StableDiffusionPipeline
-        Its DDIM scheduler has the checkpoint's own noise schedule.
-
-    Raises
-    ------
-    ValueError, FileNotFoundError, ImportError
-        See `load_checkpoint`.
+    Arguments and errors are those of `load_checkpoint`; `tokenizer` may also be a tokenizer object. The DDIM
+    scheduler has the checkpoint's own noise schedule.
     """
     checkpoint, tokenizer = _read(path, first_stage), load_tokenizer(tokenizer)
     with _named(path):

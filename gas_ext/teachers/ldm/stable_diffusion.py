@@ -32,9 +32,9 @@ def build_pipeline(
     scale_factor: float | None = None,
     alphas_cumprod: Tensor | Sequence[float] | None = None,
 ) -> Any:
-    """Build the pipeline of a sorted checkpoint; arguments as for `load_stable_diffusion_pipeline`."""
+    """Build the pipeline of a sorted checkpoint; arguments as for `load_checkpoint`."""
     if checkpoint.model != "stable-diffusion":
-        raise ValueError("it is another latent diffusion model; use load_ldm_checkpoint")
+        raise ValueError("it is another latent diffusion model; use load_checkpoint")
     if not checkpoint.first_stage:
         raise ValueError("it holds no autoencoder (first_stage_model.*); pass its checkpoint as first_stage")
     weights = checkpoint.denoiser_weights(use_ema, averaged_by_default=False)

@@ -37,7 +37,7 @@ class LatentTeacher(Denoiser):
     num_timesteps : int
         Length of alphas_cumprod.
     scale_factor : float
-        The latents are those of the autoencoder times this.
+        Factor of the autoencoder's latents.
     name, t_eps, guidance_scale
         As for `Denoiser`.
 
@@ -182,9 +182,7 @@ def build_latent_teacher(
     alphas_cumprod: Tensor | Sequence[float] | None = None,
     **options: Any,
 ) -> LatentTeacher:
-    """Build the teacher of a sorted checkpoint; arguments as for `load_ldm_checkpoint`."""
-    if checkpoint.model == "stable-diffusion":
-        raise ValueError("it is Stable Diffusion; use load_stable_diffusion_checkpoint")
+    """Build the teacher of a sorted checkpoint; arguments as for `load_checkpoint`."""
     unconditional = checkpoint.model == "ldm-unconditional"
     decoder = checkpoint.first_stage
     if not decoder:

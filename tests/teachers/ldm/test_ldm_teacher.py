@@ -22,7 +22,7 @@ from gas_ext import GASSampler, NoiseSchedule
 from gas_ext._utils.optional import require
 from gas_ext.safe_pickle import DamagedPickleError, UnsafePickleError
 from gas_ext.teachers.folder import load_teacher, save_teacher
-from gas_ext.teachers.ldm import identify_checkpoint, load_checkpoint, load_ldm_checkpoint
+from gas_ext.teachers.ldm import identify_checkpoint, load_checkpoint
 from gas_ext.training.baselines import classical_solver
 
 SMALL = [name for name in names("cin", "lsun") if not name.endswith("full")]
@@ -43,7 +43,7 @@ def changed(tmp_path, drop=(), name="cin_small", **replaced):
 
 
 def load_small(path, name="cin_small", **options):
-    return load_ldm_checkpoint(path, **{**loading_options(name), **options})
+    return load_checkpoint(path, **{**loading_options(name), **options})
 
 
 def refused(message, path, name="cin_small", **options):
@@ -277,13 +277,13 @@ def test_damaged_files(tmp_path):
 def test_other_files(tmp_path):
     for missing in ("none.ckpt", "none.safetensors"):
         with pytest.raises(FileNotFoundError, match="There is no file"):
-            load_ldm_checkpoint(tmp_path / missing)
+            load_checkpoint(tmp_path / missing)
     torch.save({"state_dict": [1, 2]}, tmp_path / "list.ckpt")
     with pytest.raises(ValueError, match="no 'state_dict' of named tensors"):
-        load_ldm_checkpoint(tmp_path / "list.ckpt")
+        load_checkpoint(tmp_path / "list.ckpt")
     torch.save({"state_dict": torch.nn.Flatten()}, tmp_path / "module.ckpt")
     with pytest.raises(UnsafePickleError, match="Flatten"):
-        load_ldm_checkpoint(tmp_path / "module.ckpt")
+        load_checkpoint(tmp_path / "module.ckpt")
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,6 @@ from gas_ext import GASSampler
 from gas_ext.teachers.folder import load_teacher, save_teacher
 from gas_ext.teachers.ldm import (
     load_checkpoint,
-    load_ldm_checkpoint,
-    load_stable_diffusion_checkpoint,
     load_stable_diffusion_pipeline,
 )
 from gas_ext.teachers.ldm.stable_diffusion import load_tokenizer
@@ -116,8 +114,8 @@ def test_a_single_safetensors_file(load, tmp_path):
 
 def test_refused(checkpoint_file, tmp_path):
     path, options = checkpoint_file("sd_small"), loading_options("sd_small")
-    with pytest.raises(ValueError, match="use load_stable_diffusion_checkpoint"):
-        load_ldm_checkpoint(path)
+    with pytest.raises(ValueError, match="another latent diffusion model; use load_checkpoint"):
+        load_stable_diffusion_pipeline(checkpoint_file("cin_small"))
     with pytest.raises(ValueError, match=r"no averaged weights \(model_ema"):
         load_stable_diffusion_pipeline(path, use_ema=True, **options)  # it has only their bookkeeping
     with pytest.raises(ValueError, match="32 channels, not a multiple of text_heads = 12"):
@@ -176,7 +174,7 @@ def test_a_tokenizer_from_a_folder(tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_as_a_teacher(name, checkpoint_file, golden_record):
     options = loading_options(name)
-    teacher = load_stable_diffusion_checkpoint(checkpoint_file(name), **options)
+    teacher = load_checkpoint(checkpoint_file(name), **options)
     assert (teacher.name, teacher.family, teacher.guidance_scale) == (name, "diffusers", 7.5)
     assert teacher.truncates
     assert teacher.sample_shape == array(name, "x").shape[1:]
