@@ -27,23 +27,19 @@ class PromptOptions:
         return {} if self.max_sequence_length is None else {"max_sequence_length": self.max_sequence_length}
 
 
-# encode(pipeline, prompts, device, options) -> tensors
-Encoder = Callable[[Any, list[str], torch.device, PromptOptions], dict[str, Tensor]]
-# constants(options) -> one row per name
-Constants = Callable[[PromptOptions], dict[str, list[float] | float]]
+Tensors = dict[str, Tensor]
+Rows = dict[str, list[float] | float]  # what is the same for all samples
+Encoder = Callable[[Any, list[str], torch.device, PromptOptions], Tensors]
+Constants = Callable[[PromptOptions], Rows]
 
 
-def encode_clip(
-    pipeline: Any, prompts: list[str], device: torch.device, options: PromptOptions
-) -> dict[str, Tensor]:
+def encode_clip(pipeline: Any, prompts: list[str], device: torch.device, options: PromptOptions) -> Tensors:
     """Stable Diffusion 1 and 2, and text to video: the hidden states of one CLIP encoder."""
     hidden, _ = pipeline.encode_prompt(prompts, device, 1, False)
     return {"encoder_hidden_states": hidden}
 
 
-def encode_sdxl(
-    pipeline: Any, prompts: list[str], device: torch.device, options: PromptOptions
-) -> dict[str, Tensor]:
+def encode_sdxl(pipeline: Any, prompts: list[str], device: torch.device, options: PromptOptions) -> Tensors:
     """SDXL: the hidden states of two CLIP encoders side by side, and the second one's pooled output."""
     hidden, _, pooled, _ = pipeline.encode_prompt(
         prompts, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
@@ -51,15 +47,13 @@ def encode_sdxl(
     return {"encoder_hidden_states": hidden, "text_embeds": pooled}
 
 
-def size_conditions(options: PromptOptions) -> dict[str, list[float] | float]:
+def size_conditions(options: PromptOptions) -> Rows:
     """SDXL: original size, crop and target size; here an image that was never cropped or resized."""
     height, width = options.image_size
     return {"time_ids": [height, width, 0, 0, height, width]}
 
 
-def encode_sd3(
-    pipeline: Any, prompts: list[str], device: torch.device, options: PromptOptions
-) -> dict[str, Tensor]:
+def encode_sd3(pipeline: Any, prompts: list[str], device: torch.device, options: PromptOptions) -> Tensors:
     """SD3: two CLIP encoders and T5 one after the other, and the pooled outputs of CLIP."""
     hidden, _, pooled, _ = pipeline.encode_prompt(
         prompts, None, None, device, 1, False, **options.sequence_length()
@@ -67,26 +61,20 @@ def encode_sd3(
     return {"encoder_hidden_states": hidden, "pooled_projections": pooled}
 
 
-def encode_flux(
-    pipeline: Any, prompts: list[str], device: torch.device, options: PromptOptions
-) -> dict[str, Tensor]:
+def encode_flux(pipeline: Any, prompts: list[str], device: torch.device, options: PromptOptions) -> Tensors:
     """FLUX: the hidden states of T5 and the pooled output of CLIP."""
     hidden, pooled, _ = pipeline.encode_prompt(prompts, None, device, 1, **options.sequence_length())
     return {"encoder_hidden_states": hidden, "pooled_projections": pooled}
 
 
-def distilled_guidance(options: PromptOptions) -> dict[str, list[float] | float]:
+def distilled_guidance(options: PromptOptions) -> Rows:
     """FLUX.1-dev: the guidance scale, which was distilled into one evaluation per step."""
     return {"guidance": options.distilled_guidance}
 
 
 def complete(
-    condition: Mapping[str, Any],
-    keys: tuple[str, ...],
-    constants: Mapping[str, list[float] | float],
-    name: str,
-    device: torch.device,
-) -> dict[str, Tensor]:
+    condition: Mapping[str, Any], keys: tuple[str, ...], constants: Rows, name: str, device: torch.device
+) -> Tensors:
     """Check the tensors of an encoded condition and add missing constants; ValueError if they do not fit."""
     required = set(keys) - set(constants)
     if not required <= set(condition) <= set(keys):

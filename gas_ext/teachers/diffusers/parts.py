@@ -97,7 +97,7 @@ def _parts_of_pipeline(pipeline: Any, scheduler: Any) -> Parts:
             f"This {name} refines images by an aesthetic score, which is not supported; use "
             "Denoiser.from_callable."
         )
-    pipeline = copy.copy(pipeline)  # the user's own keeps all its parts
+    pipeline = copy.copy(pipeline)  # the user's pipeline is not changed
     _check_scheduler(name, pipeline.scheduler if scheduler is None else scheduler)
     if scheduler is not None:
         pipeline.scheduler = scheduler

@@ -1,4 +1,4 @@
-"""Snapshots of EDM networks: what they say is taken over or refused, never believed."""
+"""Snapshots of EDM networks: their descriptions are checked before use."""
 
 import math
 
@@ -29,10 +29,10 @@ def write(teacher, tmp_path):
     return write
 
 
-def test_weights_and_description_are_taken_over(teacher, write):
+def test_weights_and_description_are_read(teacher, write):
     path = write()
     loaded = load_edm_snapshot(path)
-    path.write_bytes(b"")  # nothing of it is needed any more
+    path.write_bytes(b"")  # it is no longer needed
     x, t = torch.randn(2, 3, 8, 8), torch.tensor(0.4)
     assert torch.equal(loaded(x, t), teacher(x, t))
     assert loaded.name == "net"
@@ -70,7 +70,7 @@ def test_other_constants_are_refused(preconditioning, constants, message, tmp_pa
 DESCRIPTIONS = {
     "no arguments": ({"_init_kwargs": None}, "does not say how its network was built"),
     "positional arguments": ({"_init_args": (1,)}, "does not say how its network was built"),
-    "arguments of another kind": ({"_init_args": torch.zeros(2)}, "does not say how its network was built"),
+    "arguments of another type": ({"_init_args": torch.zeros(2)}, "does not say how its network was built"),
     "no size": ({"arguments": {"img_resolution": ...}}, "img_resolution must be a number"),
     "no channels": ({"arguments": {"img_channels": ...}}, "in_channels must be a number"),
     "negative size": ({"arguments": {"img_resolution": -8}}, "img_resolution must be a number"),

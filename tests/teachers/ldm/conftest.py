@@ -1,4 +1,4 @@
-"""Golden checkpoints as files, written when first asked for and deleted at the end."""
+"""Golden checkpoints as files, written on first use and deleted at the end."""
 
 import pytest
 from ldm_checkpoints import loading_options, state_dict, write_checkpoint

@@ -32,10 +32,10 @@ UNCONDITIONAL_NAMES = names("lsun")
 CONFIGS = {"lsun_beds256": "lsun-bedroom", "cin256-v2": "imagenet", "sd_v1": "coco"}
 
 
-def predictions(teacher, name, kind, condition=None):
+def predictions(teacher, name, quantity, condition=None):
     """Outputs of the teacher at the network times of the stored outputs."""
     x = array(name, "x")
-    for key in outputs(name, kind):
+    for key in outputs(name, quantity):
         t = (network_times(name, key) + 1.0) / teacher.num_timesteps
         yield key, teacher(x, t, condition)
 

@@ -34,18 +34,18 @@ AVERAGED = [name for name in NAMES if outputs(name, "eps_ema_clip")]
 UNET = "model.diffusion_model."
 
 
-def epsilons(pipeline, name, kind, context):
-    for key in outputs(name, kind):
+def epsilons(pipeline, name, quantity, context):
+    for key in outputs(name, quantity):
         tau = network_times(name, key)
         x = array(name, "x")
         yield key, pipeline.unet(x, tau, context.expand(len(x), -1, -1), return_dict=False)[0]
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", ["clip", "clip_uncond", "rand"])
-def test_epsilon(name, kind, load, golden_record):
-    found = list(epsilons(load(name), name, f"eps_{kind}", array(name, f"context_{kind}")))
-    assert len(found) == (6 if kind == "clip" else 2)
+@pytest.mark.parametrize("context", ["clip", "clip_uncond", "rand"])
+def test_epsilon(name, context, load, golden_record):
+    found = list(epsilons(load(name), name, f"eps_{context}", array(name, f"context_{context}")))
+    assert len(found) == (6 if context == "clip" else 2)
     for key, output in found:
         compare(golden_record, name, key, output)
 
@@ -152,7 +152,7 @@ def test_a_separate_autoencoder(load, tmp_path):
 
 
 def write_tokenizer(folder):
-    """The two files of a CLIP tokenizer that knows letters alone."""
+    """The two files of a CLIP tokenizer with letters only."""
     folder.mkdir()
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
