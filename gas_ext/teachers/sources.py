@@ -137,7 +137,7 @@ def import_teacher(
     if source_type in _INSTEAD:
         raise ValueError(f"{located.path} is {_INSTEAD[source_type].format(located.path)}.")
     check_options(located.path, source_type, options)
-    denoiser = load_source(located.path, _completed(options, config, located.record))
+    denoiser = load_source(located.path, source_type, _completed(options, config, located.record))
     if config is not None and denoiser.sample_shape != config.space.shape:
         raise ValueError(
             f"{located.path} generates samples of shape {denoiser.sample_shape}, but the config "
@@ -242,9 +242,8 @@ def _file_record(path: Path) -> dict[str, Any]:
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": file_hash(path)}
 
 
-def load_source(path: Path, options: ImportOptions) -> Denoiser:
-    """Load weights of any supported type, which name and contents determine."""
-    source_type = source_type_of(path)
+def load_source(path: Path, source_type: str, options: ImportOptions) -> Denoiser:
+    """Load the weights of a teacher; `source_type` is that of `source_type_of`."""
     values = {name: getattr(options, name) for name in _OPTIONS[source_type]}
     given = {name: value for name, value in values.items() if value is not None}
     if source_type == "checkpoint":

@@ -69,14 +69,6 @@ def test_the_ends_of_the_schedule_are_finite(teacher: DemoTeacher, t: float) -> 
     assert output.abs().max() < 10
 
 
-def test_samples_do_not_depend_on_their_batch(teacher: DemoTeacher) -> None:
-    x = stacked_noise(range(7), teacher.sample_shape)
-    t, labels = torch.tensor(0.5, dtype=torch.float64), seed_labels(range(7), 10)
-    together = teacher(x, t, labels)
-    alone = torch.cat([teacher(x[i : i + 1], t, labels[i : i + 1]) for i in range(7)])
-    torch.testing.assert_close(together, alone, rtol=0, atol=2e-5)
-
-
 def test_time_is_differentiable(teacher: DemoTeacher) -> None:
     x = stacked_noise([3], teacher.sample_shape)
     labels = torch.tensor([3])

@@ -81,7 +81,7 @@ def interface_of(network: nn.Module) -> NetworkInterface:
     name = type(network).__name__
     if name not in NETWORKS:
         raise ValueError(
-            f"A {name} is not supported, only {', '.join(NETWORKS)}; wrap it with Denoiser.from_callable("
+            f"{name} is not supported, only {', '.join(NETWORKS)}; wrap it with Denoiser.from_callable("
             "lambda x, t, condition: ..., schedule=..., ...), or enter it into "
             "gas_ext.teachers.diffusers.NETWORKS."
         )

@@ -110,7 +110,7 @@ def read_scheduler(scheduler: Any) -> Preconditioning:
 
 def _refused(name: str, why: str) -> ValueError:
     return ValueError(
-        f"A {name} cannot be read as a noise schedule, because {why}; wrap the network with "
+        f"{name} cannot be read as a noise schedule, because {why}; wrap the network with "
         "Denoiser.from_callable and a custom NoiseSchedule."
     )
 

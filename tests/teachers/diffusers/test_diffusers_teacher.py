@@ -266,7 +266,7 @@ def test_safety_checkers_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("message", "build", "options"),
     [
-        (r"A AutoencoderKL is not supported, only UNet1DModel.*from_callable", autoencoder, {}),
+        (r"AutoencoderKL is not supported, only UNet1DModel.*from_callable", autoencoder, {}),
         ("further inputs", conditional_unet, {"in_channels": 9}),
         ("learned embedding", unet_2d, {"time_embedding_type": "learned", "num_train_timesteps": 10}),
         ("class_embed_type is 'timestep'", unet_2d, {"class_embed_type": "timestep"}),
@@ -308,7 +308,7 @@ def test_an_architecture_is_one_entry(monkeypatch, tmp_path):
             return self.gain * x + time[:, None]
 
     network = Gain()
-    refused("A Gain is not supported", network, scheduler=DDPMScheduler())
+    refused("Gain is not supported", network, scheduler=DDPMScheduler())
     interface = NetworkInterface(lambda net, x, t, condition: net(x, t), channels=2, size=None)
     monkeypatch.setitem(NETWORKS, "Gain", lambda config: interface)
     teacher = from_diffusers(network, scheduler=DDPMScheduler(), sample_shape=(2, 5))

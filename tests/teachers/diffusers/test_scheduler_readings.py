@@ -194,7 +194,7 @@ def test_edm_schedulers(prediction_type):
 @pytest.mark.parametrize(
     ("scheduler", "message"),
     [
-        (IPNDMScheduler(), "A IPNDMScheduler cannot be read"),
+        (IPNDMScheduler(), "IPNDMScheduler cannot be read"),
         (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "runs backwards"),
         (
             EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"),
