@@ -148,7 +148,7 @@ class UNetBlock(nn.Module):
         if inputs != outputs or resample:
             kernel = 1 if inputs != outputs or project_skip else 0
             self.skip = Conv2d(inputs, outputs, kernel, resample, taps)
-        if attention:
+        if self.heads:
             self.norm2 = group_norm(outputs, eps)
             self.qkv = Conv2d(outputs, 3 * outputs, 1)
             self.proj = Conv2d(outputs, outputs, 1)
