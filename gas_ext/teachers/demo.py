@@ -30,14 +30,7 @@ class DemoTeacher(Denoiser):
     """The embedded denoiser in the coordinates of the VP-linear schedule.
 
     Frozen and in evaluation mode; gradients flow to `x` and `t`. Each sample's output depends on that sample
-    alone, up to rounding.
-
-    Parameters
-    ----------
-    network : DemoNetwork
-        Maps (y, sigma, label) to the clean image.
-    weights_hash : str
-        SHA-256 of the weights file, as a solver file records it.
+    alone, up to rounding. `weights_hash` is the SHA-256 of the weights file, as a solver file records it.
     """
 
     num_classes: int

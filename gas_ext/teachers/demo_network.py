@@ -24,36 +24,19 @@ __all__ = ["DemoNetwork", "DemoNetworkConfig"]
 
 @dataclass(frozen=True)
 class DemoNetworkConfig:
-    """The shape of a `DemoNetwork`.
+    """The shape of a `DemoNetwork`; one entry per resolution, from half the image size downwards.
 
-    Parameters
-    ----------
-    image_channels : int
-        Channels of the image.
-    image_size : int
-        Height and width in pixels, a multiple of ``2 * 2 ** (len(channels) - 1)``.
-    num_classes : int
-        Number of labels; index ``num_classes`` means "no label".
-    channels : tuple of int
-        Channels per resolution, from half the image size downwards.
-    blocks : tuple of int
-        Residual blocks per resolution on the way down; there is one more on the way up.
-    attention : tuple of bool
-        Whether a resolution has self-attention, once on the way down and once on the way up.
-    embedding_size : int
-        Width of the embedding of noise level and class.
-    sigma_data : float
-        Standard deviation of the data, for the preconditioning.
+    The image size is a multiple of ``2 * 2 ** (len(channels) - 1)``.
     """
 
     image_channels: int = 1
     image_size: int = 32
-    num_classes: int = 10
+    num_classes: int = 10  # the label num_classes means "no label"
     channels: tuple[int, ...] = (64, 96, 128)
-    blocks: tuple[int, ...] = (1, 1, 1)
-    attention: tuple[bool, ...] = (False, True, False)
-    embedding_size: int = 256
-    sigma_data: float = 0.5
+    blocks: tuple[int, ...] = (1, 1, 1)  # residual blocks on the way down; there is one more on the way up
+    attention: tuple[bool, ...] = (False, True, False)  # once on the way down and once on the way up
+    embedding_size: int = 256  # of noise level and class
+    sigma_data: float = 0.5  # standard deviation of the data
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary, the inverse of `from_dict`."""
@@ -183,11 +166,6 @@ class DemoNetwork(nn.Module):
     D(y, sigma) = c_skip y + c_out F(c_in y, log sigma, label), where with s = sigma_data
     c_skip = s^2 / (s^2 + sigma^2), c_out = sigma s / sqrt(s^2 + sigma^2), c_in = 1 / sqrt(s^2 + sigma^2)
     (Karras et al. 2022, Table 1). At initialization F = 0.
-
-    Parameters
-    ----------
-    config : DemoNetworkConfig
-        Shape of the network.
 
     Examples
     --------

@@ -28,7 +28,7 @@ class FeatureNetwork(nn.Module):
 
     name = "fashion-cnn-64"
 
-    def __init__(self, num_classes: int = 10) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.stages = nn.ModuleList(
             [
@@ -38,7 +38,7 @@ class FeatureNetwork(nn.Module):
                 _convolution(64, 64, stride=2),
             ]
         )
-        self.classifier = nn.Linear(64, num_classes)
+        self.classifier = nn.Linear(64, 10)
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """Return the output of every stage for images (B, 1, 32, 32) in [-1, 1], from fine to coarse."""
@@ -52,7 +52,7 @@ class FeatureNetwork(nn.Module):
         return self.feature_maps(images)[-1].mean(dim=(2, 3))
 
     def logits(self, images: Tensor, dropout: float = 0.0) -> Tensor:
-        """Return class scores (B, num_classes); `dropout` of the features is for training."""
+        """Return class scores (B, 10); `dropout` of the features is for training."""
         scores: Tensor = self.classifier(F.dropout(self(images), dropout, training=dropout > 0))
         return scores
 

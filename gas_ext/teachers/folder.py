@@ -54,7 +54,7 @@ _FIELDS: Fields = {
 def save_teacher(
     denoiser: Denoiser, folder: str | os.PathLike[str], *, source: Mapping[str, Any] | None = None
 ) -> Path:
-    """Save a teacher to a folder, which appears only when it is complete.
+    """Save a teacher to a folder, which appears only when it is complete, and return the folder.
 
     Parameters
     ----------
@@ -64,11 +64,6 @@ def save_teacher(
         Must not exist, or be empty; a symbolic link is followed.
     source : mapping, optional
         Origin of the weights (file name, size, SHA-256, address), for the card.
-
-    Returns
-    -------
-    Path
-        The folder.
 
     Raises
     ------

@@ -100,7 +100,7 @@ def import_teacher(
     *,
     config: Config | None = None,
 ) -> Path:
-    """Convert published weights into a teacher folder, which every other command takes.
+    """Convert published weights into a teacher folder, which every other command takes; return the folder.
 
     Parameters
     ----------
@@ -114,11 +114,6 @@ def import_teacher(
         What the file does not say about itself.
     config : Config, optional
         The data set of a file: it gives name, last time and guidance scale, and its shape is checked.
-
-    Returns
-    -------
-    Path
-        The folder.
 
     Raises
     ------

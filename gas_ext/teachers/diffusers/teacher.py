@@ -37,7 +37,7 @@ def from_diffusers(
     revision: str | None = None,
     variant: str | None = None,
 ) -> DiffusersTeacher:
-    """Make a teacher of a diffusers pipeline or network.
+    """Return a diffusers pipeline or network as a teacher: frozen, in evaluation mode, on its device.
 
     Parameters
     ----------
@@ -75,11 +75,6 @@ def from_diffusers(
     variant : str, optional
         Weights to load from a folder or the hub, e.g. "fp16" for ``*.fp16.safetensors``; parts without that
         variant are loaded as they are. Independent of `dtype`.
-
-    Returns
-    -------
-    DiffusersTeacher
-        Frozen, in evaluation mode, on the device of the model.
 
     Raises
     ------

@@ -137,7 +137,7 @@ class UNetBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.in_channels, self.out_channels = inputs, outputs
-        self.heads = outputs // (head_channels or outputs) if attention else 0
+        self.heads = outputs // (head_channels or outputs) if attention else 0  # none if too narrow for one
         self.skip_scale, self.adaptive_scale = skip_scale, adaptive_scale
         self.norm0 = group_norm(inputs, eps)
         self.conv0 = Conv2d(inputs, outputs, 3, resample, taps)

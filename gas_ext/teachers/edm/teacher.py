@@ -193,7 +193,7 @@ def build_teacher(
 
 @plain_defaults()
 def load_edm_snapshot(path: str | os.PathLike[str], **options: Any) -> EDMTeacher:
-    """Load a published network-snapshot .pkl of EDM; nothing in the file is run.
+    """Load the averaged weights of a published network-snapshot .pkl of EDM; nothing in the file is run.
 
     Parameters
     ----------
@@ -201,11 +201,6 @@ def load_edm_snapshot(path: str | os.PathLike[str], **options: Any) -> EDMTeache
         A pickle with an entry "ema", as at nvlabs-fi-cdn.nvidia.com/edm/pretrained.
     **options
         Keyword arguments of `EDMTeacher`.
-
-    Returns
-    -------
-    EDMTeacher
-        With the averaged weights.
 
     Raises
     ------

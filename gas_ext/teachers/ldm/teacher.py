@@ -24,33 +24,9 @@ class LatentTeacher(Denoiser):
     Frozen and in evaluation mode; gradients flow to x and t. The network counts time from 0 to
     num_timesteps - 1; t = (its time + 1) / num_timesteps is never rounded.
 
-    Parameters
-    ----------
-    unet : UNet2DModel or UNet2DConditionModel
-        Predicts epsilon; the latter is conditioned on the embedded class label.
-    first_stage : VQModel
-        The autoencoder; only its decoder is used.
-    class_embedding : nn.Embedding, optional
-        (number of classes + 1, width); the last row means "no label".
-    schedule : NoiseSchedule
-        The schedule of training, from alphas_cumprod.
-    num_timesteps : int
-        Length of alphas_cumprod.
-    scale_factor : float
-        Factor of the autoencoder's latents.
-    name, t_eps, guidance_scale
-        As for `Denoiser`.
-
-    Examples
-    --------
-    >>> from diffusers import UNet2DModel, VQModel
-    >>> unet = UNet2DModel(
-    ...     8, 3, 3, block_out_channels=(32,), down_block_types=("DownBlock2D",),
-    ...     up_block_types=("UpBlock2D",), attention_head_dim=32)
-    >>> schedule = NoiseSchedule.vp_discrete(torch.linspace(0.999, 0.001, 1000))
-    >>> teacher = LatentTeacher(unet, VQModel(block_out_channels=(32,)), schedule=schedule)
-    >>> teacher(torch.randn(2, 3, 8, 8), torch.tensor(0.5)).shape
-    torch.Size([2, 3, 8, 8])
+    `unet` (UNet2DModel or UNet2DConditionModel) predicts epsilon, the latter conditioned on a row of
+    `class_embedding`, whose last row means "no label". `first_stage` is a VQModel; `scale_factor` multiplies
+    its latents.
     """
 
     family = "ldm"
