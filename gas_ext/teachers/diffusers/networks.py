@@ -193,7 +193,7 @@ def _call_flux(network: nn.Module, x: Tensor, time: Tensor, condition: Condition
     # A token is 2 x 2 latents; its entries are ordered (C, 2, 2).
     tokens = F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2).contiguous()
     output = _call_prompted(network, tokens, time / 1000.0, {**condition, **positions})
-    return F.pixel_shuffle(output.transpose(1, 2).unflatten(2, (rows, columns)), 2)
+    return F.pixel_shuffle(output.transpose(1, 2).reshape(len(x), -1, rows, columns), 2)
 
 
 def _flux_positions(rows: int, columns: int, like: Tensor) -> Tensor:

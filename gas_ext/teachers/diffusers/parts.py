@@ -149,5 +149,5 @@ def decode_latents(vae: Any, latents: Tensor) -> Tensor:
     frames = unscaled.transpose(1, 2).flatten(0, 1) if is_video else unscaled
     images: Tensor = vae.decode(frames.to(vae.dtype), return_dict=False)[0]
     if is_video:
-        images = images.unflatten(0, (len(latents), -1)).transpose(1, 2)
+        images = images.reshape(len(latents), -1, *images.shape[1:]).transpose(1, 2)
     return images.to(latents.dtype)
