@@ -304,8 +304,8 @@ def _check_size(name: str, value: Any) -> None:
     possible = all(type(size) in (int, float) and 0 <= size <= largest for size in sizes)
     if len(sizes) > _MOST_LEVELS or not possible:
         raise ValueError(
-            f"{name} must be a number from 0 to {largest}, or at most {_MOST_LEVELS} of them, but is of type "
-            f"{type(value).__name__} with other contents."
+            f"{name} must be a number from 0 to {largest}, or at most {_MOST_LEVELS} of them, but got an "
+            f"invalid {type(value).__name__}."
         )
 
 
