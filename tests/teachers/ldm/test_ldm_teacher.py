@@ -134,7 +134,7 @@ def test_gradients_reach_state_and_time(load):
     with torch.no_grad():
         ahead, behind = (teacher(x, t + step, torch.tensor([1, 2])).square() for step in (h, -h))
     slopes = (ahead - behind).flatten(1).sum(1).double() / (2 * h)
-    assert torch.allclose(t.grad, slopes, rtol=0.05)
+    assert torch.allclose(t.grad, slopes, rtol=0.05, atol=0.01 * slopes.abs().max().item())
     latents = array("cin_small", "z").clone().requires_grad_()
     teacher.decode(latents).sum().backward()  # past the quantization
     assert latents.grad.abs().sum() > 0
