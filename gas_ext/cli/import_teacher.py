@@ -120,7 +120,7 @@ def import_teacher(
     )
     settings = load_config(config) if config else None
     path = Path(source)
-    kind = sources.kind_of(path) if path.is_file() else ""
+    kind = sources.source_type_of(path) if path.is_file() else ""
     if kind in (published.STUDENT, published.DATA_SET):
         sources.check_options(path, kind, options)
         convert = _import_student if kind == published.STUDENT else _import_samples

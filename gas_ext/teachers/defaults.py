@@ -10,10 +10,10 @@ import torch
 
 @contextmanager
 def plain_defaults() -> Iterator[None]:
-    """Make new tensors float32 and on the CPU; a decorator too.
+    """Make new tensors float32 and on the CPU; also a decorator.
 
-    A network also computes numbers that are not in its file, such as frequencies: without this, one
-    `weights_hash` would belong to networks that differ.
+    A network also computes numbers that are not in its file, such as frequencies: without this, different
+    networks could have the same `weights_hash`.
     """
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)

@@ -1,6 +1,6 @@
 """The embedded teacher: a Fashion-MNIST denoiser, its feature network and reference statistics.
 
-All files lie in ``weights/demo`` beside this module; its README.md is their card. The weights were made by
+All files are in ``weights/demo`` next to this module, with README.md as their card. The weights come from
 ``examples/train_demo_teacher.py``.
 """
 
@@ -30,14 +30,7 @@ class DemoTeacher(Denoiser):
     """The embedded denoiser in the coordinates of the VP-linear schedule.
 
     Frozen and in evaluation mode; gradients flow to `x` and `t`. Each sample's output depends on that sample
-    alone, up to rounding.
-
-    Parameters
-    ----------
-    network : DemoNetwork
-        Maps (y, sigma, label) to the clean image.
-    weights_hash : str
-        SHA-256 of the weights file, as a solver file records it.
+    alone, up to rounding. `weights_hash` is the SHA-256 of the weights file, as a solver file records it.
     """
 
     num_classes: int
@@ -57,23 +50,9 @@ class DemoTeacher(Denoiser):
         self.requires_grad_(False).eval()
 
     def predict(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Predict the clean image from x = alpha(t) x_0 + sigma(t) noise.
+        """Predict the clean image; the label 10, like None, means "no label".
 
         With y = x / alpha and the noise level sigma / alpha this is the EDM denoiser.
-
-        Parameters
-        ----------
-        x : Tensor
-            Shape (B, 1, 32, 32).
-        t : Tensor
-            float64 time in (0, 1], 0-d or (B,).
-        condition : Tensor, optional
-            int64 labels in [0, 10], 0-d or (B,); 10, like None, means "no label".
-
-        Returns
-        -------
-        Tensor
-            Shape and dtype of `x`.
         """
         batch = x.shape[0]
         dtype = self.network.trunk.stem.weight.dtype
@@ -99,14 +78,14 @@ def load_demo_teacher(device: str | torch.device = "cpu", folder: Path = WEIGHTS
     Parameters
     ----------
     device : device
-        Where to put it.
+        Device of the teacher.
     folder : Path
-        Another folder written by ``examples/train_demo_teacher.py``.
+        A folder written by ``examples/train_demo_teacher.py``. Default: the embedded one.
 
     Raises
     ------
     ValueError
-        If the file is missing, damaged, or of another architecture.
+        If the file is missing or damaged.
 
     Examples
     --------
@@ -177,7 +156,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Return the metadata and tensors of a safetensors file."""
     if not path.is_file():
         raise ValueError(
-            f"{path} is missing; reinstall gas_ext, or make it with examples/train_demo_teacher.py."
+            f"{path} is missing; reinstall gas_ext, or create it with examples/train_demo_teacher.py."
         )
     try:
         return read_safetensors(path)

@@ -1,4 +1,4 @@
-"""A small class-conditional denoiser for grey images, written for cheap evaluation on a CPU.
+"""A small class-conditional denoiser for gray images, designed for cheap evaluation on a CPU.
 
 The image is folded 2x2 into channels first (space to depth), so that all convolutions run at half the
 resolution or less. Noise level and class enter every block as a per-channel scale and shift. All norms are
@@ -24,36 +24,19 @@ __all__ = ["DemoNetwork", "DemoNetworkConfig"]
 
 @dataclass(frozen=True)
 class DemoNetworkConfig:
-    """The shape of a `DemoNetwork`.
+    """The shape of a `DemoNetwork`; one entry per resolution, from half the image size downwards.
 
-    Parameters
-    ----------
-    image_channels : int
-        Channels of the image.
-    image_size : int
-        Height and width in pixels, a multiple of ``2 * 2 ** (len(channels) - 1)``.
-    num_classes : int
-        Number of labels; index ``num_classes`` means "no label".
-    channels : tuple of int
-        Channels per resolution, from half the image size downwards.
-    blocks : tuple of int
-        Residual blocks per resolution on the way down; there is one more on the way up.
-    attention : tuple of bool
-        Whether a resolution has self-attention, once on the way down and once on the way up.
-    embedding_size : int
-        Width of the embedding of noise level and class.
-    sigma_data : float
-        Standard deviation of the data, for the preconditioning.
+    The image size is a multiple of ``2 * 2 ** (len(channels) - 1)``.
     """
 
     image_channels: int = 1
     image_size: int = 32
-    num_classes: int = 10
+    num_classes: int = 10  # the label num_classes means "no label"
     channels: tuple[int, ...] = (64, 96, 128)
-    blocks: tuple[int, ...] = (1, 1, 1)
-    attention: tuple[bool, ...] = (False, True, False)
-    embedding_size: int = 256
-    sigma_data: float = 0.5
+    blocks: tuple[int, ...] = (1, 1, 1)  # residual blocks on the way down; there is one more on the way up
+    attention: tuple[bool, ...] = (False, True, False)  # once on the way down and once on the way up
+    embedding_size: int = 256  # of noise level and class
+    sigma_data: float = 0.5  # standard deviation of the data
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary, the inverse of `from_dict`."""
@@ -118,7 +101,7 @@ class _Attention(nn.Module):
 
 
 class _Stage(nn.Module):
-    """Residual blocks at one resolution, and attention after the first where asked."""
+    """Residual blocks at one resolution, with optional attention after the first."""
 
     def __init__(self, channels: int, blocks: int, attention: bool, embedding_size: int) -> None:
         super().__init__()
@@ -142,7 +125,7 @@ class _Trunk(nn.Module):
         super().__init__()
         channels, width = config.channels, config.embedding_size
         folded = 4 * config.image_channels
-        # Up to 4 radians per e-fold of sigma: the field must vary smoothly with time for a solver's sake.
+        # Up to 4 radians per e-fold of sigma: solvers need a field that varies smoothly with time.
         frequencies = torch.exp(torch.linspace(math.log(0.25), math.log(4.0), width // 8))
         self.register_buffer("frequencies", frequencies)
         self.noise_embedding = nn.Linear(width // 4, width)
@@ -184,11 +167,6 @@ class DemoNetwork(nn.Module):
     c_skip = s^2 / (s^2 + sigma^2), c_out = sigma s / sqrt(s^2 + sigma^2), c_in = 1 / sqrt(s^2 + sigma^2)
     (Karras et al. 2022, Table 1). At initialization F = 0.
 
-    Parameters
-    ----------
-    config : DemoNetworkConfig
-        Shape of the network.
-
     Examples
     --------
     >>> denoiser = DemoNetwork(DemoNetworkConfig(channels=(32, 32), blocks=(1, 1), attention=(False, False)))
@@ -203,21 +181,16 @@ class DemoNetwork(nn.Module):
         self.trunk = _Trunk(config).to(memory_format=torch.channels_last)
 
     def forward(self, y: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        """Return the expected clean image.
+        """Return the expected clean image, of the shape and dtype of y.
 
         Parameters
         ----------
         y : Tensor
             Clean image plus sigma times unit Gaussian noise, shape (B, C, H, W).
         sigma : Tensor
-            Noise levels above 0, shape (B,); float64 keeps the coefficients exact before the cast.
+            Noise levels above 0, shape (B,); with float64 the coefficients are exact before the cast.
         labels : Tensor
             int64 labels in [0, num_classes], shape (B,); num_classes means "no label".
-
-        Returns
-        -------
-        Tensor
-            Shape and dtype of `y`.
         """
         data = self.config.sigma_data
         total = (sigma.square() + data**2).sqrt()

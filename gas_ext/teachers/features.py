@@ -1,7 +1,7 @@
 """The small Fashion-MNIST classifier whose features give the demo's Frechet and perceptual distances.
 
-Frechet distances in these features are no FID: they compare only with one another, and the extractor's name
-belongs beside every such number.
+Frechet distances in these features are not FID scores: they compare only with one another, so report them
+with the extractor's name.
 """
 
 from __future__ import annotations
@@ -15,28 +15,20 @@ __all__ = ["FeatureNetwork"]
 class FeatureNetwork(nn.Module):
     """Six convolutions with group norm and SiLU, the mean over positions, and a linear classifier.
 
-    The first convolution keeps the full resolution, so that pixel noise reaches the features. SiLU keeps the
-    distances differentiable everywhere; group norms keep samples independent of their batch.
-
-    Parameters
-    ----------
-    num_classes : int
-        Number of labels.
+    The first convolution has the full resolution, so that pixel noise reaches the features. SiLU makes the
+    distances differentiable everywhere; group norms make samples independent of their batch.
 
     Examples
     --------
     >>> import torch
-    >>> network = FeatureNetwork()
-    >>> images = torch.zeros(2, 1, 32, 32)
-    >>> network(images).shape, network.logits(images).shape
-    (torch.Size([2, 64]), torch.Size([2, 10]))
-    >>> [tuple(feature.shape[1:]) for feature in network.feature_maps(images)]
+    >>> features = FeatureNetwork().feature_maps(torch.zeros(2, 1, 32, 32))
+    >>> [tuple(feature.shape[1:]) for feature in features]
     [(16, 32, 32), (32, 16, 16), (64, 8, 8), (64, 4, 4)]
     """
 
     name = "fashion-cnn-64"
 
-    def __init__(self, num_classes: int = 10) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.stages = nn.ModuleList(
             [
@@ -46,29 +38,21 @@ class FeatureNetwork(nn.Module):
                 _convolution(64, 64, stride=2),
             ]
         )
-        self.classifier = nn.Linear(64, num_classes)
+        self.classifier = nn.Linear(64, 10)
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
-        """Return the output of every stage, from fine to coarse, for a perceptual distance.
-
-        Parameters
-        ----------
-        images : Tensor
-            Shape (B, 1, 32, 32) in [-1, 1].
-        """
-        maps = []
-        x = images
+        """Return the output of every stage for images (B, 1, 32, 32) in [-1, 1], from fine to coarse."""
+        maps = [images]
         for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
+            maps.append(stage(maps[-1]))
+        return maps[1:]
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the features (B, 64) of images (B, 1, 32, 32) in [-1, 1]."""
         return self.feature_maps(images)[-1].mean(dim=(2, 3))
 
     def logits(self, images: Tensor, dropout: float = 0.0) -> Tensor:
-        """Return class scores (B, num_classes); `dropout` of the features is for training."""
+        """Return class scores (B, 10); `dropout` of the features is for training."""
         scores: Tensor = self.classifier(F.dropout(self(images), dropout, training=dropout > 0))
         return scores
 

@@ -16,7 +16,17 @@ import torch
 from safetensors import SafetensorError
 
 from gas_ext._utils.files import check_output_folder, file_hash, name_file, umask
-from gas_ext._utils.records import COUNT, RECORD, TEXT, Field, Fields, check_record, reason_of, shown
+from gas_ext._utils.records import (
+    COUNT,
+    RECORD,
+    TEXT,
+    Field,
+    Fields,
+    check_record,
+    parse_json,
+    reason_of,
+    shown,
+)
 from gas_ext.configs import Config, config_names
 from gas_ext.denoisers import Denoiser
 from gas_ext.teachers.defaults import plain_defaults
@@ -25,7 +35,7 @@ TEACHERS = Path("teachers")
 CARD = "teacher.json"
 FORMAT_VERSION = 1
 
-# family -> where the class that loads it lives
+# family -> the class that loads it
 FAMILIES = {
     "edm": "gas_ext.teachers.edm:EDMTeacher",
     "ldm": "gas_ext.teachers.ldm:LatentTeacher",
@@ -44,34 +54,29 @@ _FIELDS: Fields = {
 def save_teacher(
     denoiser: Denoiser, folder: str | os.PathLike[str], *, source: Mapping[str, Any] | None = None
 ) -> Path:
-    """Keep a teacher in a folder, which appears only when it is complete.
+    """Save a teacher to a folder, which appears only when it is complete, and return the folder.
 
     Parameters
     ----------
     denoiser : Denoiser
         A teacher of one of the `FAMILIES`. Its `weights_hash` is set to that of the files.
     folder : path
-        Must not exist, or be empty; a symbolic link stands for what it leads to.
+        Must not exist, or be empty; a symbolic link is followed.
     source : mapping, optional
-        Where the weights come from (file name, size, SHA-256, address), for the card.
-
-    Returns
-    -------
-    Path
-        The folder.
+        Origin of the weights (file name, size, SHA-256, address), for the card.
 
     Raises
     ------
     ValueError
-        If the folder holds something already, or cannot be made.
+        If the folder is not empty or cannot be created.
     TypeError
-        If the family cannot be kept in a folder.
+        If the family cannot be saved to a folder.
     """
     folder = Path(folder)
     check_new_folder(folder)
-    place = folder.resolve()  # where a symbolic link leads
-    place.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
+    target = folder.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         config = denoiser.save_weights(partial)
         files = _describe_files(partial)
@@ -93,29 +98,29 @@ def save_teacher(
             "files": files,
         }
         (partial / CARD).write_text(json.dumps(card, indent=2) + "\n")
-        for path in (partial, *partial.rglob("*")):  # made for the owner alone, by mkdtemp and safetensors
+        for path in (partial, *partial.rglob("*")):  # mkdtemp and safetensors create them for the owner alone
             path.chmod((0o777 if path.is_dir() else 0o666) & ~umask())
-        if place.exists():
-            place.rmdir()  # it is empty
-        os.replace(partial, place)
+        if target.exists():
+            target.rmdir()  # it is empty
+        os.replace(partial, target)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError):
             name_file(error, folder)
-        if isinstance(error, SafetensorError):  # which is how safetensors tells of a full disk
+        if isinstance(error, SafetensorError):  # such as for a full disk
             raise OSError(f"{folder} could not be written: {error}.") from error
         raise
     return folder
 
 
 def check_new_folder(folder: Path) -> None:
-    """Raise ValueError if a folder, to be made, holds something already or cannot be made."""
+    """Raise ValueError if a new folder exists and is not empty, or cannot be created."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists already; name a new folder or empty it first.")
-    place = folder.resolve()
-    if place == Path.cwd():
+    target = folder.resolve()
+    if target == Path.cwd():
         raise ValueError(f"{folder} is the current folder, which cannot be replaced; name a new one.")
-    check_output_folder(place.parent)
+    check_output_folder(target.parent)
 
 
 @plain_defaults()
@@ -127,16 +132,16 @@ def load_teacher(
     Parameters
     ----------
     folder : path
-        What `save_teacher` or ``gas-ext import`` wrote; "demo" is the embedded teacher.
+        A folder of `save_teacher` or ``gas-ext import``; "demo" is the embedded teacher.
     device : device
-        Where to put it.
+        Device of the teacher.
     verify : bool
-        Compare every file with the SHA-256 on the card (a gigabyte takes about a second).
+        Compare every file with the SHA-256 on the card (about a second per gigabyte).
 
     Raises
     ------
     ValueError
-        If the folder is none, its card or a file is missing or damaged, or the family is not known.
+        If the card or a file is missing or damaged, or the family is unknown.
 
     Examples
     --------
@@ -150,13 +155,13 @@ def load_teacher(
     folder = Path(folder)
     card = read_card(folder)
     check_files(folder, card, contents=verify)
-    place, name = FAMILIES[card["family"]].split(":")
-    cls: type[Denoiser] = getattr(import_module(place), name)
+    module, name = FAMILIES[card["family"]].split(":")
+    cls: type[Denoiser] = getattr(import_module(module), name)
     try:
         teacher = cls.load_weights(folder, card["config"])
     except (ArithmeticError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{folder / CARD} is damaged: its config describes no {cls.__name__} "
+            f"{folder / CARD} is damaged: its config does not fit {cls.__name__} "
             f"({type(error).__name__}: {reason_of(error)}); import the teacher again."
         ) from error
     except (ValueError, RuntimeError, SafetensorError) as error:
@@ -167,16 +172,13 @@ def load_teacher(
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """Read the card of a teacher folder; ValueError says in one sentence why it cannot be used."""
+    """Read the card of a teacher folder; ValueError if it is missing or damaged."""
     path = folder / CARD
     if not path.is_file():
         raise ValueError(f"{folder} holds no imported teacher ({CARD} is missing); run gas-ext import first.")
-    try:
-        card = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: it is not JSON ({error}).") from error
+    card = parse_json(path.read_bytes(), path)
     if not isinstance(card, dict) or card.get("format_version") != FORMAT_VERSION:
-        raise ValueError(f"{path} is no card of format {FORMAT_VERSION}; import the teacher again.")
+        raise ValueError(f"{path} is not a card of format {FORMAT_VERSION}; import the teacher again.")
     check_record(card, _FIELDS, path)
     if card["family"] not in FAMILIES:
         raise ValueError(
@@ -186,7 +188,7 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path, card: Mapping[str, Any], contents: bool = True) -> None:
-    """Raise ValueError unless every file on the card is there, of its size and (if asked) its SHA-256."""
+    """Raise ValueError unless every file on the card exists and has its size and, optionally, its SHA-256."""
     for name, entry in card["files"].items():
         path = folder / name
         if ".." in Path(name).parts or Path(name).is_absolute():
@@ -195,7 +197,7 @@ def check_files(folder: Path, card: Mapping[str, Any], contents: bool = True) ->
             raise ValueError(f"{path} is missing; import the teacher again.")
         if path.stat().st_size != entry["bytes"] or (contents and file_hash(path) != entry["sha256"]):
             raise ValueError(
-                f"{path} is damaged: it is not what the card describes; import the teacher again."
+                f"{path} is damaged: it differs from the card's description; import the teacher again."
             )
     if weights_hash_of(card["files"]) != card["weights_hash"]:
         raise ValueError(f"The card of {folder} contradicts itself (weights_hash); import the teacher again.")
@@ -212,7 +214,7 @@ def _describe_files(folder: Path) -> dict[str, dict[str, Any]]:
 def weights_hash_of(files: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the identity of a folder of weights: SHA-256 over the names and hashes of its safetensors files.
 
-    Configuration is left out: another version of a library writes it with other keys.
+    Configuration is excluded: other versions of a library write it with other keys.
     """
     digest = hashlib.sha256()
     for name in sorted(name for name in files if name.endswith(".safetensors")):
@@ -221,12 +223,12 @@ def weights_hash_of(files: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def teacher_folder(config: Config) -> str:
-    """Return where the teacher of a config is unless told otherwise: "demo", or teachers/NAME."""
+    """Return the default folder of a config's teacher: "demo", or teachers/NAME."""
     return "demo" if config.teacher.kind == "embedded" else str(TEACHERS / config.name)
 
 
 def import_command(config: Config, folder: str | os.PathLike[str], source: str | None = None) -> str:
-    """Return the command that imports the teacher of a config, from a given source or from its own.
+    """Return the command that imports the teacher of a config, from a given source or the published one.
 
     Examples
     --------
@@ -240,5 +242,5 @@ def import_command(config: Config, folder: str | os.PathLike[str], source: str |
 
 
 def config_option(config: Config) -> str:
-    """Return what --config takes for a config: its name, or the file that it was read from, in general."""
+    """Return the value of --config for a config: its name, or a placeholder for its file."""
     return config.name if config.name in config_names() else "CONFIG.yaml"

@@ -1,4 +1,4 @@
-"""Published files that are not teachers: recognizing them, and importing published students."""
+"""Published files that are not teachers: their recognition, and the import of published students."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ DATA_SET = "data set"
 R3GAN = "R3GAN snapshot"
 
 _STREAM_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # of torch.save's older, single-stream form
-_LARGEST_STUDENT = 2**24  # bytes; published ones have a few kB, so that no large checkpoint is read twice
-_ROLES = {".pkl": "a plain pickle", ".ckpt": "a torch.save file", ".safetensors": "a safetensors file"}
+_LARGEST_STUDENT = 2**24  # bytes; published ones have a few kB, and no large checkpoint is read twice
+_FORMATS = {".pkl": "a plain pickle", ".ckpt": "a torch.save file", ".safetensors": "a safetensors file"}
 
 
 def check_suffix(path: Path) -> None:
-    """Raise ValueError if a file is named as another format than its first bytes show."""
+    """Raise ValueError if a file's suffix belongs to another format than its first bytes."""
     with open(path, "rb") as file:
         start = file.read(len(_STREAM_START))
     if start.startswith((b"PK", _STREAM_START)):
@@ -33,9 +33,9 @@ def check_suffix(path: Path) -> None:
         form = ".safetensors"
     else:
         return
-    named = path.suffix if path.suffix in _ROLES else ".ckpt"  # .pt and .pth are torch.save's too
-    if named != form:
-        raise ValueError(f"{path} ends in {path.suffix}, but is {_ROLES[form]}; rename it to end in {form}.")
+    suffix = path.suffix
+    if form != (suffix if suffix in _FORMATS else ".ckpt"):  # .pt and .pth are torch.save's too
+        raise ValueError(f"{path} ends in {suffix}, but is {_FORMATS[form]}; rename it to end in {form}.")
 
 
 def recognize(path: Path) -> str | None:
@@ -69,27 +69,11 @@ def import_student(
     guidance_scale: float | None = None,
     teacher: str | None = None,
 ) -> GeneralizedSolver:
-    """Convert a student published with the GS/GAS paper into a solver file, which names no teacher.
+    """Convert a student published with the GS/GAS paper (.pt) into a solver file, which names no teacher.
 
-    Parameters
-    ----------
-    path : path
-        The training checkpoint (.pt).
-    out : path
-        The solver file, ending in .safetensors.
-    config : Config
-        The data set that it was learned on, which gives schedule, last time and guidance scale.
-    steps : int, optional
-        Network evaluations; those of the file, which must be the same if this is given.
-    t_eps, guidance_scale : float, optional
-        In place of the config's.
-    teacher : str, optional
-        Folder of the imported teacher, whose schedule is taken; teachers/NAME if it is there.
-
-    Raises
-    ------
-    ValueError
-        If the file is not a student, its steps are others, or the schedule is not known.
+    `config` gives schedule, last time and guidance scale, unless they are given; the schedule is that of the
+    imported teacher in the folder `teacher` (by default teachers/NAME, if it exists), else the published one.
+    ValueError if the file is not a student, has other steps, or the schedule is unknown.
     """
     out = Path(out)
     if out.suffix != ".safetensors" or out.is_dir():
@@ -122,6 +106,6 @@ def _schedule_of(config: Config, teacher: str | None) -> tuple[NoiseSchedule, st
     if config.teacher.kind == "edm":
         return default_schedule("EDMPrecond", config.student.t_eps), "sample"
     raise ValueError(
-        f"The noise schedule of {config.name} lies in the weights of its teacher: run "
+        f"The noise schedule of {config.name} is stored with the weights of its teacher: run "
         f"{import_command(config, folder)} first, or name its folder with --teacher."
     )

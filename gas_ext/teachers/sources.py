@@ -1,12 +1,11 @@
-"""`gas-ext import`: published weights of every known kind, wherever they lie, into one teacher folder."""
+"""`gas-ext import`: published weights of every supported type, from disk or the hub, as a teacher folder."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gas_ext._utils.files import file_hash
 from gas_ext.configs import Config, config_names, load_config
@@ -21,38 +20,37 @@ CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What a file does not say about itself; every value has a default that fits the published models.
+    """What a file does not say about itself; the defaults fit the published models.
 
     Parameters
     ----------
     name : str, optional
-        Identity of the teacher, written into solver files; the config's or the file's name if not given.
+        Identity of the teacher, written into solver files. Default: the config's, else the file's name.
     t_eps : float, optional
-        Last time; the config's, else 1e-3.
+        Last time. Default: the config's, else 1e-3.
     guidance_scale : float, optional
-        What the model is usually sampled with; the config's, else none.
+        Default guidance scale of sampling. Default: the config's, else none.
     use_ema : bool, optional
-        LDM and Stable Diffusion: whether averaged weights are taken where the file has both kinds; the
-        published convention of the model if not given.
+        LDM and Stable Diffusion: use averaged weights if the file has both. Default: as published.
     latent_size : int
-        LDM and Stable Diffusion: height and width of a latent, which the weights do not tell.
+        LDM and Stable Diffusion: height and width of a latent, which the weights do not state. Default: 64.
     first_stage : path, optional
-        LDM: a second file with the first stage, where the checkpoint has none.
+        LDM: a separate file with the first stage, if the checkpoint has none.
     tokenizer : str, optional
         Stable Diffusion from a single file: folder or hub name of the CLIP tokenizer, for prompts.
     variant : str, optional
-        diffusers: which weights, where there are several, such as "fp16".
+        diffusers: which weights to load if there are several, such as "fp16".
     num_heads : int, optional
-        LDM with classes and Stable Diffusion: attention heads, which the weights do not tell; the config's if
-        not given, else those of the published models, with a warning.
+        Class-conditional LDM and Stable Diffusion: attention heads, which the weights do not state. Default:
+        the config's, else those of the published models, with a warning.
     num_head_channels : int, optional
-        LDM without conditions: channels of an attention head; likewise.
+        Unconditional LDM: channels of an attention head, with defaults as for `num_heads`.
     text_heads : int, optional
-        Stable Diffusion: attention heads of the text encoder; likewise.
+        Stable Diffusion: attention heads of the text encoder, with defaults as for `num_heads`.
     steps : int, optional
         Published students: network evaluations, which must be the file's.
     teacher : str, optional
-        Published students: folder of the imported teacher, whose noise schedule is taken.
+        Published students: folder of the imported teacher with the noise schedule.
     """
 
     name: str | None = None
@@ -70,13 +68,11 @@ class ImportOptions:
     teacher: str | None = None
 
 
-# Which options concern a source of each kind; a checkpoint refuses itself what is not for its model.
-_TAKEN = {
+# Options of each type of source; the loader of checkpoints refuses those of another model.
+_OPTIONS = {
     "EDM snapshot": ("name", "t_eps"),
     "diffusers folder": ("name", "t_eps", "guidance_scale", "variant"),
-    "checkpoint": tuple(
-        name for name in vars(ImportOptions()) if name not in ("variant", "steps", "teacher")
-    ),
+    "checkpoint": tuple(vars(ImportOptions()).keys() - {"variant", "steps", "teacher"}),
     STUDENT: ("steps", "t_eps", "guidance_scale", "teacher"),
     DATA_SET: (),
     R3GAN: (),
@@ -90,12 +86,11 @@ _INSTEAD = {
 }
 
 
-@dataclass(frozen=True)
-class Located:
-    """A source on disk, and what the card says about where it came from."""
+class Located(NamedTuple):
+    """A source on disk, and the card's record of its origin."""
 
     path: Path
-    record: dict[str, Any] = field(default_factory=dict)
+    record: dict[str, Any]
 
 
 def import_teacher(
@@ -105,79 +100,69 @@ def import_teacher(
     *,
     config: Config | None = None,
 ) -> Path:
-    """Convert published weights into a teacher folder, which every other command takes.
+    """Convert published weights into a teacher folder, which every other command takes; return the folder.
 
     Parameters
     ----------
     source : str or path
-        The name of a config ("cifar10": its file is looked for, see `find_weights`), a file (.pkl of EDM;
-        .ckpt or .safetensors of LDM or Stable Diffusion), a folder with a diffusers model ("./cifar10" if it
-        has the name of a config), or a name on the Hugging Face hub ("owner/name", "owner/name/file.ckpt").
+        The name of a config ("cifar10", see `find_weights`), a file (.pkl of EDM; .ckpt or .safetensors of
+        LDM or Stable Diffusion), a folder with a diffusers model ("./cifar10" if it has the name of a
+        config), or a name on the Hugging Face hub ("owner/name", "owner/name/file.ckpt").
     folder : path
-        Where the teacher is put; must not exist, or be empty.
+        The teacher folder; must not exist, or be empty.
     options : ImportOptions, optional
         What the file does not say about itself.
     config : Config, optional
-        The data set a file belongs to: it gives name, last time and guidance scale, and its shape is checked.
-
-    Returns
-    -------
-    Path
-        The folder.
+        The data set of a file: it gives name, last time and guidance scale, and its shape is checked.
 
     Raises
     ------
     ValueError
-        If there is no such source, it is refused or damaged, is not what the config describes, or an option
-        is given that does not concern it.
+        If there is no such source, it is refused or damaged, differs from the config's description, or an
+        option does not apply to it.
     FileNotFoundError
-        If the weights of a config are missing; the sentence says where they are published.
+        If the weights of a config are missing; the message says where they are published.
     """
     check_new_folder(Path(folder))
     options = options or ImportOptions()
     if config is None and str(source) in config_names():
         config = load_config(str(source))
     located = locate(source, config, options.variant)
-    kind = kind_of(located.path)
-    if kind in _INSTEAD:
-        raise ValueError(f"{located.path} is {_INSTEAD[kind].format(located.path)}.")
-    check_options(located.path, kind, options)
-    denoiser = load_source(located.path, _completed(options, config, located.record))
+    source_type = source_type_of(located.path)
+    if source_type in _INSTEAD:
+        raise ValueError(f"{located.path} is {_INSTEAD[source_type].format(located.path)}.")
+    check_options(located.path, source_type, options)
+    denoiser = load_source(located.path, source_type, _completed(options, config, located.record))
     if config is not None and denoiser.sample_shape != config.space.shape:
         raise ValueError(
-            f"{located.path} makes samples of shape {denoiser.sample_shape}, but the config {config.name} "
-            f"describes {config.space.shape}; give the file that belongs to it."
+            f"{located.path} generates samples of shape {denoiser.sample_shape}, but the config "
+            f"{config.name} describes {config.space.shape}; give the file that belongs to it."
         )
     return save_teacher(denoiser, folder, source=located.record)
 
 
 def _completed(options: ImportOptions, config: Config | None, record: dict[str, Any]) -> ImportOptions:
-    """Fill in what a config, or the place where a source was found, knows."""
-    values = vars(options).copy()
-    known: dict[str, Any] = {"name": record.get("hub"), "t_eps": None, "guidance_scale": None}
+    """Fill in defaults from a config, or from the hub."""
+    defaults: dict[str, Any] = {"name": record.get("hub")}
     if config is not None:
-        known = {
+        architecture = config.teacher.architecture or {}
+        counts_channels = architecture.get("network") == "UNet2DModel"  # under the same name
+        heads = "num_head_channels" if counts_channels else "num_heads"
+        defaults = {
             "name": config.name,
             "t_eps": config.student.t_eps,
             "guidance_scale": config.teacher_solver.guidance_scale,
-            **_heads(config),
+            heads: architecture.get("attention_head_dim"),
+            "text_heads": 12 if config.teacher.kind == "stable-diffusion" else None,
         }
-    values.update({name: value for name, value in known.items() if values[name] is None})
-    return ImportOptions(**values)
-
-
-def _heads(config: Config) -> dict[str, int | None]:
-    """Return the attention heads that a config knows, of the network and of CLIP's text encoder."""
-    architecture = config.teacher.architecture or {}
-    counts_channels = architecture.get("network") == "UNet2DModel"  # under the same name
-    heads = {"num_head_channels" if counts_channels else "num_heads": architecture.get("attention_head_dim")}
-    return {**heads, "text_heads": 12} if config.teacher.kind == "stable-diffusion" else heads
+    missing = {name: value for name, value in defaults.items() if getattr(options, name) is None}
+    return replace(options, **missing)
 
 
 def locate(
     source: str | os.PathLike[str], config: Config | None = None, variant: str | None = None
 ) -> Located:
-    """Find a source on disk, in the cache of the hub, or on the hub; see `import_teacher`."""
+    """Find a source on disk, in the hub's cache, or on the hub; see `import_teacher`."""
     if config is not None and str(source) == config.name:
         return _of_config(config, variant)
     path = Path(source)
@@ -199,18 +184,18 @@ def locate(
 
 
 def weights_folder() -> Path:
-    """Where weights are looked for: $GAS_EXT_WEIGHTS, or ./weights."""
+    """Return the folder of published weights: $GAS_EXT_WEIGHTS, or ./weights."""
     return Path(os.environ.get("GAS_EXT_WEIGHTS") or "weights")
 
 
 def find_weights(config: Config) -> Path | None:
-    """Return the published file of a config if it lies in `weights_folder`, in a folder of its own or not."""
+    """Return the published file of a config if it is in `weights_folder`, with or without a subfolder."""
     if config.teacher.file is None:
         return None
-    places = [weights_folder() / config.name / config.teacher.file]
+    paths = [weights_folder() / config.name / config.teacher.file]
     if config.teacher.file != "model.ckpt":  # the name that all LDM checkpoints share
-        places.append(weights_folder() / config.teacher.file)
-    return next((place for place in places if place.is_file()), None)
+        paths.append(weights_folder() / config.teacher.file)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def missing_weights(config: Config) -> str:
@@ -228,7 +213,7 @@ def missing_weights(config: Config) -> str:
 
 def _of_config(config: Config, variant: str | None) -> Located:
     if config.teacher.kind == "embedded":
-        raise ValueError(f"The teacher of {config.name} ships with the package; nothing is to be imported.")
+        raise ValueError(f"The teacher of {config.name} ships with the package and needs no import.")
     path = find_weights(config)
     if path is not None:
         return Located(path, {**_file_record(path), "address": config.teacher.address})
@@ -252,56 +237,46 @@ def _file_record(path: Path) -> dict[str, Any]:
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": file_hash(path)}
 
 
-def load_source(path: Path, options: ImportOptions) -> Denoiser:
-    """Load weights of any known kind; the kind shows in the name and in what is inside.
-
-    Raises
-    ------
-    ValueError
-        If the kind is not known, or the content is refused or damaged.
-    """
-    kind = kind_of(path)
-    if kind == "checkpoint":
+def load_source(path: Path, source_type: str, options: ImportOptions) -> Denoiser:
+    """Load the weights of a teacher; `source_type` is that of `source_type_of`."""
+    values = {name: getattr(options, name) for name in _OPTIONS[source_type]}
+    given = {name: value for name, value in values.items() if value is not None}
+    if source_type == "checkpoint":
         from gas_ext.teachers.ldm import load_checkpoint
 
-        return load_checkpoint(path, **_given(options, _TAKEN[kind]))
-    if kind == "EDM snapshot":
+        return load_checkpoint(path, **given)
+    if source_type == "EDM snapshot":
         from gas_ext.teachers.edm import load_edm_snapshot
 
-        return load_edm_snapshot(path, **_given(options, _TAKEN[kind]))
+        return load_edm_snapshot(path, **given)
     from gas_ext.teachers.diffusers import from_diffusers
 
-    return from_diffusers(path, **_given(options, _TAKEN[kind]))
+    return from_diffusers(path, **given)
 
 
-def kind_of(path: Path) -> str:
-    """Return what a source is: a teacher of one of three kinds, or one of `published`.
+def source_type_of(path: Path) -> str:
+    """Return the type of a source: one of three families of teachers, or one of `published`.
 
     Raises
     ------
     ValueError
-        If it is of an unknown kind, imported already, or named as another format than it is.
+        If its type is unknown, it is imported already, or its suffix does not fit its format.
     """
     if path.is_dir():
         if (path / CARD).is_file():
-            raise ValueError(f"{path} is an imported teacher already; give it to --teacher.")
+            raise ValueError(f"{path} is already an imported teacher; pass it as --teacher.")
         return "diffusers folder"
     if path.suffix not in (SNAPSHOT_SUFFIX, *CHECKPOINT_SUFFIXES):
         raise ValueError(
-            f"{path} is of an unknown kind: expected {SNAPSHOT_SUFFIX} (EDM), "
+            f"{path} has an unknown type; expected {SNAPSHOT_SUFFIX} (EDM), "
             f"{', '.join(CHECKPOINT_SUFFIXES)} (LDM, Stable Diffusion), or a folder with a diffusers model."
         )
     check_suffix(path)
     return recognize(path) or ("EDM snapshot" if path.suffix == SNAPSHOT_SUFFIX else "checkpoint")
 
 
-def check_options(path: Path, kind: str, options: ImportOptions) -> None:
-    """Raise ValueError if an option is given that does not concern a source of this kind."""
+def check_options(path: Path, source_type: str, options: ImportOptions) -> None:
+    """Raise ValueError if an option is given that does not apply to a source of this type."""
     for name, default in vars(ImportOptions()).items():
-        if getattr(options, name) != default and name not in _TAKEN[kind]:
-            raise ValueError(f"{path} is of the kind {kind}, which takes no {name}; leave it out.")
-
-
-def _given(options: ImportOptions, names: Sequence[str]) -> dict[str, Any]:
-    """Return the options that are not None."""
-    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+        if getattr(options, name) != default and name not in _OPTIONS[source_type]:
+            raise ValueError(f"{path} is of type {source_type}, which takes no {name}; leave it out.")

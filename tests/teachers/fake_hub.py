@@ -1,4 +1,4 @@
-"""A hub of the Hugging Face kind on this machine, with files in memory; may cut a download short."""
+"""A local imitation of the Hugging Face hub with files in memory; it can cut a download short."""
 
 import hashlib
 import json
@@ -40,30 +40,27 @@ class FakeHub:
                     self.send_header("Content-Length", "0")
                     self.end_headers()
                     return
-                start = 0
-                asked = self.headers.get("Range")
-                if with_body:
-                    hub.ranges.append(asked or "")
-                if asked:
-                    start = int(asked.removeprefix("bytes=").split("-")[0])
-                self.send_response(206 if asked else 200)
+                requested = self.headers.get("Range") or ""
+                start = int(requested.removeprefix("bytes=").split("-")[0] or 0)
+                self.send_response(206 if requested else 200)
                 self.send_header("X-Repo-Commit", COMMIT)
                 self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
                 self.send_header("Accept-Ranges", "bytes")
-                if asked:
+                if requested:
                     self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
                 self.send_header("Content-Length", str(len(content) - start))
                 self.end_headers()
                 if not with_body:
                     return
-                if hub.cut is not None:
-                    self.wfile.write(content[start : start + hub.cut])
-                    hub.cut = None
-                    self.wfile.flush()
-                    self.close_connection = True
-                    self.connection.close()
+                hub.ranges.append(requested)
+                if hub.cut is None:
+                    self.wfile.write(content[start:])
                     return
-                self.wfile.write(content[start:])
+                self.wfile.write(content[start : start + hub.cut])
+                hub.cut = None
+                self.wfile.flush()
+                self.close_connection = True
+                self.connection.close()
 
             def log_message(self, *arguments):
                 pass
@@ -72,7 +69,7 @@ class FakeHub:
 
 
 def repository(files: dict[str, bytes], name: str = "owner/name") -> dict[str, bytes]:
-    """What a hub answers about a repository: its files, and two lists of them."""
+    """The hub's answers about a repository: its files, and two lists of them."""
     siblings = [{"rfilename": path} for path in files]
     tree = [
         {"type": "file", "path": path, "size": len(content), "oid": "0" * 40}

@@ -1,4 +1,4 @@
-"""The feature network: independent of the batch, smooth, and sensitive to what a sampler gets wrong."""
+"""The feature network: independent of the batch, smooth, and sensitive to the errors of samplers."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def test_distance_grows_when_classes_are_lost(features: DemoFeatures, images: Te
     mean, covariance, _ = feature_statistics(features(images))
     labels = torch.arange(100) % 10
     distances = []
-    for kept in (10, 7, 4, 1):
-        found = feature_statistics(features(images[labels < kept]))
+    for classes in (10, 7, 4, 1):
+        found = feature_statistics(features(images[labels < classes]))
         distances.append(frechet_distance(mean, covariance, *found[:2]))
     assert distances == sorted(distances)
     assert distances[1] > 1e-2

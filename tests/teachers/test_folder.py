@@ -1,4 +1,4 @@
-"""Folders of teachers: what is wrong with one is said in one sentence."""
+"""Folders of teachers: each fault is reported in one sentence."""
 
 import json
 
@@ -27,14 +27,24 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def card(folder):
-    """The card, which is put back."""
-    path = folder / "teacher.json"
-    content = path.read_text()
-    yield json.loads(content)
-    path.write_text(content)
+    """The card; the files are restored."""
+    contents = {path: path.read_bytes() for path in folder.iterdir()}
+    yield json.loads(contents[folder / "teacher.json"])
+    for path, content in contents.items():
+        path.write_bytes(content)
 
 
-def test_the_card_tells_where_the_weights_come_from(folder, card):
+def refused(message, folder, content=None, **options):
+    """Loading is refused in one sentence, after the card has been replaced."""
+    if content is not None:
+        (folder / "teacher.json").write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        load_teacher(folder, **options)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_card_states_the_origin_of_the_weights(folder, card):
     assert (card["name"], card["family"], card["source"]) == ("small", "edm", {"file": "a.pkl"})
     assert load_teacher(folder).weights_hash == card["weights_hash"]
 
@@ -42,7 +52,7 @@ def test_the_card_tells_where_the_weights_come_from(folder, card):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "is no card of format 1"),
+        ({"format_version": 2}, "is not a card of format 1"),
         ({"weights_hash": 3}, "'weights_hash' is 3, but must be a str"),
         ({"files": []}, r"'files' is \[\], but must be a dict"),
         ({"files": {WEIGHTS: 3}}, "is 3, but must be a dict"),
@@ -52,66 +62,48 @@ def test_the_card_tells_where_the_weights_come_from(folder, card):
         ({"files": {}}, "contradicts itself"),
         ({"weights_hash": "0"}, "contradicts itself"),
         ({"family": "gan"}, "names the family 'gan'; expected one of edm, ldm, diffusers"),
-        ({"config": {}}, r"config describes no EDMTeacher \(KeyError: 'preconditioning'\)"),
+        ({"config": {}}, r"config does not fit EDMTeacher \(KeyError: 'preconditioning'\)"),
     ],
 )
 def test_damaged_cards(changes, message, folder, card):
-    (folder / "teacher.json").write_text(json.dumps({**card, **changes}))
-    with pytest.raises(ValueError, match=message) as error:
-        load_teacher(folder)
-    assert str(folder) in str(error.value)
-    assert "\n" not in str(error.value)
+    refused(message, folder, json.dumps({**card, **changes}))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "is not JSON"), ("[]", "no card of format 1"), ("[" * 100_000, "is not JSON")],
+    [("{", "is not JSON"), ("[]", "not a card of format 1"), ("[" * 100_000, "is not JSON")],
     ids=["cut off", "no object", "nested"],
 )
-def test_cards_that_are_none(content, message, folder, card):
-    (folder / "teacher.json").write_text(content)
-    with pytest.raises(ValueError, match=message):
-        load_teacher(folder)
+def test_files_that_are_not_cards(content, message, folder, card):
+    refused(message, folder, content)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"architecture": {**ARCHITECTURE, "num_blocks": 10**9}}, "num_blocks must be a number from 0 to 64"),
-        (
-            {"architecture": {**ARCHITECTURE, "num_blocks": 2}},
-            "the PreconditionedNetwork as described has",
-        ),
-        ({"architecture": {**ARCHITECTURE, "network": []}}, "config describes no EDMTeacher"),
-        ({"preconditioning": "iDDPM"}, "Preconditioning 'iDDPM' is not known"),
-        ({"image_shape": [1]}, "config describes no EDMTeacher"),
+        ({"architecture": {**ARCHITECTURE, "num_blocks": 2}}, "PreconditionedNetwork as described has"),
+        ({"architecture": {**ARCHITECTURE, "network": []}}, "config does not fit EDMTeacher"),
+        ({"preconditioning": "iDDPM"}, "Preconditioning 'iDDPM' is unknown"),
+        ({"image_shape": [1]}, "config does not fit EDMTeacher"),
         ({"schedule": {"family": "sine"}}, "Schedule family 'sine' is unknown"),
         ({"t_eps": 3}, "t_eps is 3"),
     ],
 )
 def test_descriptions_of_another_network(changes, message, folder, card):
-    config = {**card["config"], **changes}
-    (folder / "teacher.json").write_text(json.dumps({**card, "config": config}))
-    with pytest.raises(ValueError, match=message) as error:
-        load_teacher(folder)
-    assert str(folder) in str(error.value)
-    assert "\n" not in str(error.value)
+    refused(message, folder, json.dumps({**card, "config": {**card["config"], **changes}}))
 
 
-def test_a_file_that_is_no_safetensors(folder, card):
-    path = folder / WEIGHTS
-    content = path.read_bytes()
-    path.write_bytes(b"\xff" * 8 + content[8:])
-    with pytest.raises(ValueError, match=r"cannot be used: .*; import the teacher again"):
-        load_teacher(folder, verify=False)
-    path.write_bytes(content)
-
-
-def test_contents_are_compared_unless_told_otherwise(folder):
+def test_damaged_and_missing_weights(folder, card, tmp_path):
     path = folder / WEIGHTS
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(ValueError, match=rf"{WEIGHTS} is damaged"):
-        load_teacher(folder)
+    refused(rf"{WEIGHTS} is damaged", folder)
     assert load_teacher(folder, verify=False).name == "small"
-    path.write_bytes(content)
+    path.write_bytes(b"\xff" * 8 + content[8:])
+    refused("cannot be used: .*; import the teacher again", folder, verify=False)
+    path.unlink()
+    refused(rf"{WEIGHTS} is missing", folder)
+    refused("run gas-ext import first", tmp_path)
+    with pytest.raises(ValueError, match="exists already"):
+        save_teacher(build_teacher("EDMPrecond", ARCHITECTURE, (1, 8, 8)), folder)

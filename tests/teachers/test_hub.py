@@ -11,7 +11,7 @@ from gas_ext.teachers.hub import parse_hub_reference
 
 pytest.importorskip("huggingface_hub")
 
-# In a process of its own, for huggingface_hub reads the environment once.
+# In a separate process, because huggingface_hub reads the environment once.
 FETCH = """
 import sys
 from gas_ext.teachers.hub import fetch_file
@@ -34,17 +34,10 @@ for constants.HF_HUB_OFFLINE in (False, True):
 
 
 def fetch(cache: Path, endpoint: str, code: str = FETCH, **environment: str) -> str:
-    environment = {
-        **os.environ,
-        "HF_HOME": str(cache),
-        "HF_ENDPOINT": endpoint,
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "no_proxy": "127.0.0.1",
-        **environment,
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
-    )
+    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "no_proxy": "127.0.0.1"}
+    environment = {**os.environ, **quiet, "HF_HOME": str(cache), "HF_ENDPOINT": endpoint, **environment}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -58,9 +51,9 @@ def test_a_broken_download_is_resumed_and_found_again_without_the_hub(tmp_path):
         assert path.parent.name == COMMIT
         assert hub.ranges[0] == ""
         assert hub.ranges[1].startswith("bytes=1")  # not from the beginning
-        asked = hub.requests
+        requests = hub.requests
         assert fetch(tmp_path, endpoint) == str(path)
-        assert hub.requests == asked
+        assert hub.requests == requests
     assert fetch(tmp_path, "http://127.0.0.1:9", HF_HUB_OFFLINE="1") == str(path)
 
 
@@ -75,21 +68,21 @@ def test_a_damaged_file_in_the_cache_is_named(tmp_path):
     ("environment", "reason"),
     [({}, "127.0.0.1 cannot be reached"), ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE forbids")],
 )
-def test_without_a_network_one_sentence_at_once(tmp_path, environment, reason):
+def test_an_unreachable_hub_is_reported_at_once(tmp_path, environment, reason):
     out = fetch(tmp_path, "http://127.0.0.1:9", **environment)
     assert out.startswith("ValueError: m.bin of owner/name is not in the cache")
     assert reason in out
     assert "\n" not in out
 
 
-def test_a_file_that_the_hub_does_not_have(tmp_path):
+def test_a_file_that_is_not_on_the_hub(tmp_path):
     with serve(FakeHub({})) as endpoint:
         out = fetch(tmp_path, endpoint)
     assert out.startswith("ValueError: m.bin of owner/name could not be downloaded")
     assert "\n" not in out
 
 
-def test_pipelines_their_variants_and_what_is_left_out(tmp_path):
+def test_pipelines_their_variants_and_unused_parts(tmp_path):
     pytest.importorskip("diffusers")
     classes = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDIMScheduler"]}
     checker = {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
@@ -133,4 +126,3 @@ def test_pipelines_their_variants_and_what_is_left_out(tmp_path):
 )
 def test_references(text, reference):
     assert parse_hub_reference(text) == reference
-    assert json.dumps(reference)  # plain values

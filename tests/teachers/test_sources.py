@@ -1,4 +1,4 @@
-"""Importing: where weights are looked for, what the folder says, and what is refused."""
+"""Importing: where weights are found, what the card states, and what is refused."""
 
 import pickle
 import shutil
@@ -36,16 +36,11 @@ def config(tmp_path):
     return load_config(path)
 
 
-def test_a_file_becomes_a_folder_that_says_where_it_comes_from(tmp_path):
+def test_a_file_becomes_a_folder_that_states_its_origin(tmp_path):
     folder = import_teacher(SNAPSHOT, tmp_path / "teachers/one", ImportOptions(name="mine"))
-    card = read_card(folder)
-    assert card["name"] == "mine"
-    assert card["family"] == "edm"
-    assert card["source"] == {
-        "file": SNAPSHOT.name,
-        "bytes": SNAPSHOT.stat().st_size,
-        "sha256": file_hash(SNAPSHOT),
-    }
+    card, size = read_card(folder), SNAPSHOT.stat().st_size
+    assert (card["name"], card["family"]) == ("mine", "edm")
+    assert card["source"] == {"file": SNAPSHOT.name, "bytes": size, "sha256": file_hash(SNAPSHOT)}
     x, t = torch.randn(2, 3, 16, 16), torch.tensor(0.4)
     assert torch.equal(load_teacher(folder)(x, t), load_edm_snapshot(SNAPSHOT)(x, t))
 
@@ -78,20 +73,20 @@ def test_a_config_gives_the_heads(tmp_path, monkeypatch, name, heads):
     assert seen["num_heads"] == 4
 
 
-@pytest.mark.parametrize("place", ["weights/small.pkl", "weights/small/small.pkl", "kept/small/small.pkl"])
-def test_the_weights_of_a_config_are_looked_for(tmp_path, config, place, monkeypatch):
-    path = tmp_path / place
+@pytest.mark.parametrize("file", ["weights/small.pkl", "weights/small/small.pkl", "other/small/small.pkl"])
+def test_the_weights_of_a_config_are_found(tmp_path, config, file, monkeypatch):
+    path = tmp_path / file
     path.parent.mkdir(parents=True)
     shutil.copy(SNAPSHOT, path)
-    if place.startswith("kept"):
-        monkeypatch.setenv("GAS_EXT_WEIGHTS", str(tmp_path / "kept"))
+    if file.startswith("other"):
+        monkeypatch.setenv("GAS_EXT_WEIGHTS", str(tmp_path / "other"))
     assert find_weights(config).resolve() == path
     folder = import_teacher("small", tmp_path / "teacher", config=config)
     assert read_card(folder)["source"]["address"] == config.teacher.address
 
 
 @pytest.mark.parametrize("name", ["cifar10", "ffhq", "afhqv2", "lsun-bedroom", "imagenet"])
-def test_missing_weights_are_named_with_place_and_size(tmp_path, name):
+def test_missing_weights_are_named_with_path_and_size(tmp_path, name):
     teacher = load_config(name).teacher
     with pytest.raises(FileNotFoundError) as caught:
         import_teacher(name, tmp_path / "teacher")
@@ -105,9 +100,8 @@ def test_missing_weights_are_named_with_place_and_size(tmp_path, name):
 def test_missing_weights_on_the_hub_name_the_file_too(tmp_path, monkeypatch):
     pytest.importorskip("diffusers")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        FileNotFoundError, match=r"v1-5-pruned-emaonly\.safetensors .*HF_HUB_OFFLINE"
-    ) as caught:
+    message = r"v1-5-pruned-emaonly\.safetensors .*HF_HUB_OFFLINE"
+    with pytest.raises(FileNotFoundError, match=message) as caught:
         import_teacher("coco", tmp_path / "teacher")
     assert "\n" not in str(caught.value)
 
@@ -139,38 +133,32 @@ def test_a_config_goes_before_a_folder_of_its_name(tmp_path):
 @pytest.mark.parametrize(
     "source", ["nothing.pkl", "weights/nothing.ckpt", "../x/nothing.pt", "/x/y/n.safetensors"]
 )
-def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(source, tmp_path, monkeypatch):
-    monkeypatch.setattr("gas_ext.teachers.hub.fetch_pipeline", lambda *_: pytest.fail("asked the hub"))
+def test_a_missing_path_is_not_requested_from_the_hub(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("gas_ext.teachers.hub.fetch_pipeline", lambda *_: pytest.fail("used the hub"))
     with pytest.raises(ValueError, match=rf"There is no {source}: give a file"):
         import_teacher(source, tmp_path / "teacher")
 
 
-def test_what_may_be_a_path_or_a_name_on_the_hub_is_told_as_both(tmp_path, monkeypatch):
+def test_a_source_that_may_be_a_path_or_a_name_on_the_hub(tmp_path, monkeypatch):
     pytest.importorskip("huggingface_hub")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        ValueError, match=r"There is no a/b/c\.pkl on this disk; as a name on the hub: c\.pkl of a/b"
-    ):
+    message = r"There is no a/b/c\.pkl on this disk; as a name on the hub: c\.pkl of a/b"
+    with pytest.raises(ValueError, match=message):
         import_teacher("a/b/c.pkl", tmp_path / "teacher")
 
 
+FOREIGN = {"use_ema": True, "latent_size": 32, "first_stage": "x", "tokenizer": "x"}
+
+
 @pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("guidance_scale", 2.0),
-        ("use_ema", True),
-        ("latent_size", 32),
-        ("first_stage", "x"),
-        ("tokenizer", "x"),
-        ("variant", "fp16"),
-    ],
+    ("option", "value"), [("guidance_scale", 2.0), ("variant", "fp16"), *FOREIGN.items()]
 )
-def test_options_that_do_not_concern_a_source_are_refused(option, value, tmp_path):
-    with pytest.raises(ValueError, match=f"of the kind EDM snapshot, which takes no {option}; leave it out"):
+def test_options_that_do_not_apply_to_a_source_are_refused(option, value, tmp_path):
+    with pytest.raises(ValueError, match=f"of type EDM snapshot, which takes no {option}; leave it out"):
         import_teacher(SNAPSHOT, tmp_path / "teacher", ImportOptions(**{option: value}))
     (tmp_path / "folder").mkdir()
-    if option not in ("guidance_scale", "variant"):
-        with pytest.raises(ValueError, match=f"of the kind diffusers folder, which takes no {option}"):
+    if option in FOREIGN:
+        with pytest.raises(ValueError, match=f"of type diffusers folder, which takes no {option}"):
             import_teacher(tmp_path / "folder", tmp_path / "teacher", ImportOptions(**{option: value}))
     assert not (tmp_path / "teacher").exists()
 
@@ -188,20 +176,18 @@ def test_the_shape_of_the_config_is_checked(tmp_path):
     assert not (tmp_path / "teacher").exists()
 
 
-def test_what_cannot_be_imported(tmp_path):
-    with pytest.raises(ValueError, match=r"There is no nothing\.pkl: give a file"):
-        import_teacher("nothing.pkl", tmp_path / "teacher")
-    with pytest.raises(ValueError, match="ships with the package"):
-        import_teacher("demo", tmp_path / "teacher")
+def test_sources_that_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("none")
-    with pytest.raises(ValueError, match="of an unknown kind"):
-        import_teacher(tmp_path / "notes.txt", tmp_path / "teacher")
     (tmp_path / "evil.pkl").write_bytes(pickle.dumps(print))
-    with pytest.raises(ValueError, match=r"evil\.pkl is refused: it names builtins\.print"):
-        import_teacher(tmp_path / "evil.pkl", tmp_path / "teacher")
     folder = import_teacher(SNAPSHOT, tmp_path / "teacher")
-    with pytest.raises(ValueError, match="imported teacher already"):
-        import_teacher(folder, tmp_path / "again")
+    for source, message in (
+        ("demo", "ships with the package"),
+        ("notes.txt", "has an unknown type"),
+        ("evil.pkl", r"evil\.pkl is refused: it names builtins\.print"),
+        (folder, "already an imported teacher"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            import_teacher(source, tmp_path / "again")
     with pytest.raises(ValueError, match="exists already"):
         import_teacher(SNAPSHOT, folder)
     assert not (tmp_path / "again").exists()

@@ -1,4 +1,4 @@
-"""The Python of docs/teachers.md runs, with small stand-ins for what a reader brings."""
+"""The Python of docs/teachers.md runs, with small replacements for the reader's models and files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_every_block_is_run_here():
     assert len(PAGE.blocks) == 4
 
 
-def test_one_s_own_network():
+def test_a_custom_network():
     names = PAGE.run("1000 * t", network=lambda x, t: x * 0.001 * t)
     assert names["denoiser"].sample_shape == (1, 1000)
 
@@ -47,7 +47,7 @@ def test_a_published_student(tmp_path, monkeypatch):
     assert GeneralizedSolver.load("student.safetensors").steps == 4
 
 
-def test_samples_of_one_s_own(tmp_path, monkeypatch):
+def test_samples_of_a_custom_network(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     few = {"range(5000)": "range(100)", "24), 1000)": "24), 5)"}
     names = PAGE.run("generate_samples", replacing=few, network=lambda x, t, condition: x)

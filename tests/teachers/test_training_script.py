@@ -31,7 +31,7 @@ def script() -> ModuleType:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """An IDX folder: bright squares whose place tells the class."""
+    """An IDX folder: bright squares whose position gives the class."""
     folder = tmp_path / "data"
     folder.mkdir()
     random = np.random.default_rng(0)
@@ -40,9 +40,9 @@ def data(tmp_path: Path) -> Path:
         images = random.integers(0, 20, (count, 28, 28), dtype=np.uint8)
         for image, label in zip(images, labels, strict=True):
             image[2 * label : 2 * label + 8, 10:18] = 200
-        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+        for content, array in (("images-idx3", images), ("labels-idx1", labels)):
             header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-            (folder / f"{split}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
+            (folder / f"{split}-{content}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
     return folder
 
 
@@ -55,8 +55,7 @@ def make_trainer(script: ModuleType, data: Path, checkpoint: Path, steps: int = 
 
 def test_images_are_read_and_padded(script: ModuleType, data: Path) -> None:
     images, labels = script.load_images(data, "train")
-    assert images.shape == (300, 1, 32, 32)
-    assert images.dtype == torch.uint8
+    assert (images.shape, images.dtype) == ((300, 1, 32, 32), torch.uint8)
     assert labels[:12].tolist() == [*range(10), 0, 1]
     assert images[3, 0, 8, 12] == 200
     border = images.clone()
@@ -65,12 +64,9 @@ def test_images_are_read_and_padded(script: ModuleType, data: Path) -> None:
     assert script.to_unit_range(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1, 1]
 
 
-def test_missing_data_names_the_package(script: ModuleType, tmp_path: Path) -> None:
+def test_missing_and_foreign_data_are_refused(script: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="dataset-fashion-mnist"):
         script.load_images(tmp_path, "train")
-
-
-def test_foreign_data_is_refused(script: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "x.gz").write_bytes(gzip.compress(b"\x00\x00\x0d\x01" + bytes(8)))
     with pytest.raises(SystemExit, match="not an IDX file"):
         script.read_idx(tmp_path / "x.gz")
@@ -133,17 +129,9 @@ def test_the_average_weights_late_steps_by_a_power(script: ModuleType) -> None:
 
 def test_the_whole_script_writes_a_loadable_folder(script: ModuleType, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    options = {
-        "--data": data,
-        "--out": out,
-        "--checkpoints": tmp_path / "checkpoints",
-        "--steps": 2,
-        "--feature-steps": 2,
-        "--batch-size": 4,
-        "--samples": 50,
-        "--snapshot-every": 1,
-    }
-    script.main([str(word) for pair in options.items() for word in pair])
+    folders = {"data": data, "out": out, "checkpoints": tmp_path / "checkpoints"}
+    counts = {"steps": 2, "feature-steps": 2, "batch-size": 4, "samples": 50, "snapshot-every": 1}
+    script.main([f"--{name}={value}" for name, value in {**folders, **counts}.items()])
     teacher = load_demo_teacher(folder=out)
     assert teacher.weights_hash in (out / "README.md").read_text()
     assert 0 <= load_demo_features(folder=out).test_accuracy <= 1

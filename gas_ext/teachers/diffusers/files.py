@@ -1,4 +1,4 @@
-"""Models of diffusers on disk: safetensors weights and configurations; no code of theirs is run."""
+"""Models of diffusers on disk: safetensors weights and configurations; none of their code is run."""
 
 from __future__ import annotations
 
@@ -34,21 +34,14 @@ def load_model(
     variant: str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """Load a pipeline or a network from a folder or, by name, from the hub; options as for `from_diffusers`.
-
-    Raises
-    ------
-    ValueError
-        If there is no such model, it has no safetensors or not all weights, or it wants code of its own to be
-        run.
-    """
+    """Load a pipeline or a network from a folder or the hub; options as for `from_diffusers`."""
     folder = Path(source)
     if not folder.is_dir():
         reference = parse_hub_reference(str(source))
         if folder.exists() or reference is None or reference[1] is not None:
             raise ValueError(
-                f"There is no folder {source}, and it is no name on the hub (owner/name) either; a single "
-                "file of weights goes through gas-ext import."
+                f"There is no folder {source}, and it is not a name on the hub (owner/name) either; convert "
+                "a single file of weights with gas-ext import."
             )
         folder = fetch_pipeline(reference[0], revision, variant)
     if not has_variant(folder, variant):
@@ -67,11 +60,11 @@ def _load_pipeline(folder: Path, dtype_of: Callable[[str], torch.dtype], variant
     components = {name: entry for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
     _check_no_code(folder, index, components)
     parts: dict[str, Any] = {}
-    for name, (library, kind) in components.items():
+    for name, (library, class_name) in components.items():
         if library is None or name in UNUSED_PARTS:
-            parts[name] = None  # which has to be said where it is required
+            parts[name] = None  # must be passed explicitly where a pipeline requires it
             continue
-        cls = getattr(_library(library), str(kind), None)
+        cls = getattr(_library(library), str(class_name), None)
         if isinstance(cls, type) and issubclass(cls, nn.Module):
             parts[name] = _load_module(cls, folder / name, dtype_of(name), variant)
     options = {"requires_safety_checker": False} if "requires_safety_checker" in index else {}
@@ -87,7 +80,7 @@ def _library(name: str) -> Any:
 
 
 def _load_module(cls: Any, folder: Path, dtype: torch.dtype, variant: str | None = None) -> nn.Module:
-    """Load a module whose weights are all there: diffusers would make up, at random, what is missing."""
+    """Load a module if no weight is missing: diffusers would replace missing ones by random numbers."""
     with _loading(folder), counted(_names_in(folder)):
         module, report = cls.from_pretrained(
             folder,
@@ -103,7 +96,7 @@ def _load_module(cls: Any, folder: Path, dtype: torch.dtype, variant: str | None
             f"{folder} lacks weights of its {cls.__name__}, {len(missing)} in all ({missing[0]}, ...); get a "
             "fresh copy."
         )
-    convert(module, dtype)  # a version of diffusers may not understand "torch_dtype"
+    convert(module, dtype)  # a version of diffusers may ignore "torch_dtype"
     loaded: nn.Module = module
     return loaded
 
@@ -118,18 +111,18 @@ def _names_in(folder: Path) -> list[str]:
 
 
 def _check_no_code(folder: Path, index: Mapping[str, Any], components: Mapping[str, list[Any]]) -> None:
-    """Refuse folders that bring classes of their own, which older versions of diffusers would run."""
+    """Refuse folders with custom classes, whose code older versions of diffusers would run."""
     diffusers = require("diffusers", "diffusers")
     own = [] if isinstance(index.get("_class_name"), str) else [str(index.get("_class_name"))]
-    for name, (library, kind) in components.items():
+    for name, (library, class_name) in components.items():
         if library is None:
             continue
         known = library in _LIBRARIES or hasattr(diffusers.pipelines, str(library))
         if not known or (folder / name / f"{library}.py").exists():
-            own.append(f"{library}.{kind}")
+            own.append(f"{library}.{class_name}")
     if own:
         raise ValueError(
-            f"{folder} wants code to be run that comes with it ({', '.join(own)}), which is refused; only "
+            f"{folder} requires running code that comes with it ({', '.join(own)}), which is refused; only "
             "classes of diffusers and transformers are loaded."
         )
 
@@ -142,34 +135,29 @@ def _load_network(folder: Path, dtype: torch.dtype, variant: str | None) -> nn.M
 
 
 def _own_class(folder: Path, name: str) -> Any:
-    """Return a class of modules or schedulers of diffusers by its name; no other is loaded on its own."""
+    """Return a class of modules or schedulers of diffusers by its name; ValueError for any other."""
     diffusers = require("diffusers", "diffusers")
     cls = getattr(diffusers, name, None)
     if not isinstance(cls, type) or not issubclass(cls, diffusers.ModelMixin | diffusers.SchedulerMixin):
-        raise ValueError(f"{folder} names a {name}, which is no module or scheduler of diffusers.")
+        raise ValueError(f"{folder} names a {name}, which is not a module or scheduler of diffusers.")
     return cls
 
 
 def save_parts(parts: Parts, folder: Path) -> dict[str, Any]:
-    """Write all parts into an empty folder; return what `load_parts` needs besides.
-
-    Raises
-    ------
-    TypeError
-        If the network is no class of diffusers, which could not be found again.
-    """
+    """Write all parts into an empty folder; return what `load_parts` needs in addition."""
     named = {"network": parts.network, "scheduler": parts.scheduler, "vae": parts.vae}
     if parts.pipeline is not None:
         named = dict(parts.pipeline.components)
     named = {name: part for name, part in named.items() if part is not None}
-    kind = type(parts.network).__name__
-    if not hasattr(require("diffusers", "diffusers"), kind):
+    class_name = type(parts.network).__name__
+    if not hasattr(require("diffusers", "diffusers"), class_name):
         raise TypeError(
-            f"A {kind} is no class of diffusers and cannot be kept in a folder: save the network yourself."
+            f"A {class_name} is not a class of diffusers and cannot be saved to a folder; save the network "
+            "yourself."
         )
     for part in named.values():
         backend = getattr(part, "backend_tokenizer", None)
-        if backend is not None:  # else the file says how the tokenizer was last called
+        if backend is not None:  # else the file would depend on how the tokenizer was last called
             backend.no_truncation()
             backend.no_padding()
     with _bars_on_a_terminal_only():
@@ -194,13 +182,13 @@ def load_parts(folder: Path, config: Mapping[str, Any]) -> Parts:
     if config["pipeline"]:
         return parts_of(_load_pipeline(folder / "pipeline", dtypes.__getitem__))
     loaded: dict[str, Any] = {}
-    for name, kind in config["classes"].items():
-        place, cls = folder / name, _own_class(folder, kind)
+    for name, class_name in config["classes"].items():
+        path, cls = folder / name, _own_class(folder, class_name)
         if name in dtypes:
-            loaded[name] = _load_module(cls, place, dtypes[name])
+            loaded[name] = _load_module(cls, path, dtypes[name])
         else:
-            with _loading(place):
-                loaded[name] = cls.from_pretrained(place, local_files_only=True)
+            with _loading(path):
+                loaded[name] = cls.from_pretrained(path, local_files_only=True)
     return parts_of(loaded["network"], loaded["scheduler"], loaded.get("vae"))
 
 
@@ -209,16 +197,16 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _forget_origin(path: Path) -> None:
-    """Take out of a configuration where and how it was loaded: a copy shall be the same, to the bit."""
-    kept = {key: value for key, value in _read_json(path).items() if key not in _ORIGIN}
-    path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
+    """Remove from a configuration where and how it was loaded, so that a copy has the same bits."""
+    rest = {key: value for key, value in _read_json(path).items() if key not in _ORIGIN}
+    path.write_text(json.dumps(rest, indent=2, sort_keys=True) + "\n")
 
 
 @contextmanager
 def _loading(folder: Path) -> Iterator[None]:
-    """Turn what diffusers raises into a ValueError that names the folder, and keep it quiet.
+    """Turn errors of diffusers into a ValueError that names the folder, and silence its warnings.
 
-    Newer diffusers call ``torch_dtype`` ``dtype``, which older ones do not know.
+    Newer versions of diffusers call ``torch_dtype`` ``dtype``, which older ones do not accept.
     """
     try:
         with _bars_on_a_terminal_only(), warnings.catch_warnings():

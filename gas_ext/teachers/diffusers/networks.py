@@ -1,6 +1,6 @@
 """How each network class of diffusers is called: one function and one line of `NETWORKS` per class.
 
-To add an architecture, write a function of its configuration that returns a `NetworkKind`, and enter it
+To add an architecture, write a function of its configuration that returns a `NetworkInterface`, and enter it
 into `NETWORKS` under the name of its class; for prompts also a function that encodes them (`conditions`).
 Schedule, guidance, decoding and folders follow. One that is called like a UNet2DModel takes two lines:
 
@@ -9,7 +9,7 @@ Schedule, guidance, decoding and folders follow. One that is called like a UNet2
 
     NETWORKS = {..., "MyNetwork": _my_network}
 
-For a single model, `Denoiser.from_callable` is less.
+For a single model, `Denoiser.from_callable` is simpler.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gas_ext.denoisers import Condition
@@ -38,18 +39,18 @@ NetworkCall = Callable[[nn.Module, Tensor, Tensor, Condition], Tensor]
 
 
 @dataclass(frozen=True)
-class NetworkKind:
-    """What has to be known about a network besides its weights and its schedule.
+class NetworkInterface:
+    """How a network is called, and what its states and conditions are.
 
     Parameters
     ----------
     call : callable
-        call(network, x, time, condition) -> output: x (B, channels, *size) in the network's dtype, time (B,)
-        float64 as its pipeline gives it, but not rounded; condition as described below, or None.
+        call(network, x, time, condition) -> output: x (B, channels, *size) in the network's dtype; time (B,)
+        as from its pipeline, but float64 and not rounded; condition as described below, or None.
     channels : int
         First dimension of a state.
     size : tuple of int, optional
-        The other dimensions; None if the configuration does not tell.
+        The other dimensions; None if the configuration does not state them.
     label_rows : int, optional
         For class-conditional networks: rows of the table of labels.
     null_label : bool
@@ -57,9 +58,9 @@ class NetworkKind:
     condition_keys : tuple of str
         For text-conditional networks: names of a condition's tensors, whose first dimension is the batch.
     encode : callable, optional
-        Makes them from prompts with the parts of a pipeline.
+        Computes them from prompts with the parts of a pipeline.
     constants : callable, optional
-        Those of them that are the same for all samples.
+        Returns those that are the same for all samples.
     guided : bool
         Whether ``guidance_scale`` of its pipeline means classifier-free guidance.
     """
@@ -75,18 +76,12 @@ class NetworkKind:
     guided: bool = True
 
 
-def network_kind(network: nn.Module) -> NetworkKind:
-    """Return how a network is called.
-
-    Raises
-    ------
-    ValueError
-        If its class is not known, or it is a variant with inputs that are not.
-    """
+def interface_of(network: nn.Module) -> NetworkInterface:
+    """Return how a network is called; ValueError if its class or one of its inputs is unknown."""
     name = type(network).__name__
     if name not in NETWORKS:
         raise ValueError(
-            f"A {name} is not known here, only {', '.join(NETWORKS)}; wrap it with Denoiser.from_callable("
+            f"{name} is not supported, only {', '.join(NETWORKS)}; wrap it with Denoiser.from_callable("
             "lambda x, t, condition: ..., schedule=..., ...), or enter it into "
             "gas_ext.teachers.diffusers.NETWORKS."
         )
@@ -95,29 +90,29 @@ def network_kind(network: nn.Module) -> NetworkKind:
 
 
 def _refused(name: str, why: str) -> ValueError:
-    return ValueError(f"This {name} is not known here, because {why}; use Denoiser.from_callable.")
+    return ValueError(f"This {name} is not supported, because {why}; use Denoiser.from_callable.")
 
 
-def _of_images(call: NetworkCall, config: Config, **options: Any) -> NetworkKind:
+def _of_images(call: NetworkCall, config: Config, **options: Any) -> NetworkInterface:
     size = config.get("sample_size")
     if size is not None:
         size = (size, size) if isinstance(size, int) else tuple(size)
-    return NetworkKind(call, config["in_channels"], size, **options)
+    return NetworkInterface(call, config["in_channels"], size, **options)
 
 
-def _unet_1d(config: Config) -> NetworkKind:
-    return NetworkKind(_call_labelled, config["in_channels"], (config["sample_size"],))
+def _unet_1d(config: Config) -> NetworkInterface:
+    return NetworkInterface(_call_labelled, config["in_channels"], (config["sample_size"],))
 
 
-def _unet_2d(config: Config) -> NetworkKind:
+def _unet_2d(config: Config) -> NetworkInterface:
     if config.get("time_embedding_type") == "learned":
-        raise _refused("UNet2DModel", "its learned embedding knows whole timesteps only")
+        raise _refused("UNet2DModel", "its learned embedding takes whole timesteps only")
     if config.get("class_embed_type") is not None:
         raise _refused("UNet2DModel", f"its class_embed_type is {config['class_embed_type']!r}")
     return _of_images(_call_labelled, config, label_rows=config.get("num_class_embeds"))
 
 
-def _dit(config: Config) -> NetworkKind:
+def _dit(config: Config) -> NetworkInterface:
     rows = config["num_embeds_ada_norm"] + 1
     return _of_images(_call_labelled, config, label_rows=rows, null_label=True)
 
@@ -128,7 +123,7 @@ def _call_labelled(network: nn.Module, x: Tensor, time: Tensor, condition: Condi
     return output
 
 
-def _unet_2d_condition(config: Config) -> NetworkKind:
+def _unet_2d_condition(config: Config) -> NetworkInterface:
     """Stable Diffusion 1 and 2, and with `addition_embed_type` "text_time" SDXL."""
     _check_conditional_unet("UNet2DConditionModel", config)
     addition = config.get("addition_embed_type")
@@ -142,15 +137,12 @@ def _unet_2d_condition(config: Config) -> NetworkKind:
     return _of_images(_call_prompted, config, condition_keys=("encoder_hidden_states",), encode=encode_clip)
 
 
-def _unet_3d_condition(config: Config) -> NetworkKind:
+def _unet_3d_condition(config: Config) -> NetworkInterface:
     """Videos (channels, frames, height, width); the number of frames is free, so `sample_shape` gives it."""
     _check_conditional_unet("UNet3DConditionModel", config)
-    return NetworkKind(
-        _call_prompted,
-        config["in_channels"],
-        None,
-        condition_keys=("encoder_hidden_states",),
-        encode=encode_clip,
+    keys = ("encoder_hidden_states",)
+    return NetworkInterface(
+        _call_prompted, config["in_channels"], None, condition_keys=keys, encode=encode_clip
     )
 
 
@@ -160,7 +152,7 @@ def _check_conditional_unet(name: str, config: Config) -> None:
             raise _refused(name, f"its {option} is {config[option]!r}")
 
 
-def _sd3(config: Config) -> NetworkKind:
+def _sd3(config: Config) -> NetworkInterface:
     keys = ("encoder_hidden_states", "pooled_projections")
     return _of_images(_call_prompted, config, condition_keys=keys, encode=encode_sd3)
 
@@ -176,11 +168,11 @@ def _call_sdxl(network: nn.Module, x: Tensor, time: Tensor, condition: Condition
     return _call_prompted(network, x, time, text)
 
 
-def _flux(config: Config) -> NetworkKind:
+def _flux(config: Config) -> NetworkInterface:
     """FLUX: the states are latents as the VAE has them; 2 x 2 of them make a token."""
     distilled = bool(config.get("guidance_embeds"))
     keys = ("encoder_hidden_states", "pooled_projections")
-    return NetworkKind(
+    return NetworkInterface(
         _call_flux,
         config["in_channels"] // 4,
         (128, 128),  # a megapixel, which the pipeline makes by default
@@ -193,35 +185,15 @@ def _flux(config: Config) -> NetworkKind:
 
 def _call_flux(network: nn.Module, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
     rows, columns = x.shape[2] // 2, x.shape[3] // 2
+    length = condition["encoder_hidden_states"].shape[1]
     positions = {
-        "txt_ids": torch.zeros(
-            condition["encoder_hidden_states"].shape[1], 3, device=x.device, dtype=x.dtype
-        ),
+        "txt_ids": torch.zeros(length, 3, device=x.device, dtype=x.dtype),
         "img_ids": _flux_positions(rows, columns, x),
     }
-    output = _call_prompted(network, pack_latents(x), time / 1000.0, {**condition, **positions})
-    return unpack_latents(output, rows, columns)
-
-
-def pack_latents(x: Tensor) -> Tensor:
-    """Turn latents (B, C, 2 h, 2 w) into tokens (B, h w, 4 C); a token's entries are ordered (C, 2, 2)."""
-    batch, channels, height, width = x.shape
-    patches = x.reshape(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
-    return patches.reshape(batch, (height // 2) * (width // 2), 4 * channels)
-
-
-def unpack_latents(tokens: Tensor, rows: int, columns: int) -> Tensor:
-    """Invert `pack_latents`.
-
-    Examples
-    --------
-    >>> x = torch.arange(32.0).reshape(1, 2, 4, 4)
-    >>> torch.equal(unpack_latents(pack_latents(x), 2, 2), x)
-    True
-    """
-    batch, _, size = tokens.shape
-    patches = tokens.reshape(batch, rows, columns, size // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    return patches.reshape(batch, size // 4, 2 * rows, 2 * columns)
+    # A token is 2 x 2 latents; its entries are ordered (C, 2, 2).
+    tokens = F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2).contiguous()
+    output = _call_prompted(network, tokens, time / 1000.0, {**condition, **positions})
+    return F.pixel_shuffle(output.transpose(1, 2).reshape(len(x), -1, rows, columns), 2)
 
 
 def _flux_positions(rows: int, columns: int, like: Tensor) -> Tensor:
@@ -232,7 +204,7 @@ def _flux_positions(rows: int, columns: int, like: Tensor) -> Tensor:
 
 
 # class name -> what its configuration says
-NETWORKS: dict[str, Callable[[Config], NetworkKind]] = {
+NETWORKS: dict[str, Callable[[Config], NetworkInterface]] = {
     "UNet1DModel": _unet_1d,
     "UNet2DModel": _unet_2d,
     "UNet2DConditionModel": _unet_2d_condition,

@@ -20,20 +20,9 @@ _UNKNOWN_PARTS = ("controlnet", "adapter", "transformer_2", "unet_2", "prior", "
 
 @dataclass
 class Parts:
-    """A network, what it was trained with, and what surrounds it.
+    """A network, its scheduler (which describes the noise schedule), and the modules around it.
 
-    Parameters
-    ----------
-    network : Module
-        What predicts.
-    scheduler : SchedulerMixin
-        Its configuration describes the noise schedule.
-    vae : Module, optional
-        What decodes latents.
-    text_encoders : list of Module
-        What encodes prompts.
-    pipeline : DiffusionPipeline, optional
-        Where they come from; it encodes prompts.
+    Latents need a `vae`; prompts need `text_encoders` and the `pipeline` they come from.
     """
 
     network: Any
@@ -49,19 +38,15 @@ class Parts:
                 convert(module, dtype)
 
     def latent_factor(self) -> int:
-        """Return how many pixels a latent stands for in each direction; 1 without a VAE."""
+        """Return how many pixels a latent is wide and high; 1 without a VAE."""
         if self.vae is None:
             return 1
         own = getattr(self.pipeline, "vae_scale_factor", None)
-        return int(own) if own else 2 ** (len(_config(self.vae)["block_out_channels"]) - 1)
+        return int(own) if own else 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
 
 def convert(module: Any, dtype: torch.dtype) -> None:
-    """Convert a module in place, unless it is of this dtype.
-
-    What was loaded in half precision stays as it is: T5 has layers that overflow there, which are then
-    float32.
-    """
+    """Convert a module in place, unless it has this dtype: a T5 in half precision has some float32 layers."""
     if module.dtype != dtype:
         module.to(dtype)
 
@@ -87,7 +72,7 @@ def parts_of(model: Any, scheduler: Any = None, vae: Any = None) -> Parts:
 def _check_scheduler(name: str, scheduler: Any) -> None:
     if scheduler is None:
         raise ValueError(
-            f"A {name} alone does not tell its noise schedule; pass the scheduler that it was trained with: "
+            f"A {name} alone does not state its noise schedule; pass the scheduler that it was trained with: "
             "from_diffusers(network, scheduler=DDPMScheduler(...))."
         )
     if not isinstance(scheduler, require("diffusers", "diffusers").SchedulerMixin):
@@ -104,31 +89,30 @@ def _parts_of_pipeline(pipeline: Any, scheduler: Any) -> Parts:
     if unknown or len(networks) != 1:
         found = ", ".join(unknown + networks) or "none"
         raise ValueError(
-            f"A {name} is not known here: expected one network ({' or '.join(_NETWORKS)}) that depends on "
+            f"A {name} is not supported: expected one network ({' or '.join(_NETWORKS)}) that depends on "
             f"state, time and condition alone, but found {found}; use Denoiser.from_callable."
         )
     if pipeline.config.get("requires_aesthetics_score"):
         raise ValueError(
-            f"This {name} refines images by an aesthetic score, which is not known here; use "
+            f"This {name} refines images by an aesthetic score, which is not supported; use "
             "Denoiser.from_callable."
         )
-    pipeline = copy.copy(pipeline)  # the user's own keeps all its parts
+    pipeline = copy.copy(pipeline)  # the user's pipeline is not changed
     _check_scheduler(name, pipeline.scheduler if scheduler is None else scheduler)
     if scheduler is not None:
         pipeline.scheduler = scheduler
     pipeline.register_modules(**{part: None for part in UNUSED_PARTS if components.get(part) is not None})
     if "requires_safety_checker" in pipeline.config:
         pipeline.register_to_config(requires_safety_checker=False)
-    encoders = [
-        part for key, part in components.items() if key.startswith("text_encoder") and part is not None
-    ]
-    return Parts(
-        components[networks[0]],
-        pipeline.scheduler,
-        components.get("vae") or components.get("vqvae"),
-        encoders,
-        pipeline,
-    )
+    vae = components.get("vae") or components.get("vqvae")
+    encoders = list(_text_encoders(components).values())
+    return Parts(components[networks[0]], pipeline.scheduler, vae, encoders, pipeline)
+
+
+def _text_encoders(components: Mapping[str, Any]) -> dict[str, nn.Module]:
+    return {
+        key: part for key, part in components.items() if key.startswith("text_encoder") and part is not None
+    }
 
 
 def missing_for_prompts(pipeline: Any) -> str | None:
@@ -136,9 +120,7 @@ def missing_for_prompts(pipeline: Any) -> str | None:
     if pipeline is None or not hasattr(pipeline, "encode_prompt"):
         return "no text encoder"
     components = pipeline.components
-    encoders = [
-        key for key, part in components.items() if key.startswith("text_encoder") and part is not None
-    ]
+    encoders = _text_encoders(components)
     if not encoders:
         return "no text encoder"
     tokenizers = [key.replace("text_encoder", "tokenizer") for key in encoders]
@@ -151,9 +133,9 @@ def decode_latents(vae: Any, latents: Tensor) -> Tensor:
 
     The latents are scaled in their own dtype, decoded in that of the VAE, and returned in their own.
     """
-    config = _config(vae)
+    config = vae.config
     if config.get("force_upcast") and vae.dtype == torch.float16:
-        # Its activations exceed what half precision holds. A copy, for the pipeline needs it as it is.
+        # Its activations overflow in half precision. A copy, because the pipeline needs it unchanged.
         vae = copy.deepcopy(vae).float()
     scale = config.get("scaling_factor") or 1.0
     mean, std = config.get("latents_mean"), config.get("latents_std")
@@ -163,20 +145,9 @@ def decode_latents(vae: Any, latents: Tensor) -> Tensor:
         unscaled = latents * stds / scale + means
     else:
         unscaled = latents / scale + (config.get("shift_factor") or 0.0)
-    if latents.ndim == 5:
-        frames = unscaled.transpose(1, 2)
-        images = _decode(vae, frames.flatten(0, 1))
-        images = images.reshape(*frames.shape[:2], *images.shape[1:]).transpose(1, 2)
-    else:
-        images = _decode(vae, unscaled)
+    is_video = latents.ndim == 5
+    frames = unscaled.transpose(1, 2).flatten(0, 1) if is_video else unscaled
+    images: Tensor = vae.decode(frames.to(vae.dtype), return_dict=False)[0]
+    if is_video:
+        images = images.reshape(len(latents), -1, *images.shape[1:]).transpose(1, 2)
     return images.to(latents.dtype)
-
-
-def _decode(vae: Any, latents: Tensor) -> Tensor:
-    images: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
-    return images
-
-
-def _config(module: Any) -> Mapping[str, Any]:
-    config: Mapping[str, Any] = module.config
-    return config

@@ -1,7 +1,6 @@
 """What a diffusers scheduler says about its model: noise schedule, time, and the meaning of the output.
 
-Only the scheduler's configuration is read. How it steps (its order, spacing, clipping, noise) is what our
-solvers replace.
+Only the scheduler's configuration is read. Our solvers replace its steps (order, spacing, clipping, noise).
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -36,13 +36,15 @@ class Preconditioning:
     prediction_type : str
         What `__call__` returns.
     t_eps : float
-        Where sampling ends by default; 1e-3 of noise is less than a level of an 8-bit image.
+        Default end of sampling; 1e-3 of noise is less than a level of an 8-bit image.
     levels, first : int
-        The network is given the time levels * t - first, not rounded: it counts N noise levels from 0 to
-        N - 1 at t = 1/N, ..., 1 (first = 1), or is a flow (first = 0).
+        The network is evaluated at the time levels * t - first, not rounded: it counts N noise levels from 0
+        to N - 1 at t = 1/N, ..., 1 (first = 1), or is a flow (first = 0).
     sigma_data, sign : float, optional
         The network F is preconditioned as in Karras et al. (2022), table 1, with the time log(sigma) / 4:
         D(x) = c_skip x + c_out F(c_in x), where c_out changes its sign for networks trained on v.
+    flow_shift : callable, optional
+        Flow models: the scheduler's shift of times for a number of image tokens; see `shift_timesteps`.
     """
 
     schedule: NoiseSchedule
@@ -52,6 +54,7 @@ class Preconditioning:
     first: int = 0
     sigma_data: float | None = None
     sign: float = 1.0
+    flow_shift: Callable[[int], float] | None = None
 
     @property
     def is_identity(self) -> bool:
@@ -59,7 +62,7 @@ class Preconditioning:
         return self.sigma_data is None
 
     def network_time(self, t: Tensor) -> Tensor:
-        """Return the time that the network is given, of the shape and dtype of t."""
+        """Return the time at which the network is evaluated, of the shape and dtype of t."""
         if self.is_identity:
             return self.levels * t - self.first
         return 0.25 * torch.log(self.schedule.sigma(t))
@@ -77,79 +80,54 @@ class Preconditioning:
         return c_skip.to(x.dtype) * x + c_out.to(x.dtype) * network(x * c_in.to(x.dtype), time)
 
 
-@dataclass(frozen=True)
-class SchedulerReading:
-    """What `read_scheduler` found.
-
-    Parameters
-    ----------
-    preconditioning : Preconditioning
-        How the network is called.
-    flow_shift : callable, optional
-        For flow models: the scheduler's shift of times for a number of image tokens; see `shift_timesteps`.
-    """
-
-    preconditioning: Preconditioning
-    flow_shift: Callable[[int], float] | None = None
-
-
-def read_scheduler(scheduler: Any) -> SchedulerReading:
+def read_scheduler(scheduler: Any) -> Preconditioning:
     """Read schedule, time and prediction type from a diffusers scheduler.
 
-    Parameters
-    ----------
-    scheduler : SchedulerMixin
-        Any scheduler over N betas (DDPM, DDIM, PNDM, Euler, DPM-Solver++, UniPC, ...), of flow matching, or
-        of EDM.
-
-    Raises
-    ------
-    ValueError
-        If it is of another kind; the message names it.
+    It may be over N betas (DDPM, DDIM, PNDM, Euler, DPM-Solver++, UniPC, ...), of flow matching, or of EDM;
+    a ValueError names any other.
     """
-    kind, config = type(scheduler).__name__, scheduler.config
+    name, config = type(scheduler).__name__, scheduler.config
     prediction_type = config.get("prediction_type", "epsilon")
-    if kind.startswith("FlowMatch") or config.get("use_flow_sigmas"):
+    if name.startswith("FlowMatch") or config.get("use_flow_sigmas"):
         if config.get("invert_sigmas"):
-            raise _refused(kind, "its time runs backwards (invert_sigmas)")
-        if not kind.startswith("FlowMatch") and prediction_type != "flow_prediction":
-            raise _refused(kind, f"its prediction type is {prediction_type!r} at sigmas of flow matching")
-        flow = Preconditioning(NoiseSchedule.flow(), "flow_prediction", levels=config["num_train_timesteps"])
-        return SchedulerReading(flow, _flow_shift(config))
-    if kind in _EDM_SCHEDULERS:
-        return SchedulerReading(_edm_preconditioning(kind, config))
+            raise _refused(name, "its time runs backwards (invert_sigmas)")
+        if not name.startswith("FlowMatch") and prediction_type != "flow_prediction":
+            raise _refused(name, f"its prediction type is {prediction_type!r} at sigmas of flow matching")
+        levels, shift = config["num_train_timesteps"], _flow_shift(config)
+        return Preconditioning(NoiseSchedule.flow(), "flow_prediction", levels=levels, flow_shift=shift)
+    if name in _EDM_SCHEDULERS:
+        return _edm_preconditioning(name, config)
     if config.get("timestep_type", "discrete") != "discrete":
-        raise _refused(kind, f"its network is given a time of type {config['timestep_type']!r}")
+        raise _refused(name, f"its network is conditioned on a time of type {config['timestep_type']!r}")
     table = getattr(scheduler, "alphas_cumprod", None)
     if not isinstance(table, Tensor) or table.numel() != config.get("num_train_timesteps"):
-        raise _refused(kind, "it has no table of alphas_cumprod")
+        raise _refused(name, "it has no table of alphas_cumprod")
     if prediction_type not in ("epsilon", "sample", "v_prediction"):
-        raise _refused(kind, f"its prediction type is {prediction_type!r}")
+        raise _refused(name, f"its prediction type is {prediction_type!r}")
     levels, schedule = table.numel(), NoiseSchedule.vp_discrete(alphas_cumprod(scheduler))
-    return SchedulerReading(Preconditioning(schedule, prediction_type, 1.0 / levels, levels, first=1))
+    return Preconditioning(schedule, prediction_type, 1.0 / levels, levels, first=1)
 
 
-def _refused(kind: str, why: str) -> ValueError:
+def _refused(name: str, why: str) -> ValueError:
     return ValueError(
-        f"A {kind} cannot be read as a noise schedule, because {why}; wrap the network with "
-        "Denoiser.from_callable and a NoiseSchedule of your own."
+        f"{name} cannot be read as a noise schedule, because {why}; wrap the network with "
+        "Denoiser.from_callable and a custom NoiseSchedule."
     )
 
 
-def _edm_preconditioning(kind: str, config: Mapping[str, Any]) -> Preconditioning:
+def _edm_preconditioning(name: str, config: Mapping[str, Any]) -> Preconditioning:
     signs = {"epsilon": 1.0, "v_prediction": -1.0}
     if config["prediction_type"] not in signs:
-        raise _refused(kind, f"its prediction type is {config['prediction_type']!r}")
+        raise _refused(name, f"its prediction type is {config['prediction_type']!r}")
     schedule = NoiseSchedule.edm(config["sigma_min"], config["sigma_max"], config["rho"])
     sign = signs[config["prediction_type"]]
     return Preconditioning(schedule, "sample", sigma_data=config["sigma_data"], sign=sign)
 
 
 def alphas_cumprod(scheduler: Any) -> Tensor:
-    """Return the table of alpha^2 in float64.
+    """Return the table of alpha^2 in float64, computed from the configured betas.
 
-    It is computed from the configured betas in float64, and checked against the scheduler's own float32
-    table. Where that differs by more than rounding (a schedule not known here), it is taken instead.
+    If the scheduler's own float32 table differs by more than rounding (an unknown schedule), it is returned.
     """
     own: Tensor = scheduler.alphas_cumprod.detach().to("cpu", torch.float64)
     betas = _betas(scheduler.config)
@@ -157,7 +135,7 @@ def alphas_cumprod(scheduler: Any) -> Tensor:
         return own
     table = torch.cumprod(1.0 - betas, 0)
     if scheduler.config.get("rescale_betas_zero_snr"):
-        # Shift and scale alpha, so that the last is 0 and the first as before (arXiv 2305.08891, alg. 1).
+        # Shift and scale alpha so that the last is 0 and the first unchanged (arXiv 2305.08891, alg. 1).
         # Where diffusers leaves 2^-24 there, to keep logarithms finite, 0 is what the network was trained on.
         alpha = table.sqrt()
         table = ((alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))) ** 2
@@ -166,7 +144,7 @@ def alphas_cumprod(scheduler: Any) -> Tensor:
 
 
 def _betas(config: Mapping[str, Any]) -> Tensor | None:
-    """Return the betas of a configuration in float64, or None if their schedule is not known."""
+    """Return the betas of a configuration in float64, or None if their schedule is unknown."""
     steps, start, end = config["num_train_timesteps"], config.get("beta_start"), config.get("beta_end")
     trained = config.get("trained_betas")
     if trained is not None:
@@ -189,16 +167,14 @@ def _betas(config: Mapping[str, Any]) -> Tensor | None:
 
 
 def _betas_of(alpha_squared: Callable[[float], float], steps: int) -> Tensor:
-    """Betas whose products follow a function of time in [0, 1], none above 0.999."""
+    """Return betas whose products follow a function of time in [0, 1], none above 0.999."""
     values = [alpha_squared(k / steps) for k in range(steps + 1)]
-    pairs = zip(values[1:], values[:-1], strict=True)
-    return torch.tensor(
-        [min(1.0 - after / before, _MAX_BETA) for after, before in pairs], dtype=torch.float64
-    )
+    betas = [min(1.0 - after / before, _MAX_BETA) for before, after in pairwise(values)]
+    return torch.tensor(betas, dtype=torch.float64)
 
 
 def _laplace(t: float) -> float:
-    """Return alpha^2 of the Laplace schedule as diffusers has it: with a root that the paper has not."""
+    """Return alpha^2 of the Laplace schedule as in diffusers: with a root that the paper does not have."""
     distance = 0.5 - t
     log_snr = -0.5 * math.copysign(1.0, distance) * math.log(1.0 - 2.0 * abs(distance) + 1e-6)
     return math.sqrt(1.0 / (1.0 + math.exp(-log_snr)))
@@ -209,7 +185,7 @@ def _flow_shift(config: Mapping[str, Any]) -> Callable[[int], float]:
     if not config.get("use_dynamic_shifting"):
         shift = config.get("shift", config.get("flow_shift", 1.0))
         return lambda tokens: float(shift)
-    # Where the scheduler does not say, what the pipelines of diffusers take.
+    # Defaults of the pipelines of diffusers, for schedulers that do not say.
     low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     start, end = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     linear = config.get("time_shift_type") == "linear"
@@ -224,8 +200,8 @@ def _flow_shift(config: Mapping[str, Any]) -> Callable[[int], float]:
 def shift_timesteps(timesteps: Tensor, shift: float) -> Tensor:
     """Shift times of a flow towards noise: s t / (1 + (s - 1) t), as flow schedulers do with their sigmas.
 
-    The shift is a choice of times, not a property of the schedule, so it is not part of it. It is where a
-    solver for a large image is well started from.
+    The shift is a choice of times, not a property of the schedule. For large images, start solvers from
+    shifted times.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ from gas_ext.denoisers import Condition, Denoiser, per_sample
 from gas_ext.teachers.defaults import plain_defaults
 from gas_ext.teachers.diffusers.conditions import PromptOptions, complete
 from gas_ext.teachers.diffusers.files import load_model, load_parts, save_parts
-from gas_ext.teachers.diffusers.networks import NetworkKind, network_kind
+from gas_ext.teachers.diffusers.networks import NetworkInterface, interface_of
 from gas_ext.teachers.diffusers.parts import Parts, decode_latents, missing_for_prompts, parts_of
 from gas_ext.teachers.diffusers.schedules import read_scheduler
 
@@ -37,56 +37,51 @@ def from_diffusers(
     revision: str | None = None,
     variant: str | None = None,
 ) -> DiffusersTeacher:
-    """Make a teacher of a diffusers pipeline or network.
+    """Return a diffusers pipeline or network as a teacher: frozen, in evaluation mode, on its device.
 
     Parameters
     ----------
     model : DiffusionPipeline, ModelMixin, str or path
-        A pipeline; a network, with a scheduler; a folder that either was saved into; or a name on the hub
-        ("owner/name"). A folder never touches the network. Weights are read from safetensors only, must all
-        be there, and no code that comes with them is run. The modules are used as they are, frozen; safety
-        checkers and image encoders are left out.
+        A pipeline, a network (with a scheduler), a folder with either, or a name on the hub ("owner/name").
+        Loading a folder never uses the internet. Weights are read from complete safetensors only, and no code
+        that comes with them is run. The modules are used in place, frozen, without safety checkers and image
+        encoders.
     scheduler : SchedulerMixin, optional
-        For a network: what it was trained with. For a pipeline: in place of its own.
+        For a network: the one of its training. For a pipeline: replaces its own.
     vae : AutoencoderKL or VQModel, optional
-        For a network on latents: what decodes them.
+        For a network on latents: decodes them.
     name : str, optional
-        Identity of the teacher; the name of the folder or repository if not given.
+        Identity of the teacher. Default: the name of the folder or repository.
     guidance_scale : float, optional
-        What the model is usually sampled with; the default of the pipeline's call if not given.
+        Default guidance scale of sampling. Default: that of the pipeline's call.
     sample_shape : sequence of int, optional
-        Shape of one state (a latent, where there is a VAE); the network's default if not given. Another size
-        than it was trained on works where the network takes it.
+        Shape of one state (a latent, if there is a VAE). Default: the network's; many networks also take
+        other sizes.
     num_classes : int, optional
-        For class-conditional networks: how many labels are classes. If it is one less than the network has
-        rows, the last row means "no label"; without such a row there is no guidance.
+        For class-conditional networks: number of classes. If it is one less than the network has rows, the
+        last row means "no label"; guidance needs such a row.
     t_eps : float, optional
-        Where sampling ends: 1/N for a scheduler over N noise levels, which is the smallest that the network
-        knows, and 1e-3 for flow matching and EDM if not given.
+        End of sampling. Default: 1/N for a scheduler over N noise levels, which is the network's smallest;
+        1e-3 for flow matching and EDM.
     dtype : torch.dtype, optional
-        What everything is converted to. If not given, modules stay what they are, and files are loaded in
-        float32. States stay in the dtype of the noise.
+        Convert everything to this dtype. Default: modules stay as they are, files are loaded in float32.
+        States keep the dtype of the noise.
     distilled_guidance : float
-        FLUX.1-dev: the guidance scale it is told, at one evaluation per step.
+        FLUX.1-dev: the guidance scale it is conditioned on, at one evaluation per step. Default: 3.5.
     max_sequence_length : int, optional
-        SD3 and FLUX: tokens of T5.
+        SD3 and FLUX: tokens of T5. Default: that of the pipeline.
     revision : str, optional
-        Of a name on the hub: branch, tag or commit.
+        Branch, tag or commit of a name on the hub.
     variant : str, optional
-        Of a folder or a name on the hub: which weights, e.g. "fp16" for ``*.fp16.safetensors``; parts without
-        that variant are taken as they are. Independent of `dtype`.
-
-    Returns
-    -------
-    DiffusersTeacher
-        Frozen, in evaluation mode, on the device of the model.
+        Weights to load from a folder or the hub, e.g. "fp16" for ``*.fp16.safetensors``; parts without that
+        variant are loaded as they are. Independent of `dtype`.
 
     Raises
     ------
     ValueError
-        If there is no such model, or its network, scheduler or inputs are not known here.
+        If there is no such model, or its network, scheduler or inputs are not supported.
     TypeError
-        If it is no model of diffusers, or its scheduler is none.
+        If it is not a model of diffusers, or `scheduler` is not a scheduler.
     ImportError
         If diffusers is not installed.
 
@@ -122,27 +117,22 @@ def from_diffusers(
 class DiffusersTeacher(Denoiser):
     """A network of diffusers in the coordinates and the time of its scheduler's noise schedule.
 
-    Made by `from_diffusers`, whose options it has. Conditions are labels, prompts (a string or a list of
-    them), or a dict of encoded tensors, named as the network's own arguments and with the batch as their
-    first dimension; what is left out is the unconditional one. Gradients flow to x and t.
+    Create it with `from_diffusers`, which documents the options. Conditions are labels, prompts (a string or
+    a list of them), or a dict of encoded tensors, named as the network's arguments and with the batch as
+    their first dimension; None means the unconditional one. Gradients flow to x and t.
 
-    Network times are not rounded, except where a network does it: FLUX takes its time in the dtype of its
-    weights (three digits in bfloat16), where all others embed it in float32.
-
-    Parameters
-    ----------
-    parts : Parts
-        The modules.
+    Network times are not rounded, except by FLUX itself: it takes its time in the dtype of its weights (three
+    digits in bfloat16), while all others embed it in float32.
 
     Attributes
     ----------
     network, vae : Module
-        What predicts, and what decodes (None for models of pixels or signals).
+        The predictor and the decoder (None for models of pixels or signals).
     text_encoders : ModuleList
-        What `encode_condition` runs.
+        The encoders of `encode_condition`.
     flow_shift : float or None
-        Flow models: the shift of times that the scheduler makes for samples of this size. It is not part of
-        the schedule: start a solver from it with `gas_ext.teachers.diffusers.shift_timesteps`.
+        Flow models: the scheduler's shift of times for samples of this size. It is not part of the schedule:
+        start a solver from it with `gas_ext.teachers.diffusers.shift_timesteps`.
     """
 
     family = "diffusers"
@@ -159,36 +149,36 @@ class DiffusersTeacher(Denoiser):
         distilled_guidance: float = 3.5,
         max_sequence_length: int | None = None,
     ) -> None:
-        kind = network_kind(parts.network)
-        reading = read_scheduler(parts.scheduler)
-        if guidance_scale is None and kind.guided and parts.pipeline is not None:
+        interface = interface_of(parts.network)
+        preconditioning = read_scheduler(parts.scheduler)
+        if guidance_scale is None and interface.guided and parts.pipeline is not None:
             guidance_scale = _default_guidance(parts.pipeline)
+        prompted = "prompt" if interface.condition_keys else "none"
         super().__init__(
-            schedule=reading.preconditioning.schedule,
-            prediction_type=reading.preconditioning.prediction_type,
-            sample_shape=_sample_shape(parts.network, kind, sample_shape),
+            schedule=preconditioning.schedule,
+            prediction_type=preconditioning.prediction_type,
+            sample_shape=_sample_shape(parts.network, interface, sample_shape),
             name=name or type(parts.network).__name__,
-            condition_kind="label" if kind.label_rows else "prompt" if kind.condition_keys else "none",
-            num_classes=_num_classes(kind, num_classes),
-            t_eps=reading.preconditioning.t_eps if t_eps is None else t_eps,
+            condition_kind="label" if interface.label_rows else prompted,
+            num_classes=_num_classes(interface, num_classes),
+            t_eps=preconditioning.t_eps if t_eps is None else t_eps,
             guidance_scale=guidance_scale,
         )
         self.network = parts.network
         self.vae = parts.vae
         self.text_encoders = nn.ModuleList(parts.text_encoders)
         self.parts = parts
-        # As the scripts that Stable Diffusion 1 and 2 came with, and published figures on COCO; pipelines of
-        # diffusers round.
+        # Like the scripts of Stable Diffusion 1 and 2 and published results on COCO; pipelines of diffusers
+        # round.
         self.truncates = type(parts.pipeline).__name__ == "StableDiffusionPipeline"
         factor = parts.latent_factor()
         height, width = self.sample_shape[-2:]
-        self.options = PromptOptions(
-            (factor * height, factor * width), distilled_guidance, max_sequence_length
-        )
-        # Two by two latents make a token, of SD3 as of FLUX.
-        tokens = self.sample_size // self.sample_shape[0] // 4
-        self.flow_shift = None if reading.flow_shift is None else reading.flow_shift(tokens)
-        self._kind, self._preconditioning = kind, reading.preconditioning
+        size = (factor * height, factor * width)
+        self.options = PromptOptions(size, distilled_guidance, max_sequence_length)
+        tokens = self.sample_size // self.sample_shape[0] // 4  # of 2 x 2 latents in SD3 and FLUX
+        shift = preconditioning.flow_shift
+        self.flow_shift = None if shift is None else shift(tokens)
+        self._interface, self._preconditioning = interface, preconditioning
         self._empty: dict[str, Tensor] | None = None
         self.requires_grad_(False).eval()
 
@@ -200,14 +190,14 @@ class DiffusersTeacher(Denoiser):
         dtype, channels = self.parts.network.dtype, self.sample_shape[0]
 
         def network(state: Tensor, time: Tensor) -> Tensor:
-            output = self._kind.call(self.network, state.to(dtype), time, condition)
+            output = self._interface.call(self.network, state.to(dtype), time, condition)
             return output[:, :channels].to(x.dtype)  # a learned variance would be the second half
 
         return self._preconditioning(network, x, t.to(x.device, torch.float64).expand(x.shape[0]))
 
     @property
     def input_dtype(self) -> torch.dtype | None:
-        """That of the network, unless its preconditioning works on the state in full precision first."""
+        """Dtype of the network, or None if its preconditioning scales the state in full precision first."""
         dtype: torch.dtype = self.parts.network.dtype
         return dtype if self._preconditioning.is_identity else None
 
@@ -221,26 +211,26 @@ class DiffusersTeacher(Denoiser):
         return per_sample(condition.to(x.device, dtype), len(x))
 
     def encode_condition(self, values: Any) -> Condition:
-        """Turn labels, prompts or a dict of encoded tensors into what `predict` takes.
+        """Turn labels, prompts or a dict of encoded tensors into the input of `predict`.
 
         Parameters
         ----------
         values : optional
             None; integers (B,); a string or a sequence of B strings; or a mapping with the tensors that the
-            network takes, of which those that are the same for all samples may be left out.
+            network takes, where those that are the same for all samples may be missing.
 
         Raises
         ------
         ValueError
             If a label does not exist, a tensor is missing, there are no prompts, or they cannot be encoded.
         TypeError
-            If a prompt is no string.
+            If a prompt is not a string.
         """
         if values is None or self.condition_kind == "none":
             return super().encode_condition(values)
         if self.condition_kind == "label":
             labels = super().encode_condition(values)
-            rows = self._kind.label_rows
+            rows = self._interface.label_rows
             # As in the base class, values on a GPU are left to the network.
             if labels.device.type == "cpu" and bool((labels == rows).any()):
                 raise ValueError(f"{self.name} has no label {rows}, which would mean no label.")
@@ -253,28 +243,28 @@ class DiffusersTeacher(Denoiser):
         if not all(isinstance(prompt, str) for prompt in prompts):
             raise TypeError(
                 f"Prompts of {self.name} must be strings, or a dict of tensors named "
-                f"{', '.join(self._kind.condition_keys)}."
+                f"{', '.join(self._interface.condition_keys)}."
             )
         return self._completed(self._encoded(prompts))
 
     def _encoded(self, prompts: list[str]) -> dict[str, Tensor]:
         missing = missing_for_prompts(self.parts.pipeline)
-        if missing is not None or self._kind.encode is None:
+        if missing is not None or self._interface.encode is None:
             again = "import it again with --tokenizer, or " if missing == "no tokenizer" else ""
             raise ValueError(
-                f"{self.name} has {missing}, so it cannot encode prompts; {again}pass what they are encoded "
-                f"into, a dict of tensors named {', '.join(self._kind.condition_keys)}."
+                f"{self.name} has {missing}, so it cannot encode prompts; {again}pass encoded conditions, a "
+                f"dict of tensors named {', '.join(self._interface.condition_keys)}."
             )
         with torch.no_grad():
-            return self._kind.encode(self.parts.pipeline, prompts, self.device, self.options)
+            return self._interface.encode(self.parts.pipeline, prompts, self.device, self.options)
 
     def _completed(self, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
-        kind = self._kind
-        constants = kind.constants(self.options) if kind.constants else {}
-        return complete(tensors, kind.condition_keys, constants, self.name, self.device)
+        interface = self._interface
+        constants = interface.constants(self.options) if interface.constants else {}
+        return complete(tensors, interface.condition_keys, constants, self.name, self.device)
 
     def unconditional_condition(self) -> Condition:
-        """Return "no label", or the encoded empty prompt (zeros where the pipeline wants these).
+        """Return "no label", or the encoded empty prompt (zeros if the pipeline uses these).
 
         Raises
         ------
@@ -282,11 +272,11 @@ class DiffusersTeacher(Denoiser):
             If the network has no row for "no label", or prompts cannot be encoded.
         """
         if self.condition_kind == "label":
-            rows = self._kind.label_rows or 0
+            rows = self._interface.label_rows or 0
             if self.num_classes == rows:
                 raise ValueError(
                     f"{self.name} needs a label for each sample and has none that means 'no label'; if its "
-                    f"last one does, say so with num_classes={rows - 1}."
+                    f"last one does, pass num_classes={rows - 1}."
                 )
             return super().unconditional_condition()
         if self.condition_kind == "prompt":
@@ -299,7 +289,7 @@ class DiffusersTeacher(Denoiser):
         return None
 
     def decode(self, samples: Tensor) -> Tensor:
-        """Decode latents to images or videos in [-1, 1], differentiably and not clamped; pixels stay."""
+        """Decode latents to images or videos in [-1, 1], not clamped; pixels are returned as they are."""
         if self.vae is None:
             return samples
         self.check_channels(samples)
@@ -331,38 +321,38 @@ def _default_guidance(pipeline: Any) -> float | None:
     return float(default) if isinstance(default, int | float) else None
 
 
-def _sample_shape(network: Any, kind: NetworkKind, given: Sequence[int] | None) -> tuple[int, ...]:
+def _sample_shape(network: Any, interface: NetworkInterface, given: Sequence[int] | None) -> tuple[int, ...]:
     """Return the shape of one state, checked against the channels of the network."""
     name, config = type(network).__name__, network.config
-    inputs = config.get("in_channels", kind.channels)
+    inputs = config.get("in_channels", interface.channels)
     outputs = config.get("out_channels") or inputs
     if outputs not in (inputs, 2 * inputs):
         raise ValueError(
             f"This {name} takes {inputs} channels and returns {outputs}, so it has further inputs (a mask, "
-            "an image), which are not known here; use Denoiser.from_callable."
+            "an image), which are not supported; use Denoiser.from_callable."
         )
     if given is None:
-        if kind.size is None:
+        if interface.size is None:
             raise ValueError(
-                f"This {name} does not say how large its samples are; give sample_shape="
-                f"({kind.channels}, ...)."
+                f"This {name} does not state the size of its samples; give sample_shape="
+                f"({interface.channels}, ...)."
             )
-        return kind.channels, *kind.size
-    if len(given) < 2 or given[0] != kind.channels:
+        return interface.channels, *interface.size
+    if len(given) < 2 or given[0] != interface.channels:
         raise ValueError(
-            f"sample_shape is {tuple(given)}, but samples of this {name} have {kind.channels} channels: "
-            f"({kind.channels}, ...)."
+            f"sample_shape is {tuple(given)}, but samples of this {name} have {interface.channels} channels: "
+            f"({interface.channels}, ...)."
         )
     return tuple(given)
 
 
-def _num_classes(kind: NetworkKind, given: int | None) -> int | None:
-    rows = kind.label_rows
+def _num_classes(interface: NetworkInterface, given: int | None) -> int | None:
+    rows = interface.label_rows
     if rows is None:
         if given is not None:
             raise ValueError(f"num_classes is {given}, but the network takes no labels; leave it out.")
         return None
-    classes = (rows - 1 if kind.null_label else rows) if given is None else given
+    classes = (rows - 1 if interface.null_label else rows) if given is None else given
     if classes not in (rows, rows - 1):
         raise ValueError(
             f"num_classes is {given}, but the network has {rows} rows for labels: give {rows}, or {rows - 1} "

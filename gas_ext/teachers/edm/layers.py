@@ -19,8 +19,8 @@ class PositionalEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B,) to (B, channels)."""
-        places = torch.arange(self.pairs, dtype=x.dtype, device=x.device)
-        phases = x[:, None] * 10000.0 ** (-places / (self.pairs - self.endpoint))
+        indices = torch.arange(self.pairs, dtype=x.dtype, device=x.device)
+        phases = x[:, None] * 10000.0 ** (-indices / (self.pairs - self.endpoint))
         return torch.cat([phases.cos(), phases.sin()], dim=1)
 
 
@@ -40,20 +40,9 @@ class FourierEmbedding(nn.Module):
 
 
 class Conv2d(nn.Module):
-    """Convolution that may halve or double the resolution, with a separable low-pass filter.
+    """Convolution that may resample "up" or "down" by two, with the low-pass filter `taps` x `taps`.
 
-    Parameters
-    ----------
-    inputs, outputs : int
-        Channels.
-    kernel : int
-        Odd size; 0 resamples without convolving.
-    resample : str, optional
-        "up" or "down", by two.
-    taps : sequence of float
-        The filter along one axis.
-    convolve_first : bool
-        Convolve at the higher resolution and filter afterwards, when going down.
+    Kernel 0 resamples without convolving. `convolve_first` convolves before filtering, when going down.
     """
 
     resample_filter: Tensor | None
@@ -86,31 +75,25 @@ class Conv2d(nn.Module):
         weight = None if self.weight is None else self.weight.to(x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         reach = 0 if weight is None else weight.shape[-1] // 2
-        if self.resample is None:
-            assert weight is not None
-            return F.conv2d(x, weight, bias, padding=reach)
-        assert self.resample_filter is not None
-        low_pass = self.resample_filter.to(x.dtype)
-        edge = (low_pass.shape[-1] - 1) // 2
-        if self.resample == "down" and self.convolve_first and weight is not None:
-            x = F.conv2d(x, weight, padding=reach + edge)
-            x = _filtered(x, low_pass, 0)
-            return x if bias is None else x + bias[:, None, None]
-        x = _filtered(x, low_pass, edge) if self.resample == "down" else _spread(x, low_pass, edge)
+        if self.resample_filter is not None:
+            channels = x.shape[1]
+            low_pass = self.resample_filter.to(x.dtype)
+            edge = (low_pass.shape[-1] - 1) // 2
+            if self.resample == "up":  # zeros between the pixels; 4 preserves the mean
+                kernel = (4.0 * low_pass).expand(channels, -1, -1, -1)
+                x = F.conv_transpose2d(x, kernel, stride=2, padding=edge, groups=channels)
+            elif self.convolve_first and weight is not None:
+                x = _halved(F.conv2d(x, weight, padding=reach + edge), low_pass, 0)
+                return x if bias is None else x + bias[:, None, None]
+            else:
+                x = _halved(x, low_pass, edge)
         return x if weight is None else F.conv2d(x, weight, bias, padding=reach)
 
 
-def _filtered(x: Tensor, low_pass: Tensor, edge: int) -> Tensor:
-    """Filter every channel and keep every second place."""
+def _halved(x: Tensor, low_pass: Tensor, edge: int) -> Tensor:
+    """Filter every channel and take every second pixel."""
     channels = x.shape[1]
     return F.conv2d(x, low_pass.expand(channels, -1, -1, -1), stride=2, padding=edge, groups=channels)
-
-
-def _spread(x: Tensor, low_pass: Tensor, edge: int) -> Tensor:
-    """Put zeros between the places of every channel and filter; 4 keeps the mean."""
-    channels = x.shape[1]
-    kernel = (4.0 * low_pass).expand(channels, -1, -1, -1)
-    return F.conv_transpose2d(x, kernel, stride=2, padding=edge, groups=channels)
 
 
 def group_norm(channels: int, eps: float) -> nn.GroupNorm:
@@ -130,26 +113,11 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 class UNetBlock(nn.Module):
-    """Residual block with optional resampling and self-attention.
+    """Residual block with optional resampling ("up", "down") and self-attention, in one head by default.
 
-    Parameters
-    ----------
-    inputs, outputs, embedding : int
-        Channels.
-    heads : int
-        Attention heads; 0 for no attention.
-    resample : str, optional
-        "up" or "down".
-    taps : sequence of float
-        Filter of the resampling.
-    eps : float
-        Of the group norms.
-    skip_scale : float
-        Factor on each sum of branch and skip.
-    adaptive_scale : bool
-        The embedding scales and shifts the second norm's output; otherwise it is added before that norm.
-    project_skip : bool
-        A resampled skip is convolved also where the channels stay the same.
+    `skip_scale` multiplies each sum of branch and skip. With `adaptive_scale` the embedding scales and
+    shifts the output of the second norm, otherwise it is added before that norm. `project_skip` convolves a
+    resampled skip even if the number of channels does not change.
     """
 
     def __init__(
@@ -158,7 +126,8 @@ class UNetBlock(nn.Module):
         outputs: int,
         embedding: int,
         *,
-        heads: int = 0,
+        attention: bool = False,
+        head_channels: int | None = None,
         resample: str | None = None,
         taps: Sequence[float] = (1, 1),
         eps: float = 1e-5,
@@ -168,7 +137,8 @@ class UNetBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.in_channels, self.out_channels = inputs, outputs
-        self.heads, self.skip_scale, self.adaptive_scale = heads, skip_scale, adaptive_scale
+        self.heads = outputs // (head_channels or outputs) if attention else 0  # none if too narrow for one
+        self.skip_scale, self.adaptive_scale = skip_scale, adaptive_scale
         self.norm0 = group_norm(inputs, eps)
         self.conv0 = Conv2d(inputs, outputs, 3, resample, taps)
         self.affine = nn.Linear(embedding, outputs * (2 if adaptive_scale else 1))
@@ -178,7 +148,7 @@ class UNetBlock(nn.Module):
         if inputs != outputs or resample:
             kernel = 1 if inputs != outputs or project_skip else 0
             self.skip = Conv2d(inputs, outputs, kernel, resample, taps)
-        if heads:
+        if self.heads:
             self.norm2 = group_norm(outputs, eps)
             self.qkv = Conv2d(outputs, 3 * outputs, 1)
             self.proj = Conv2d(outputs, outputs, 1)

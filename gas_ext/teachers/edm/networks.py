@@ -1,6 +1,6 @@
 """SongUNet (DDPM++ and NCSN++, Song et al. 2021) and DhariwalUNet (ADM, Dhariwal and Nichol 2021).
 
-Arguments and parameter names are those of the published files, dropout and initialization excepted: these
+Arguments and parameter names are those of the published files, except for dropout and initialization: these
 networks are for inference and for gradients to their input.
 """
 
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,33 +27,72 @@ from gas_ext.teachers.edm.layers import (
     normalized,
 )
 
+Block = Callable[..., UNetBlock]
+Levels = list[tuple[int, int]]  # size and width
 
-class SongUNet(nn.Module):
+
+class _UNet(nn.Module):
+    """The blocks on the way down (`enc`) and up (`dec`), by their published names."""
+
+    def _build_encoder(
+        self,
+        block: Block,
+        levels: Levels,
+        channels: tuple[int, int],
+        num_blocks: int,
+        attn_resolutions: Sequence[int],
+    ) -> list[int]:
+        """Return the channels of each skip; `channels` are those of the image and the first convolution."""
+        self.enc = nn.ModuleDict()
+        image, current = channels
+        skips = []
+        for level, (size, width) in enumerate(levels):
+            if level == 0:
+                self.enc[f"{size}x{size}_conv"] = Conv2d(image, current, 3)
+            else:
+                self.enc[f"{size}x{size}_down"] = block(current, current, resample="down")
+                self._add_encoder_branch(size, current)
+            skips.append(current)
+            for index in range(num_blocks):
+                attention = size in attn_resolutions
+                self.enc[f"{size}x{size}_block{index}"] = block(current, width, attention=attention)
+                current = width
+                skips.append(current)
+        return skips
+
+    def _build_decoder(
+        self, block: Block, levels: Levels, skips: list[int], attending: Sequence[tuple[int, int]]
+    ) -> int:
+        """Return the channels of the last block; blocks (size, index) in `attending` have attention."""
+        self.dec = nn.ModuleDict()
+        channels, blocks_per_level = skips[-1], len(skips) // len(levels)
+        for level, (size, width) in reversed(list(enumerate(levels))):
+            coarsest = level == len(levels) - 1
+            if coarsest:
+                self.dec[f"{size}x{size}_in0"] = block(channels, channels, attention=True)
+                self.dec[f"{size}x{size}_in1"] = block(channels, channels)
+            else:
+                self.dec[f"{size}x{size}_up"] = block(channels, channels, resample="up")
+            for index in range(blocks_per_level):
+                inputs, attention = channels + skips.pop(), (size, index) in attending
+                self.dec[f"{size}x{size}_block{index}"] = block(inputs, width, attention=attention)
+                channels = width
+            self._add_decoder_branch(size, channels, coarsest, finest=level == 0)
+        return channels
+
+    def _add_encoder_branch(self, size: int, channels: int) -> None:
+        """Add the layers of an auxiliary branch to a level of `enc`."""
+
+    def _add_decoder_branch(self, size: int, channels: int, coarsest: bool, finest: bool) -> None:
+        """Add the layers of an auxiliary branch to a level of `dec`."""
+
+
+class SongUNet(_UNet):
     """DDPM++ ("positional", "standard") or NCSN++ ("fourier", "residual").
 
-    Parameters
-    ----------
-    img_resolution, in_channels, out_channels : int
-        Shape of the images.
-    label_dim, augment_dim : int
-        Sizes of the class and augmentation vectors; 0 for none.
-    model_channels, channel_mult, channel_mult_emb, num_blocks, attn_resolutions
-        Width per resolution, width of the embedding, blocks per resolution, and where attention is.
-    embedding_type : str
-        "positional" or "fourier".
-    channel_mult_noise : int
-        Width of the noise embedding in `model_channels`.
-    encoder_type : str
-        "standard", "skip" or "residual".
-    decoder_type : str
-        "standard" or "skip".
-    resample_filter : sequence of float
-        Low-pass filter of resampling.
-
-    Raises
-    ------
-    ValueError
-        If a type is none of the above.
+    Arguments are those of the published class: `embedding_type` is "positional" or "fourier", `encoder_type`
+    "standard", "skip" or "residual", `decoder_type` "standard" or "skip"; ValueError for other types.
+    `label_dim` and `augment_dim` are the sizes of the class and augmentation vectors, 0 for none.
     """
 
     def __init__(
@@ -74,88 +114,61 @@ class SongUNet(nn.Module):
         resample_filter: Sequence[float] = (1, 1),
     ) -> None:
         super().__init__()
-        _check("embedding_type", embedding_type, ("positional", "fourier"))
-        _check("encoder_type", encoder_type, ("standard", "skip", "residual"))
-        _check("decoder_type", decoder_type, ("standard", "skip"))
+        _check_choice("embedding_type", embedding_type, ("positional", "fourier"))
+        _check_choice("encoder_type", encoder_type, ("standard", "skip", "residual"))
+        _check_choice("decoder_type", decoder_type, ("standard", "skip"))
         self.label_dim = label_dim
+        self._encoder_type, self._decoder_type = encoder_type, decoder_type
+        self._taps, self._branch_channels, self._out_channels = resample_filter, in_channels, out_channels
         embedding, noise = model_channels * channel_mult_emb, model_channels * channel_mult_noise
-        self.map_noise: nn.Module = (
-            FourierEmbedding(noise)
-            if embedding_type == "fourier"
-            else PositionalEmbedding(noise, endpoint=True)
-        )
+        fourier = embedding_type == "fourier"
+        self.map_noise = FourierEmbedding(noise) if fourier else PositionalEmbedding(noise, endpoint=True)
         self.map_label = nn.Linear(label_dim, noise) if label_dim else None
         self.map_augment = nn.Linear(augment_dim, noise, bias=False) if augment_dim else None
         self.map_layer0 = nn.Linear(noise, embedding)
         self.map_layer1 = nn.Linear(embedding, embedding)
 
-        def block(
-            inputs: int, outputs: int, attention: bool = False, resample: str | None = None
-        ) -> UNetBlock:
-            return UNetBlock(
-                inputs,
-                outputs,
-                embedding,
-                heads=int(attention),
-                resample=resample,
-                taps=resample_filter,
-                eps=1e-6,
-                skip_scale=math.sqrt(0.5),
-                adaptive_scale=False,
-                project_skip=True,
-            )
+        block = partial(
+            UNetBlock,
+            embedding=embedding,
+            taps=resample_filter,
+            eps=1e-6,
+            skip_scale=math.sqrt(0.5),
+            adaptive_scale=False,
+            project_skip=True,
+        )
+        levels = [(img_resolution >> i, model_channels * mult) for i, mult in enumerate(channel_mult)]
+        channels = (in_channels, model_channels)
+        skips = self._build_encoder(block, levels, channels, num_blocks, attn_resolutions)
+        self._build_decoder(block, levels, skips, [(size, num_blocks) for size in attn_resolutions])
 
-        def resampled(inputs: int, outputs: int, kernel: int, resample: str) -> Conv2d:
-            return Conv2d(inputs, outputs, kernel, resample, resample_filter, convolve_first=kernel > 1)
+    def _resampled(self, inputs: int, outputs: int, kernel: int, resample: str) -> Conv2d:
+        return Conv2d(inputs, outputs, kernel, resample, self._taps, convolve_first=kernel > 1)
 
-        widths = [model_channels * mult for mult in channel_mult]
-        sizes = [img_resolution >> level for level in range(len(widths))]
-        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
+    def _add_encoder_branch(self, size: int, channels: int) -> None:
+        branch = self._branch_channels
+        if self._encoder_type == "skip":
+            self.enc[f"{size}x{size}_aux_down"] = self._resampled(branch, branch, 0, "down")
+            self.enc[f"{size}x{size}_aux_skip"] = Conv2d(branch, channels, 1)
+        elif self._encoder_type == "residual":
+            self.enc[f"{size}x{size}_aux_residual"] = self._resampled(branch, channels, 3, "down")
+            self._branch_channels = channels
 
-        channels, side = model_channels, in_channels
-        kept = []  # channels of what the decoder takes over
-        for level, (width, size) in enumerate(zip(widths, sizes, strict=True)):
-            if level == 0:
-                self.enc[f"{size}x{size}_conv"] = Conv2d(in_channels, channels, 3)
-            else:
-                self.enc[f"{size}x{size}_down"] = block(channels, channels, resample="down")
-            if level > 0 and encoder_type == "skip":
-                self.enc[f"{size}x{size}_aux_down"] = resampled(side, side, 0, "down")
-                self.enc[f"{size}x{size}_aux_skip"] = Conv2d(side, channels, 1)
-            if level > 0 and encoder_type == "residual":
-                self.enc[f"{size}x{size}_aux_residual"] = resampled(side, channels, 3, "down")
-                side = channels
-            kept.append(channels)
-            for index in range(num_blocks):
-                self.enc[f"{size}x{size}_block{index}"] = block(channels, width, size in attn_resolutions)
-                channels = width
-                kept.append(channels)
-
-        last = len(widths) - 1
-        for level in range(last, -1, -1):
-            width, size = widths[level], sizes[level]
-            if level == last:
-                self.dec[f"{size}x{size}_in0"] = block(channels, channels, attention=True)
-                self.dec[f"{size}x{size}_in1"] = block(channels, channels)
-            else:
-                self.dec[f"{size}x{size}_up"] = block(channels, channels, resample="up")
-            for index in range(num_blocks + 1):
-                attention = index == num_blocks and size in attn_resolutions
-                self.dec[f"{size}x{size}_block{index}"] = block(channels + kept.pop(), width, attention)
-                channels = width
-            if decoder_type == "skip" and level < last:
-                self.dec[f"{size}x{size}_aux_up"] = resampled(out_channels, out_channels, 0, "up")
-            if decoder_type == "skip" or level == 0:
-                self.dec[f"{size}x{size}_aux_norm"] = group_norm(channels, 1e-6)
-                self.dec[f"{size}x{size}_aux_conv"] = Conv2d(channels, out_channels, 3)
+    def _add_decoder_branch(self, size: int, channels: int, coarsest: bool, finest: bool) -> None:
+        out, skip = self._out_channels, self._decoder_type == "skip"
+        if skip and not coarsest:
+            self.dec[f"{size}x{size}_aux_up"] = self._resampled(out, out, 0, "up")
+        if skip or finest:
+            self.dec[f"{size}x{size}_aux_norm"] = group_norm(channels, 1e-6)
+            self.dec[f"{size}x{size}_aux_conv"] = Conv2d(channels, out, 3)
 
     def forward(
         self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None
     ) -> Tensor:
         """Map (B, C, H, W), (B,), (B, label_dim) and (B, augment_dim) to (B, out_channels, H, W)."""
         embedding = self._embed(noise_labels, class_labels, augment_labels)
-        x, kept = self._encode(x, embedding)
-        return self._decode(x, kept, embedding)
+        x, skips = self._encode(x, embedding)
+        return self._decode(x, skips, embedding)
 
     def _embed(
         self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None
@@ -170,26 +183,26 @@ class SongUNet(nn.Module):
         return F.silu(linear(self.map_layer1, embedding))
 
     def _encode(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
-        side = x
-        kept: list[Tensor] = []
+        branch = x
+        skips: list[Tensor] = []
         for name, layer in self.enc.items():
             if name.endswith("aux_down"):
-                side = layer(side)
+                branch = layer(branch)
             elif name.endswith("aux_skip"):
-                x = kept[-1] = x + layer(side)
+                x = skips[-1] = x + layer(branch)
             elif name.endswith("aux_residual"):
-                x = kept[-1] = side = (x + layer(side)) / math.sqrt(2.0)
+                x = skips[-1] = branch = (x + layer(branch)) / math.sqrt(2.0)
             else:
                 x = layer(x, embedding) if isinstance(layer, UNetBlock) else layer(x)
-                kept.append(x)
-        return x, kept
+                skips.append(x)
+        return x, skips
 
-    def _decode(self, x: Tensor, kept: list[Tensor], embedding: Tensor) -> Tensor:
+    def _decode(self, x: Tensor, skips: list[Tensor], embedding: Tensor) -> Tensor:
         output: Tensor | None = None
         for name, layer in self.dec.items():
             if isinstance(layer, UNetBlock):
                 if "_block" in name:
-                    x = torch.cat([x, kept.pop()], dim=1)
+                    x = torch.cat([x, skips.pop()], dim=1)
                 x = layer(x, embedding)
             elif name.endswith("aux_up"):
                 output = layer(output)
@@ -201,11 +214,8 @@ class SongUNet(nn.Module):
         return output
 
 
-class DhariwalUNet(nn.Module):
-    """ADM: adaptive group norms, 64 channels per attention head.
-
-    Parameters as for `SongUNet`.
-    """
+class DhariwalUNet(_UNet):
+    """ADM: adaptive group norms, 64 channels per attention head. Parameters as for `SongUNet`."""
 
     def __init__(
         self,
@@ -228,43 +238,14 @@ class DhariwalUNet(nn.Module):
         self.map_layer1 = nn.Linear(embedding, embedding)
         self.map_label = nn.Linear(label_dim, embedding, bias=False) if label_dim else None
 
-        def block(
-            inputs: int, outputs: int, attention: bool = False, resample: str | None = None
-        ) -> UNetBlock:
-            heads = outputs // 64 if attention else 0
-            return UNetBlock(inputs, outputs, embedding, heads=heads, resample=resample)
-
-        widths = [model_channels * mult for mult in channel_mult]
-        sizes = [img_resolution >> level for level in range(len(widths))]
-
-        self.enc = nn.ModuleDict()
-        channels, kept = in_channels, []
-        for level, (width, size) in enumerate(zip(widths, sizes, strict=True)):
-            if level == 0:
-                self.enc[f"{size}x{size}_conv"] = Conv2d(channels, width, 3)
-                channels = width
-            else:
-                self.enc[f"{size}x{size}_down"] = block(channels, channels, resample="down")
-            kept.append(channels)
-            for index in range(num_blocks):
-                self.enc[f"{size}x{size}_block{index}"] = block(channels, width, size in attn_resolutions)
-                channels = width
-                kept.append(channels)
-
-        self.dec = nn.ModuleDict()
-        for level in range(len(widths) - 1, -1, -1):
-            width, size = widths[level], sizes[level]
-            if level == len(widths) - 1:
-                self.dec[f"{size}x{size}_in0"] = block(channels, channels, attention=True)
-                self.dec[f"{size}x{size}_in1"] = block(channels, channels)
-            else:
-                self.dec[f"{size}x{size}_up"] = block(channels, channels, resample="up")
-            for index in range(num_blocks + 1):
-                inputs = channels + kept.pop()
-                self.dec[f"{size}x{size}_block{index}"] = block(inputs, width, size in attn_resolutions)
-                channels = width
-        self.out_norm = group_norm(channels, 1e-5)
-        self.out_conv = Conv2d(channels, out_channels, 3)
+        block = partial(UNetBlock, embedding=embedding, head_channels=64)
+        levels = [(img_resolution >> i, model_channels * mult) for i, mult in enumerate(channel_mult)]
+        channels = (in_channels, levels[0][1])
+        skips = self._build_encoder(block, levels, channels, num_blocks, attn_resolutions)
+        attending = [(size, index) for size in attn_resolutions for index in range(num_blocks + 1)]
+        last = self._build_decoder(block, levels, skips, attending)
+        self.out_norm = group_norm(last, 1e-5)
+        self.out_conv = Conv2d(last, out_channels, 3)
 
     def forward(
         self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None
@@ -277,12 +258,12 @@ class DhariwalUNet(nn.Module):
         if self.map_label is not None and class_labels is not None:
             embedding = embedding + linear(self.map_label, class_labels)
         embedding = F.silu(embedding)
-        kept = []
+        skips = []
         for layer in self.enc.values():
             x = layer(x, embedding) if isinstance(layer, UNetBlock) else layer(x)
-            kept.append(x)
+            skips.append(x)
         for name, layer in self.dec.items():
-            x = layer(torch.cat([x, kept.pop()], dim=1) if "_block" in name else x, embedding)
+            x = layer(torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, embedding)
         output: Tensor = self.out_conv(F.silu(normalized(self.out_norm, x)))
         return output
 
@@ -292,20 +273,14 @@ NETWORKS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": Dh
 # Arguments of the published files that only matter for training.
 TRAINING_ONLY = ("dropout", "label_dropout")
 
-# Far beyond any network of these kinds; a file that asks for more would be built for ever.
+# Far beyond any network of these classes; building what a hostile file describes would never end.
 _LARGEST_SIZE = 65_536
 _MOST_BLOCKS = 64
 _MOST_LEVELS = 16
 
 
 def build_network(name: str, /, **arguments: Any) -> nn.Module:
-    """Build a network by its published class name and arguments.
-
-    Raises
-    ------
-    ValueError
-        If there is no such network, or an argument is not known or impossible.
-    """
+    """Build a network by its published class name and arguments; ValueError if these are impossible."""
     if name not in NETWORKS:
         raise ValueError(f"Network {name[:40]!r} is unknown; expected one of {', '.join(NETWORKS)}.")
     arguments = {key: value for key, value in arguments.items() if key not in TRAINING_ONLY}
@@ -316,9 +291,8 @@ def build_network(name: str, /, **arguments: Any) -> nn.Module:
         _check_size(key, value)
     try:
         return NETWORKS[name](**arguments)
-    except (ArithmeticError, RuntimeError, TypeError) as error:
-        reason = reason_of(error, 200)
-        raise ValueError(f"Network {name} cannot be built: {reason}.") from error
+    except (ArithmeticError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(f"Network {name} cannot be built: {reason_of(error, 200)}.") from error
 
 
 def _check_size(name: str, value: Any) -> None:
@@ -330,11 +304,11 @@ def _check_size(name: str, value: Any) -> None:
     possible = all(type(size) in (int, float) and 0 <= size <= largest for size in sizes)
     if len(sizes) > _MOST_LEVELS or not possible:
         raise ValueError(
-            f"{name} must be a number from 0 to {largest}, or at most {_MOST_LEVELS} of them, which this "
-            f"{type(value).__name__} is not."
+            f"{name} must be a number from 0 to {largest}, or at most {_MOST_LEVELS} of them, but got an "
+            f"invalid {type(value).__name__}."
         )
 
 
-def _check(name: str, value: str, choices: Sequence[str]) -> None:
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name} is {value[:40]!r}, but must be one of {', '.join(choices)}.")

@@ -19,12 +19,12 @@ class Scales(NamedTuple):
     noise: Tensor
 
 
-def vp_scales(sigma: Tensor, beta_d: float = 19.9, beta_min: float = 0.1) -> Scales:
+def vp_scales(sigma: Tensor) -> Scales:
     """Variance preserving (DDPM++): the noise label is 999 times the time of the linear-beta schedule."""
+    beta_d, beta_min = 19.9, 0.1
     root = torch.sqrt(beta_min**2 + 2.0 * beta_d * torch.log1p(sigma**2))
-    return Scales(
-        torch.ones_like(sigma), -sigma, torch.rsqrt(sigma**2 + 1.0), 999.0 * (root - beta_min) / beta_d
-    )
+    noise = 999.0 * (root - beta_min) / beta_d
+    return Scales(torch.ones_like(sigma), -sigma, torch.rsqrt(sigma**2 + 1.0), noise)
 
 
 def ve_scales(sigma: Tensor) -> Scales:
@@ -33,8 +33,9 @@ def ve_scales(sigma: Tensor) -> Scales:
     return Scales(one, sigma, one, torch.log(0.5 * sigma))
 
 
-def edm_scales(sigma: Tensor, sigma_data: float = 0.5) -> Scales:
+def edm_scales(sigma: Tensor) -> Scales:
     """EDM: unit variance of input and training target at every noise level."""
+    sigma_data = 0.5
     norm = torch.sqrt(sigma**2 + sigma_data**2)
     return Scales((sigma_data / norm) ** 2, sigma * sigma_data / norm, 1.0 / norm, torch.log(sigma) / 4.0)
 
@@ -42,7 +43,7 @@ def edm_scales(sigma: Tensor, sigma_data: float = 0.5) -> Scales:
 class Preconditioning(NamedTuple):
     """Scales, the range of noise levels that the network declares, and the published constants of both."""
 
-    scales: Callable[..., Scales]
+    scales: Callable[[Tensor], Scales]
     sigma_min: float
     sigma_max: float
     constants: Mapping[str, float]
@@ -68,31 +69,20 @@ PRECONDITIONINGS = {
 
 
 class PreconditionedNetwork(nn.Module):
-    """D(y; sigma) of one of the published preconditionings.
+    """D(y; sigma) of a raw network and a preconditioning: "VPPrecond", "VEPrecond" or "EDMPrecond".
 
-    Parameters
-    ----------
-    model : nn.Module
-        The raw network.
-    kind : str
-        "VPPrecond", "VEPrecond" or "EDMPrecond".
-    label_dim : int
-        Number of classes; 0 for none.
-
-    Raises
-    ------
-    ValueError
-        If the preconditioning is another one.
+    `label_dim` is the number of classes, 0 for none.
     """
 
-    def __init__(self, model: nn.Module, kind: str, label_dim: int = 0) -> None:
+    def __init__(self, model: nn.Module, preconditioning: str, label_dim: int = 0) -> None:
         super().__init__()
-        if kind not in PRECONDITIONINGS:
+        if preconditioning not in PRECONDITIONINGS:
             raise ValueError(
-                f"Preconditioning {kind!r} is not known; expected one of {', '.join(PRECONDITIONINGS)}."
+                f"Preconditioning {preconditioning!r} is unknown; expected one of "
+                f"{', '.join(PRECONDITIONINGS)}."
             )
         self.model = model
-        self.kind = kind
+        self.preconditioning = preconditioning
         self.label_dim = label_dim
 
     def forward(
@@ -104,23 +94,13 @@ class PreconditionedNetwork(nn.Module):
         *,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Denoise y = x_0 + sigma noise.
+        """Denoise y = x_0 + sigma noise, of shape (B, C, H, W), for sigma 0-d or (B,).
 
-        Parameters
-        ----------
-        y : Tensor
-            (B, C, H, W).
-        sigma : Tensor
-            Noise level, 0-d or (B,).
-        class_labels : Tensor, optional
-            (B, label_dim) one-hot; zeros (or None) for no class.
-        augment_labels : Tensor, optional
-            (B, augment_dim), as in training with augmentation.
-        dtype : torch.dtype, optional
-            What the network computes in; that of y if not given.
+        Class labels are one-hot, (B, label_dim), with zeros (or None) for no class. The network computes in
+        `dtype`, by default that of y.
         """
         sigma = sigma.to(torch.float64).expand(y.shape[0])
-        scales = PRECONDITIONINGS[self.kind].scales(sigma)
+        scales = PRECONDITIONINGS[self.preconditioning].scales(sigma)
         dtype = dtype or y.dtype
         if self.label_dim and class_labels is None:
             class_labels = y.new_zeros(y.shape[0], self.label_dim)

@@ -40,14 +40,16 @@ class EDMTeacher(Denoiser):
     image_shape : tuple of int
         (channels, height, width); images in [-1, 1].
     schedule : NoiseSchedule, optional
-        If not given: for networks with VP or EDM preconditioning the linear VP schedule in the network's
-        sigma range, as in the GS/GAS paper; for VE the EDM schedule over that range.
+        Default: the EDM schedule for VE preconditioning, else the linear VP schedule of the GS/GAS paper,
+        over the network's sigma range.
     name : str
         Identity of the teacher.
     t_eps : float
-        Where sampling ends by default.
+        Default end of sampling.
     dtype : torch.dtype, optional
-        What the network computes in (float16 or bfloat16 on a GPU); its weights' own if not given.
+        Dtype of the network's arithmetic: float16 or bfloat16 on a GPU. Default: that of its weights.
+    architecture : dict, optional
+        Arguments of the network, as for `build_teacher`; needed to save the teacher.
 
     Examples
     --------
@@ -73,7 +75,7 @@ class EDMTeacher(Denoiser):
     ) -> None:
         labels = network.label_dim
         super().__init__(
-            schedule=schedule or default_schedule(network.kind, t_eps),
+            schedule=schedule or default_schedule(network.preconditioning, t_eps),
             prediction_type="sample",
             sample_shape=image_shape,
             name=name,
@@ -87,18 +89,8 @@ class EDMTeacher(Denoiser):
         self.requires_grad_(False).eval()
 
     def predict(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Predict the clean image from x = alpha x_0 + sigma noise.
-
-        Parameters
-        ----------
-        x : Tensor
-            (B, C, H, W).
-        t : Tensor
-            float64 time, 0-d or (B,).
-        condition : Tensor, optional
-            int64 labels, 0-d or (B,); num_classes, like None, means "no label".
-        """
-        batch, dtype = x.shape[0], self._parameter_dtype()
+        """Predict the clean image; the label num_classes, like None, means "no label"."""
+        batch, dtype = x.shape[0], next(self.network.parameters()).dtype
         t = t.to(device=x.device, dtype=torch.float64).expand(batch)
         alpha = self.schedule.alpha(t)
         labels = None
@@ -110,19 +102,16 @@ class EDMTeacher(Denoiser):
         output: Tensor = self.network(y, self.schedule.sigma(t) / alpha, labels, dtype=self.dtype)
         return output.to(x.dtype)
 
-    def _parameter_dtype(self) -> torch.dtype:
-        return next(self.network.parameters()).dtype
-
     def save_weights(self, folder: Path) -> dict[str, Any]:
         """Write model.safetensors; return how to rebuild the network."""
         if not self.architecture:
             raise ValueError(
-                f"{self.name} was built by hand; pass architecture={{'network': ..., ...}} to keep it."
+                f"{self.name} was built by hand; pass architecture={{'network': ..., ...}} to save it."
             )
         tensors = {name: value.contiguous() for name, value in self.network.state_dict().items()}
         save_file(tensors, folder / _WEIGHTS)
         return {
-            "preconditioning": self.network.kind,
+            "preconditioning": self.network.preconditioning,
             "image_shape": list(self.sample_shape),
             "architecture": self.architecture,
             "schedule": self.schedule.to_dict(),
@@ -142,10 +131,10 @@ class EDMTeacher(Denoiser):
         )
 
 
-def default_schedule(kind: str, t_eps: float) -> NoiseSchedule:
-    """Return the schedule in which a network of this preconditioning is driven by default."""
-    low, high = PRECONDITIONINGS[kind].sigma_min, PRECONDITIONINGS[kind].sigma_max
-    if kind == "VEPrecond":
+def default_schedule(preconditioning: str, t_eps: float) -> NoiseSchedule:
+    """Return the default schedule of a network with this preconditioning."""
+    _, low, high, _ = PRECONDITIONINGS[preconditioning]
+    if preconditioning == "VEPrecond":
         return NoiseSchedule.edm(low, high)
     if math.isinf(high):
         return NoiseSchedule.vp_linear(0.1, 20.0)
@@ -153,7 +142,7 @@ def default_schedule(kind: str, t_eps: float) -> NoiseSchedule:
 
 
 def build_teacher(
-    kind: str,
+    preconditioning: str,
     architecture: Mapping[str, Any],
     image_shape: tuple[int, int, int],
     *,
@@ -164,14 +153,14 @@ def build_teacher(
 
     Parameters
     ----------
-    kind : str
+    preconditioning : str
         "VPPrecond", "VEPrecond" or "EDMPrecond".
     architecture : mapping
         "network": "SongUNet" or "DhariwalUNet", and its arguments, without channels and size.
     image_shape : tuple of int
         (channels, height, width).
     weights : mapping of str to Tensor, optional
-        Copied; random if not given.
+        Copied. Default: random.
     **options
         Keyword arguments of `EDMTeacher`.
 
@@ -189,18 +178,14 @@ def build_teacher(
     55733891
     """
     channels, size = image_shape[0], image_shape[1]
-    arguments = {
-        **architecture,
-        "img_resolution": size,
-        "in_channels": channels,
-        "out_channels": channels,
-    }
+    shape = {"img_resolution": size, "in_channels": channels, "out_channels": channels}
+    arguments = {**architecture, **shape}
     name = arguments.pop("network")
     arguments.pop("img_channels", None)
     # On "meta", sizes that no weights fill take no memory.
     with nullcontext() if weights is None else torch.device("meta"):
         raw = build_network(name, **arguments)
-        network = PreconditionedNetwork(raw, kind, architecture.get("label_dim", 0))
+        network = PreconditionedNetwork(raw, preconditioning, architecture.get("label_dim", 0))
     if weights is not None:
         network = filled(network, {key: value.to(torch.float32) for key, value in weights.items()})
     return EDMTeacher(network, image_shape, architecture=dict(architecture), **options)
@@ -208,7 +193,7 @@ def build_teacher(
 
 @plain_defaults()
 def load_edm_snapshot(path: str | os.PathLike[str], **options: Any) -> EDMTeacher:
-    """Load a published network-snapshot .pkl of EDM; nothing in the file is run.
+    """Load the averaged weights of a published network-snapshot .pkl of EDM; nothing in the file is run.
 
     Parameters
     ----------
@@ -217,22 +202,17 @@ def load_edm_snapshot(path: str | os.PathLike[str], **options: Any) -> EDMTeache
     **options
         Keyword arguments of `EDMTeacher`.
 
-    Returns
-    -------
-    EDMTeacher
-        With the averaged weights.
-
     Raises
     ------
     ValueError
-        If the file is refused (`gas_ext.safe_pickle`), or holds another network than the known ones.
+        If the file is refused (`gas_ext.safe_pickle`) or its network is unknown.
     FileNotFoundError
-        If there is none.
+        If there is no such file.
     """
     content = read_pickle(path)
     record = content.get("ema") if isinstance(content, dict) else None
     if not isinstance(record, PickledObject):
-        raise ValueError(f"{path} is no EDM snapshot: it has no network under 'ema'.")
+        raise ValueError(f"{path} is not an EDM snapshot: it has no network under 'ema'.")
     options = {"name": Path(path).stem, **options}
     try:
         architecture, image_shape = _description(record)
@@ -246,8 +226,8 @@ def _description(record: PickledObject) -> tuple[dict[str, Any], tuple[int, int,
     """Return the arguments of the network in a pickled preconditioning, and the shape of its images."""
     if record.name not in PRECONDITIONINGS:
         raise ValueError(
-            f"its network is of the class {printable(record.name)}, but only {', '.join(PRECONDITIONINGS)} "
-            "are known here"
+            f"its network is of class {printable(record.name)}, but only {', '.join(PRECONDITIONINGS)} "
+            "are supported"
         )
     arguments, positional = record.state.get("_init_kwargs"), record.state.get("_init_args")
     if not isinstance(arguments, dict) or not isinstance(positional, tuple) or positional:
@@ -256,9 +236,9 @@ def _description(record: PickledObject) -> tuple[dict[str, Any], tuple[int, int,
     for name, known in constants.items():
         value = record.state.get(name, known)
         if type(value) not in (int, float):
-            raise ValueError(f"its {name} is no number")
+            raise ValueError(f"its {name} is not a number")
         if value != known:
-            raise ValueError(f"its {name} is {value}, but only {known} is known here")
+            raise ValueError(f"its {name} is {value}, but only {known} is supported")
     network = arguments.get("model_type", "SongUNet")
     if not isinstance(network, str):
         raise ValueError("the class of its network has no name")

@@ -1,6 +1,6 @@
 """Constructor arguments of diffusers modules, read off the tensors of a CompVis checkpoint.
 
-Nothing in such a file describes its networks; names and shapes of the tensors do, but for the number of
+Nothing in such a file describes its networks; names and shapes of the tensors do, except for the number of
 attention heads.
 """
 
@@ -39,22 +39,22 @@ def conditional_unet(weights: Weights, latent_size: int, num_heads: int) -> dict
     depth = _count(weights, "middle_block.1.transformer_blocks.{}.norm1.weight")
     return {
         **_common(weights, levels, latent_size, "CrossAttn"),
-        "attention_head_dim": num_heads,  # here: heads, whatever its name says
+        "attention_head_dim": num_heads,  # here: heads, despite its name
         "cross_attention_dim": _size(weights, "middle_block.1.transformer_blocks.0.attn2.to_k.weight", 1),
         "transformer_layers_per_block": depth,
     }
 
 
 def _common(weights: Weights, levels: list[_Level], latent_size: int, prefix: str) -> dict[str, Any]:
-    kinds = [prefix if level.attention else "" for level in levels]
+    prefixes = [prefix if level.attention else "" for level in levels]
     return {
         "sample_size": latent_size,
         "in_channels": _size(weights, "input_blocks.0.0.weight", 1),
         "out_channels": _size(weights, "out.2.weight", 0),
         "layers_per_block": levels[0].layers,
         "block_out_channels": [level.channels for level in levels],
-        "down_block_types": [f"{kind}DownBlock2D" for kind in kinds],
-        "up_block_types": [f"{kind}UpBlock2D" for kind in reversed(kinds)],
+        "down_block_types": [f"{each}DownBlock2D" for each in prefixes],
+        "up_block_types": [f"{each}UpBlock2D" for each in reversed(prefixes)],
     }
 
 
@@ -67,7 +67,7 @@ def _check_heads(levels: list[_Level], name: str, number: int) -> None:
 def _check_multiple(part: str, channels: int, name: str, number: int) -> None:
     if number < 1 or channels % number:
         raise ValueError(
-            f"its {part} has {channels} channels, which are no multiple of {name} = {number}; give another"
+            f"its {part} has {channels} channels, not a multiple of {name} = {number}; give another value"
         )
 
 
@@ -84,7 +84,7 @@ def _levels(weights: Weights) -> list[_Level]:
     lengths = {len(level) for level in blocks}
     if len(lengths) > 1 or 0 in lengths or any(len(set(level)) > 1 for level in blocks):
         raise ValueError(
-            "its levels differ in their number of blocks, or the blocks of a level in their kind"
+            "its levels differ in their number of blocks, or the blocks of a level in their type"
         )
     return [_Level(level[0][0], len(level), level[0][1]) for level in blocks]
 

@@ -17,9 +17,7 @@ from torch import Tensor
 from gas_ext.safe_pickle import check_sharing, read_torch_archive
 from gas_ext.schedules import NoiseSchedule
 
-KINDS = ("ldm-unconditional", "ldm-class", "stable-diffusion")
-
-# Attention heads, or channels of one, by the published models: the weights do not tell.
+# Attention heads, or channels of one, of the published models; the weights do not state them.
 _HEADS = {
     "ldm-unconditional": {"num_head_channels": 32},
     "ldm-class": {"num_heads": 1},
@@ -33,8 +31,8 @@ _FIRST_STAGE = "first_stage_model."
 _CONDITION = "cond_stage_model."
 _BUFFERS = ("alphas_cumprod", "scale_factor")
 
-# What a checkpoint holds besides the networks and `_BUFFERS`: numbers that follow from alphas_cumprod,
-# bookkeeping of training, losses with their discriminators, and position numbers 0, 1, 2, ...
+# Ignored: what follows from alphas_cumprod, bookkeeping of training, losses with their discriminators, and
+# position numbers 0, 1, 2, ...
 _IGNORED = re.compile(
     r"(betas|alphas_cumprod_prev|sqrt_\w+|log_one_minus_alphas_cumprod|posterior_\w+|lvlb_weights|logvar"
     r"|model_ema\.(decay|num_updates)"
@@ -48,19 +46,11 @@ _IGNORED_IN_FIRST_STAGE = re.compile(r"(loss|model_ema)\..*")
 class Checkpoint:
     """The weights of one checkpoint under the names that they have inside their networks.
 
-    Parameters
-    ----------
-    kind : str
-        One of `KINDS`.
-    unet, first_stage, condition : dict of Tensor
-        The denoising network, the autoencoder and whatever encodes conditions; the latter two may be empty.
-    ema : dict of Tensor
-        Averages of the denoising network's weights, under the same names; may be empty.
-    buffers : dict of Tensor
-        "alphas_cumprod" and "scale_factor", where the file has them.
+    `model` is one of the results of `identify_checkpoint`; `ema` are averages of the weights of `unet`;
+    `buffers` may hold "alphas_cumprod" and "scale_factor". All but `unet` may be empty.
     """
 
-    kind: str
+    model: str
     unet: dict[str, Tensor] = field(default_factory=dict)
     ema: dict[str, Tensor] = field(default_factory=dict)
     first_stage: dict[str, Tensor] = field(default_factory=dict)
@@ -68,35 +58,35 @@ class Checkpoint:
     buffers: dict[str, Tensor] = field(default_factory=dict)
 
     def denoiser_weights(self, use_ema: bool | None, averaged_by_default: bool) -> dict[str, Tensor]:
-        """Return the denoising network's weights: averaged or not, or (None) as published for the kind."""
+        """Return the denoising network's weights: averaged or not, or (None) as published for the model."""
         if use_ema is None:
             use_ema = averaged_by_default and bool(self.ema)
         if use_ema and not self.ema:
-            raise ValueError("it holds no averaged weights (model_ema.*), so that use_ema=True cannot be")
+            raise ValueError("it holds no averaged weights (model_ema.*), so use_ema=True is impossible")
         return self.ema if use_ema else self.unet
 
     def heads(self, **given: int | None) -> dict[str, int]:
-        """Return the counts of attention heads of this kind of model; a warning names those assumed."""
-        known = _HEADS[self.kind]
+        """Return the counts of attention heads of this model; a warning names those assumed."""
+        known = _HEADS[self.model]
         for name in given.keys() - known.keys():
             if given[name] is not None:
                 raise ValueError(
-                    f"it is of the kind {self.kind}, so that its attention is described by "
-                    f"{', '.join(known)}, not by {name} ({_OPTIONS[name]})"
+                    f"it is of type {self.model}, whose attention is described by {', '.join(known)}, not by "
+                    f"{name} ({_OPTIONS[name]})"
                 )
         counts = {name: given.get(name) for name in known}
         missing = [name for name, count in counts.items() if count is None]
         if missing:
             assumed = ", ".join(f"{name} = {known[name]} ({_OPTIONS[name]})" for name in missing)
             warnings.warn(
-                f"The checkpoint does not tell its attention heads: {assumed} assumed, as in the published "
-                "models; give what it was trained with if that differs.",
+                f"The checkpoint does not state its attention heads: {assumed} assumed, as in the published "
+                "models; give other values if it was trained with those.",
                 stacklevel=4,
             )
         return {name: known[name] if count is None else count for name, count in counts.items()}
 
     def alphas_cumprod(self, given: Tensor | Sequence[float] | None) -> Tensor:
-        """Return the given table, or else the file's own, in float64."""
+        """Return the given table, else the file's own, in float64."""
         if given is None and "alphas_cumprod" not in self.buffers:
             raise ValueError("it holds no noise schedule (alphas_cumprod); pass alphas_cumprod")
         if isinstance(given, list | tuple):
@@ -107,28 +97,23 @@ class Checkpoint:
                 f"its noise schedule is rounded to {table.dtype}; pass alphas_cumprod in float32"
             )
         table = table.to(torch.float64)
-        NoiseSchedule.vp_discrete(table)  # which refuses what is no schedule
+        NoiseSchedule.vp_discrete(table)  # raises if it is not a schedule
         return table
 
     def scale_factor(self, given: float | None, default: float) -> float:
-        """Return the given factor of the latents, or else the file's own, or else the default."""
+        """Return the given factor of the latents, else the file's own, else the default."""
         if given is None and "scale_factor" in self.buffers:
             given = self.buffers["scale_factor"].item()
         return default if given is None else float(given)
 
 
 def identify_checkpoint(keys: Iterable[str]) -> str:
-    """Return what a checkpoint with these keys holds.
-
-    Parameters
-    ----------
-    keys : iterable of str
-        Names of the tensors of its "state_dict".
+    """Return which model a checkpoint holds, from the names of the tensors in its "state_dict".
 
     Returns
     -------
     str
-        "ldm-unconditional" (LSUN and the like), "ldm-class" (class-conditional, as for ImageNet) or
+        "ldm-unconditional" (as for LSUN), "ldm-class" (class-conditional, as for ImageNet) or
         "stable-diffusion" (version 1).
 
     Raises
@@ -144,8 +129,8 @@ def identify_checkpoint(keys: Iterable[str]) -> str:
     keys = [str(key) for key in keys]
     if not any(key.startswith(_UNET) for key in keys):
         raise ValueError(
-            f"it is no checkpoint of latent diffusion or Stable Diffusion: it has no {_UNET}*, "
-            f"but {listed(keys)}"
+            f"it is not a checkpoint of latent diffusion or Stable Diffusion: it has {listed(keys)}, but no "
+            f"{_UNET}*"
         )
     conditions = [key for key in keys if key.startswith(_CONDITION)]
     if any(key.endswith(".embeddings.token_embedding.weight") for key in conditions):
@@ -155,21 +140,13 @@ def identify_checkpoint(keys: Iterable[str]) -> str:
     if not conditions and not any("transformer_blocks" in key for key in keys):
         return "ldm-unconditional"
     raise ValueError(
-        "its network takes conditions of an unknown kind, neither class labels nor the CLIP text of Stable "
+        "its network takes conditions of an unknown type, neither class labels nor the CLIP text of Stable "
         f"Diffusion 1: it has {listed(conditions)}"
     )
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Return the tensors of a .ckpt or .safetensors file by name; they lie in the mapped file.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged, refused (`gas_ext.safe_pickle`), or no collection of named tensors.
-    FileNotFoundError
-        If there is none.
-    """
+    """Return the tensors of a .ckpt or .safetensors file by name; they share memory with the mapped file."""
     path = Path(path)
     if path.suffix == ".safetensors":
         if not path.is_file():
@@ -177,14 +154,14 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{path} is damaged or of another kind: {error}; get a fresh copy.") from error
+            raise ValueError(f"{path} is damaged or of another format: {error}; get a fresh copy.") from error
     content = read_torch_archive(path)
     if isinstance(content, dict):
         content = content.get("state_dict", content)
     if not isinstance(content, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     ):
-        raise ValueError(f"{path} is no checkpoint: it has no 'state_dict' of named tensors.")
+        raise ValueError(f"{path} is not a checkpoint: it has no 'state_dict' of named tensors.")
     try:
         check_sharing(content.values())
     except ValueError as error:
@@ -193,13 +170,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def sort_checkpoint(tensors: Mapping[str, Tensor]) -> Checkpoint:
-    """Sort the tensors of a file into networks.
-
-    Raises
-    ------
-    ValueError
-        If the checkpoint is of no known kind, or has a tensor that belongs nowhere.
-    """
+    """Sort the tensors of a file into networks; ValueError if the model or a tensor is unknown."""
     checkpoint = Checkpoint(identify_checkpoint(tensors))
     averages: dict[str, Tensor] = {}
     parts = {
@@ -223,12 +194,12 @@ def sort_checkpoint(tensors: Mapping[str, Tensor]) -> Checkpoint:
         checkpoint.ema = _averaged(averages, checkpoint.unet)
         unexplained += [f"{_EMA}{key}" for key in averages]
     if unexplained:
-        raise ValueError(f"it has tensors that belong nowhere: {listed(unexplained)}")
+        raise ValueError(f"it has unknown tensors: {listed(unexplained)}")
     return checkpoint
 
 
 def _averaged(averages: dict[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take the averages out under the names of the weights; in the file these have lost their dots."""
+    """Pop the averages and return them under the names of the weights; the file's names have no dots."""
     found = {}
     for key in weights:
         flat = "diffusion_model" + key.replace(".", "")
@@ -239,7 +210,7 @@ def _averaged(averages: dict[str, Tensor], weights: Mapping[str, Tensor]) -> dic
 
 
 def first_stage_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the autoencoder in the tensors of a file of its own, or of a whole checkpoint."""
+    """Return the autoencoder in the tensors of a separate file or of a whole checkpoint."""
     whole = {key: tensor for key, tensor in tensors.items() if key.startswith(_FIRST_STAGE)} or tensors
     bare = {key.removeprefix(_FIRST_STAGE): tensor for key, tensor in whole.items()}
     return {key: tensor for key, tensor in bare.items() if not _IGNORED_IN_FIRST_STAGE.fullmatch(key)}

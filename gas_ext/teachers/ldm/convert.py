@@ -1,4 +1,4 @@
-"""CompVis weights put into diffusers modules, none missing and none left over."""
+"""Conversion of CompVis weights to diffusers modules, with none missing and none left over."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ EXTRA = "diffusers"
 
 
 class _Name(str):
-    """A weight's old name where diffusers' renaming expects the weight, so that each can be accounted for."""
+    """A weight's old name, passed to diffusers' renaming in place of the weight to see where it ends up."""
 
     shape = ()
     ndim = 0
 
 
-def build_unet(kind: str, config: dict[str, Any], weights: Weights) -> Any:
+def build_unet(class_name: str, config: dict[str, Any], weights: Weights) -> Any:
     """Return a UNet2DModel or UNet2DConditionModel with these weights."""
     single_file = require("diffusers.loaders.single_file_utils", EXTRA)
     prefix = single_file.LDM_UNET_KEY  # which the renaming takes off
     names = {f"{prefix}{key}": _Name(key) for key in weights}
     converted = _renamed(weights, single_file.convert_ldm_unet_checkpoint, names, config)
-    if kind == "UNet2DModel":
+    if class_name == "UNet2DModel":
         converted = _split_attention(converted, config["attention_head_dim"])
-    return filled(build_module(kind, config, converted), converted)
+    return filled(build_module(class_name, config, converted), converted)
 
 
-def build_first_stage(kind: str, config: dict[str, Any], weights: Weights) -> Any:
+def build_first_stage(class_name: str, config: dict[str, Any], weights: Weights) -> Any:
     """Return a VQModel or AutoencoderKL with these weights."""
     single_file = require("diffusers.loaders.single_file_utils", EXTRA)
     codebook = {key: weight for key, weight in weights.items() if key.startswith("quantize.")}
@@ -44,7 +44,7 @@ def build_first_stage(kind: str, config: dict[str, Any], weights: Weights) -> An
     for key, weight in converted.items():
         if ".attentions." in key and weight.ndim > 2:
             converted[key] = weight.flatten(1)  # 1x1 convolutions have become linear
-    return filled(build_module(kind, config, converted), converted)
+    return filled(build_module(class_name, config, converted), converted)
 
 
 def build_text_encoder(config: dict[str, Any], weights: Weights) -> Any:
@@ -63,10 +63,10 @@ def build_text_encoder(config: dict[str, Any], weights: Weights) -> Any:
     return module
 
 
-def build_module(kind: str, config: dict[str, Any], weights: Weights) -> Any:
+def build_module(class_name: str, config: dict[str, Any], weights: Weights) -> Any:
     """Return a diffusers module without memory, to be filled with these weights."""
     with described_by(weights):
-        return getattr(require("diffusers", EXTRA), kind).from_config(config)
+        return getattr(require("diffusers", EXTRA), class_name).from_config(config)
 
 
 def module_config(module: Any) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def _renamed(
     names: dict[str, _Name],
     config: dict[str, Any],
 ) -> dict[str, Tensor]:
-    """Return the weights under the names of diffusers, which its function finds; none may be lost."""
+    """Return the weights under their new names, which a function of diffusers finds; none may be lost."""
     try:
         renamed = rename(names, config)
     except KeyError as error:
@@ -92,7 +92,7 @@ def _renamed(
     used = set(renamed.values())
     lost = [key for key in weights if key not in used]
     if lost:
-        raise ValueError(f"it has tensors that no known network has: {listed(lost)}")
+        raise ValueError(f"it has tensors of no known network: {listed(lost)}")
     return {new: weights[old] for new, old in renamed.items() if old is not None}
 
 
@@ -107,15 +107,15 @@ def _split_attention(weights: dict[str, Tensor], head_channels: int) -> dict[str
         if ".attentions." not in key:
             converted[key] = weight
             continue
-        *block, layer, kind = key.split(".")
-        place = ".".join(block)
+        *blocks, layer, parameter = key.split(".")
+        block = ".".join(blocks)
         weight = weight.flatten(1) if weight.ndim > 2 else weight
         if layer != "qkv":
-            converted[f"{place}.{renaming.get(layer, layer)}.{kind}"] = weight
+            converted[f"{block}.{renaming.get(layer, layer)}.{parameter}"] = weight
             continue
         if weight.shape[0] % (3 * head_channels):
             raise ValueError(f"{key} has {weight.shape[0]} rows for heads of {head_channels} channels")
         parts = weight.reshape(-1, 3, head_channels, *weight.shape[1:]).unbind(1)
         for name, part in zip("qkv", parts, strict=True):
-            converted[f"{place}.to_{name}.{kind}"] = part.flatten(0, 1)
+            converted[f"{block}.to_{name}.{parameter}"] = part.flatten(0, 1)
     return converted

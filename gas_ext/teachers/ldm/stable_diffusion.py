@@ -15,7 +15,7 @@ from gas_ext.teachers.ldm import architecture
 from gas_ext.teachers.ldm.checkpoint import Checkpoint
 from gas_ext.teachers.ldm.convert import EXTRA, build_first_stage, build_text_encoder, build_unet
 
-# Published conventions, where the weights do not tell.
+# Published conventions, which the weights do not state.
 SCALE_FACTOR = 0.18215
 PROMPT_TOKENS = 77
 
@@ -32,9 +32,9 @@ def build_pipeline(
     scale_factor: float | None = None,
     alphas_cumprod: Tensor | Sequence[float] | None = None,
 ) -> Any:
-    """Build the pipeline of a sorted checkpoint; arguments as for `load_stable_diffusion_pipeline`."""
-    if checkpoint.kind != "stable-diffusion":
-        raise ValueError("it is another latent diffusion model; use load_ldm_checkpoint")
+    """Build the pipeline of a sorted checkpoint; arguments as for `load_checkpoint`."""
+    if checkpoint.model != "stable-diffusion":
+        raise ValueError("it is another latent diffusion model; use load_checkpoint")
     if not checkpoint.first_stage:
         raise ValueError("it holds no autoencoder (first_stage_model.*); pass its checkpoint as first_stage")
     weights = checkpoint.denoiser_weights(use_ema, averaged_by_default=False)
@@ -57,18 +57,18 @@ def build_pipeline(
         text_encoder=build_text_encoder(architecture.clip_text(text, heads["text_heads"]), text),
         tokenizer=tokenizer,
         unet=build_unet("UNet2DConditionModel", unet_config, weights),
-        scheduler=scheduler_of(checkpoint.alphas_cumprod(alphas_cumprod)),
+        scheduler=_scheduler_of(checkpoint.alphas_cumprod(alphas_cumprod)),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
 
 
-def scheduler_of(alphas_cumprod: Tensor) -> Any:
+def _scheduler_of(alphas_cumprod: Tensor) -> Any:
     """Return the DDIM scheduler of a network trained to predict epsilon with this float64 table.
 
     Its trained_betas are 1 - alphas_cumprod[k] / alphas_cumprod[k - 1] in float64, which give the table back.
-    The scheduler itself rounds them to float32 on its way; here the table is put right afterwards.
+    The scheduler itself rounds them to float32 first, so its table is replaced.
     """
     previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
     scheduler = require("diffusers", EXTRA).DDIMScheduler(
@@ -84,23 +84,15 @@ def scheduler_of(alphas_cumprod: Tensor) -> Any:
     return scheduler
 
 
-def load_tokenizer(place: Any) -> Any:
-    """Load the CLIP tokenizer from a folder, or from the hub by name; None and tokenizers pass through.
-
-    Raises
-    ------
-    ValueError
-        If there is none.
-    """
-    if not isinstance(place, (str, os.PathLike)):
-        return place
+def load_tokenizer(source: Any) -> Any:
+    """Load the CLIP tokenizer from a folder, or from the hub by name; None and tokenizers pass through."""
+    if not isinstance(source, (str, os.PathLike)):
+        return source
+    tokenizers = require("transformers", EXTRA).CLIPTokenizer
     try:
-        return require("transformers", EXTRA).CLIPTokenizer.from_pretrained(
-            os.fspath(place), model_max_length=PROMPT_TOKENS
-        )
+        return tokenizers.from_pretrained(os.fspath(source), model_max_length=PROMPT_TOKENS)
     except (OSError, ValueError) as error:
-        reason = reason_of(error, 200)
         raise ValueError(
-            f"{place} holds no tokenizer; give a folder with the files of openai/clip-vit-large-patch14 "
-            f"({reason})."
+            f"{source} holds no tokenizer; give a folder with the files of openai/clip-vit-large-patch14 "
+            f"({reason_of(error, 200)})."
         ) from error

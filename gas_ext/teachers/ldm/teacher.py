@@ -22,35 +22,11 @@ class LatentTeacher(Denoiser):
     """A latent diffusion model that predicts the noise in the latents of a vector-quantized autoencoder.
 
     Frozen and in evaluation mode; gradients flow to x and t. The network counts time from 0 to
-    num_timesteps - 1; here t = (its time + 1) / num_timesteps, never rounded.
+    num_timesteps - 1; t = (its time + 1) / num_timesteps is never rounded.
 
-    Parameters
-    ----------
-    unet : UNet2DModel or UNet2DConditionModel
-        Predicts epsilon; the latter is given the embedded class label.
-    first_stage : VQModel
-        The autoencoder, of which the decoder is used.
-    class_embedding : nn.Embedding, optional
-        (number of classes + 1, width); the last row stands for "no label".
-    schedule : NoiseSchedule
-        As the network was trained, from its alphas_cumprod.
-    num_timesteps : int
-        Length of alphas_cumprod.
-    scale_factor : float
-        The latents are those of the autoencoder times this.
-    name, t_eps, guidance_scale
-        As for `Denoiser`.
-
-    Examples
-    --------
-    >>> from diffusers import UNet2DModel, VQModel
-    >>> unet = UNet2DModel(
-    ...     8, 3, 3, block_out_channels=(32,), down_block_types=("DownBlock2D",),
-    ...     up_block_types=("UpBlock2D",), attention_head_dim=32)
-    >>> schedule = NoiseSchedule.vp_discrete(torch.linspace(0.999, 0.001, 1000))
-    >>> teacher = LatentTeacher(unet, VQModel(block_out_channels=(32,)), schedule=schedule)
-    >>> teacher(torch.randn(2, 3, 8, 8), torch.tensor(0.5)).shape
-    torch.Size([2, 3, 8, 8])
+    `unet` (UNet2DModel or UNet2DConditionModel) predicts epsilon, the latter conditioned on a row of
+    `class_embedding`, whose last row means "no label". `first_stage` is a VQModel; `scale_factor` multiplies
+    its latents.
     """
 
     family = "ldm"
@@ -94,17 +70,7 @@ class LatentTeacher(Denoiser):
         self.requires_grad_(False).eval()
 
     def predict(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Predict the noise in x = alpha x_0 + sigma noise.
-
-        Parameters
-        ----------
-        x : Tensor
-            (B, C, H, W) latents.
-        t : Tensor
-            float64 time, 0-d or (B,).
-        condition : Tensor, optional
-            int64 labels, 0-d or (B,); num_classes, like None, means "no label".
-        """
+        """Predict the noise in latents; the label num_classes, like None, means "no label"."""
         batch = x.shape[0]
         time = self.num_timesteps * t.to(device=x.device, dtype=torch.float64).expand(batch) - 1.0
         inputs: tuple[Tensor, ...] = (x.to(self.unet.dtype), time)
@@ -118,14 +84,14 @@ class LatentTeacher(Denoiser):
 
     @property
     def input_dtype(self) -> torch.dtype:
-        """That of the network."""
+        """Dtype of the network."""
         dtype: torch.dtype = self.unet.dtype
         return dtype
 
     def decode(self, samples: Tensor) -> Tensor:
         """Turn latents (B, C, H, W) into images (B, 3, f H, f W), mostly in [-1, 1].
 
-        Every latent vector is replaced by the nearest of the codebook; gradients pass that by.
+        The autoencoder replaces every latent vector by the nearest of its codebook; gradients skip that.
         """
         self.check_channels(samples)
         latents = samples.to(self.first_stage.dtype) / self.scale_factor
@@ -159,9 +125,12 @@ class LatentTeacher(Denoiser):
             raise ValueError(
                 f"The card of {folder} names a {config['unet_class']}; import the teacher again."
             )
-        kinds = {"unet": config["unet_class"], "first_stage": "VQModel"}
-        weights = {name: load_file(folder / f"{name}.safetensors") for name in kinds}
-        networks = {name: build_module(kind, config[name], weights[name]) for name, kind in kinds.items()}
+        classes = {"unet": config["unet_class"], "first_stage": "VQModel"}
+        weights = {name: load_file(folder / f"{name}.safetensors") for name in classes}
+        networks = {
+            name: build_module(class_name, config[name], weights[name])
+            for name, class_name in classes.items()
+        }
         if config["class_embedding"]:
             networks["class_embedding"] = _empty_embedding(config["class_embedding"])
             weights["class_embedding"] = load_file(folder / "class_embedding.safetensors")
@@ -189,26 +158,21 @@ def build_latent_teacher(
     alphas_cumprod: Tensor | Sequence[float] | None = None,
     **options: Any,
 ) -> LatentTeacher:
-    """Build the teacher of a sorted checkpoint; arguments as for `load_ldm_checkpoint`."""
-    if checkpoint.kind == "stable-diffusion":
-        raise ValueError("it is Stable Diffusion; use load_stable_diffusion_checkpoint")
-    unconditional = checkpoint.kind == "ldm-unconditional"
+    """Build the teacher of a sorted checkpoint; arguments as for `load_checkpoint`."""
+    unconditional = checkpoint.model == "ldm-unconditional"
     decoder = checkpoint.first_stage
     if not decoder:
         raise ValueError("it holds no first stage (first_stage_model.*); pass its checkpoint as first_stage")
     unet_weights = checkpoint.denoiser_weights(use_ema, averaged_by_default=unconditional)
     heads = checkpoint.heads(num_heads=num_heads, num_head_channels=num_head_channels, text_heads=text_heads)
-    if unconditional:
-        kind = "UNet2DModel"
-        config = architecture.unconditional_unet(unet_weights, latent_size, **heads)
-    else:
-        kind = "UNet2DConditionModel"
-        config = architecture.conditional_unet(unet_weights, latent_size, **heads)
+    unet_class = "UNet2DModel" if unconditional else "UNet2DConditionModel"
+    describe = architecture.unconditional_unet if unconditional else architecture.conditional_unet
+    config = describe(unet_weights, latent_size, **heads)
     scale_factor = checkpoint.scale_factor(scale_factor, 1.0)
     decoder_config = architecture.vq_first_stage(decoder, scale_factor, latent_size)
     table = checkpoint.alphas_cumprod(alphas_cumprod)
     return LatentTeacher(
-        build_unet(kind, config, unet_weights),
+        build_unet(unet_class, config, unet_weights),
         build_first_stage("VQModel", decoder_config, decoder),
         None if unconditional else _class_embedding(checkpoint.condition, config["cross_attention_dim"]),
         schedule=NoiseSchedule.vp_discrete(table),
@@ -220,7 +184,7 @@ def build_latent_teacher(
 
 def _class_embedding(weights: dict[str, Tensor], width: int) -> nn.Embedding:
     if len(weights) > 1:
-        raise ValueError(f"its class embedding is of another kind: it has {listed(weights)}")
+        raise ValueError(f"its class embedding is of another type: it has {listed(weights)}")
     weight = weights["embedding.weight"]
     if weight.ndim != 2 or weight.shape[1] != width:
         raise ValueError(

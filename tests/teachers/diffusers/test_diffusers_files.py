@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from tiny_pipelines import (
     conditional_unet,
     ddim,
     noise_for,
+    refused,
     sd3,
     stable_diffusion,
     teacher_of,
@@ -32,7 +34,7 @@ T = torch.tensor(0.4, dtype=torch.float64)
 @pytest.fixture
 def no_network(monkeypatch):
     def refuse(*_, **__):
-        raise AssertionError("the network was asked")
+        raise AssertionError("the network was used")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
@@ -45,11 +47,15 @@ def assert_same(first, second, condition):
         decoded = [teacher.decode(x) for teacher in (first, second)]
     assert torch.equal(*outputs)
     assert torch.equal(*decoded)
-    for name in ("schedule", "prediction_type", "sample_shape", "condition_kind", "num_classes", "t_eps"):
+    for name in (
+        *("schedule", "prediction_type", "sample_shape", "condition_kind", "num_classes", "t_eps"),
+        *("guidance_scale", "flow_shift", "options"),
+    ):
         assert getattr(first, name) == getattr(second, name)
-    assert first.guidance_scale == second.guidance_scale
-    assert first.flow_shift == second.flow_shift
-    assert first.options == second.options
+
+
+def change_json(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -79,7 +85,7 @@ def test_folders_keep_the_dtype(family, dtype, tmp_path):
     assert_same(teacher, again, FAMILIES[family][2])
 
 
-def test_the_dtype_does_not_hang_on_the_name_of_an_argument(tmp_path, monkeypatch):
+def test_the_dtype_does_not_depend_on_the_name_of_an_argument(tmp_path, monkeypatch):
     """Newer versions of diffusers call it "dtype", and may come to ignore "torch_dtype"."""
     import diffusers
 
@@ -97,8 +103,8 @@ def test_the_dtype_does_not_hang_on_the_name_of_an_argument(tmp_path, monkeypatc
     assert sorted(loaded) == ["AutoencoderKL", "UNet2DConditionModel"]
 
 
-def test_files_are_loaded_in_float32_unless_told_otherwise(tmp_path):
-    """Whatever they hold, and whatever the version of transformers does by default."""
+def test_files_are_loaded_in_float32_by_default(tmp_path):
+    """Whatever their dtype, and whatever the version of transformers does by default."""
     stable_diffusion().to(torch.float16).save_pretrained(tmp_path)
     for dtype in (None, torch.float16, torch.float64):
         teacher = from_diffusers(tmp_path, dtype=dtype)
@@ -121,7 +127,7 @@ def test_variants(shards, tmp_path):
     expected = from_diffusers(tmp_path)
     with torch.no_grad():
         pipeline.unet.conv_out.bias.add_(1.0)
-    # Of the network alone; all else is taken as it is.
+    # Of the network alone; all else is loaded as it is.
     pipeline.unet.save_pretrained(tmp_path / "unet", variant="fp16", max_shard_size=shards)
     x, condition = noise_for(expected), expected.encode_condition("a")
     difference = from_diffusers(tmp_path, variant="fp16")(x, T, condition) - expected(x, T, condition)
@@ -129,8 +135,7 @@ def test_variants(shards, tmp_path):
     assert_same(from_diffusers(tmp_path), expected, "a")
     alone = from_diffusers(tmp_path / "unet", scheduler=ddim(), variant="fp16")
     assert torch.equal(alone.network.conv_out.bias, pipeline.unet.conv_out.bias)
-    with pytest.raises(ValueError, match=r"no weights of the variant 'bf16'; leave variant out"):
-        from_diffusers(tmp_path, variant="bf16")
+    refused("no weights of the variant 'bf16'; leave variant out", tmp_path, variant="bf16")
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
@@ -142,8 +147,7 @@ def test_missing_weights_are_named(part, tmp_path):
     missing = sorted(weights)[3]
     del weights[missing]
     save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=rf"{part} lacks weights of its .*, 1 in all \({missing}, \.\.\.\)"):
-        from_diffusers(tmp_path)
+    refused(rf"{part} lacks weights of its .*, 1 in all \({missing}, \.\.\.\)", tmp_path)
 
 
 def test_folders_of_older_versions(tmp_path):
@@ -166,25 +170,20 @@ def test_folders_of_older_versions(tmp_path):
     save_file(level, text / "model.safetensors", metadata={"format": "pt"})
     assert_same(teacher_of("stable-diffusion"), from_diffusers(tmp_path / "sd"), ["a", "b"])
     teacher_of("dit").parts.pipeline.save_pretrained(tmp_path / "dit")
-    for path, changes in (
-        (tmp_path / "dit/model_index.json", {"transformer": ["diffusers", "Transformer2DModel"]}),
-        (
-            tmp_path / "dit/transformer/config.json",
-            {"_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero"},
-        ),
-    ):
-        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    old_class = "Transformer2DModel"
+    change_json(tmp_path / "dit/model_index.json", transformer=["diffusers", old_class])
+    change_json(tmp_path / "dit/transformer/config.json", _class_name=old_class, norm_type="ada_norm_zero")
     assert_same(teacher_of("dit"), from_diffusers(tmp_path / "dit"), [3, 7])
 
 
 def test_cards_name_modules_and_schedulers_only(tmp_path):
     """A pipeline could bring code, which is looked for elsewhere."""
     folder = save_teacher(teacher_of("signal"), tmp_path / "teacher")
-    for kind in ("DiffusionPipeline", "logging", "NoSuchModel"):
-        card = json.loads((folder / "teacher.json").read_text())
-        card["config"]["parts"]["classes"]["network"] = kind
-        (folder / "teacher.json").write_text(json.dumps(card))
-        with pytest.raises(ValueError, match=f"names a {kind}, which is no module or scheduler"):
+    config = json.loads((folder / "teacher.json").read_text())["config"]
+    for name in ("DiffusionPipeline", "logging", "NoSuchModel"):
+        config["parts"]["classes"]["network"] = name
+        change_json(folder / "teacher.json", config=config)
+        with pytest.raises(ValueError, match=f"names a {name}, which is not a module or scheduler"):
             load_teacher(folder)
 
 
@@ -214,15 +213,15 @@ def test_latents_of_a_network_with_a_vae(tmp_path):
     assert_same(teacher, load_teacher(save_teacher(teacher, tmp_path / "teacher")), None)
 
 
-@pytest.mark.parametrize("kind", [str, Path])
-def test_a_folder_of_diffusers_is_loaded_without_the_network(kind, tmp_path, no_network, monkeypatch):
+@pytest.mark.parametrize("path_type", [str, Path])
+def test_a_folder_of_diffusers_is_loaded_without_the_network(path_type, tmp_path, no_network, monkeypatch):
     pipeline = stable_diffusion()
     pipeline.save_pretrained(tmp_path / "small-sd")
-    teacher = from_diffusers(kind(tmp_path / "small-sd"))
+    teacher = from_diffusers(path_type(tmp_path / "small-sd"))
     assert teacher.name == "small-sd"
     assert_same(from_diffusers(pipeline), teacher, ["a", "b"])
     monkeypatch.chdir(tmp_path / "small-sd")
-    assert from_diffusers(kind(".")).name == "small-sd"
+    assert from_diffusers(path_type(".")).name == "small-sd"
 
 
 def test_a_network_alone_is_loaded_with_a_scheduler(tmp_path, no_network):
@@ -230,39 +229,24 @@ def test_a_network_alone_is_loaded_with_a_scheduler(tmp_path, no_network):
     network.save_pretrained(tmp_path / "unet")
     teacher = from_diffusers(tmp_path / "unet", scheduler=ddim(), dtype=torch.float64)
     assert next(teacher.parameters()).dtype == torch.float64
-    with pytest.raises(ValueError, match="alone does not tell its noise schedule"):
-        from_diffusers(tmp_path / "unet")
+    refused("alone does not state its noise schedule", tmp_path / "unet")
 
 
-def test_the_hub_is_asked_by_name(tmp_path, monkeypatch):
-    from gas_ext.teachers.diffusers import files
-
+def test_a_name_is_fetched_from_the_hub(tmp_path, monkeypatch):
     stable_diffusion().save_pretrained(tmp_path / "snapshot")
-    asked = []
-
-    def fetch(*arguments):
-        asked.append(arguments)
-        return tmp_path / "snapshot"
-
-    monkeypatch.setattr(files, "fetch_pipeline", fetch)
-    teacher = from_diffusers("somebody/small-sd", revision="main")
-    assert asked == [("somebody/small-sd", "main", None)]
-    assert teacher.name == "small-sd"
+    fetch = mock.Mock(return_value=tmp_path / "snapshot")
+    monkeypatch.setattr("gas_ext.teachers.diffusers.files.fetch_pipeline", fetch)
+    assert from_diffusers("somebody/small-sd", revision="main").name == "small-sd"
+    fetch.assert_called_once_with("somebody/small-sd", "main", None)
 
 
-def test_what_is_not_there_is_named(tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="pipeline nobody/none-such is not in the cache"):
-        from_diffusers("nobody/none-such")
-    with pytest.raises(ValueError, match="There is no folder"):
-        from_diffusers(str(tmp_path / "absent"))
+def test_missing_models_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    refused("pipeline nobody/none-such is not in the cache", "nobody/none-such")
+    refused("There is no folder", str(tmp_path / "absent"))
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(ValueError, match="gas-ext import"):
-        from_diffusers(tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="holds no diffusers model"):
-        from_diffusers(tmp_path)
+    refused("gas-ext import", tmp_path / "model.safetensors")
+    refused("holds no diffusers model", tmp_path)
 
 
 def test_only_safetensors_are_read(tmp_path):
@@ -270,41 +254,38 @@ def test_only_safetensors_are_read(tmp_path):
     pipeline.save_pretrained(tmp_path)
     torch.save(pipeline.unet.state_dict(), tmp_path / "unet" / "diffusion_pytorch_model.bin")
     (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"cannot be loaded as a diffusers model: .*safetensors"):
-        from_diffusers(tmp_path)
+    refused("cannot be loaded as a diffusers model: .*safetensors", tmp_path)
 
 
-@pytest.mark.parametrize("place", ["component", "pipeline", "beside"])
-def test_code_of_a_folder_is_not_run(place, tmp_path):
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("own.py", {"_class_name": ["own", "Own"]}),
+        ("unet/own.py", {"unet": ["own", "Own"]}),
+        ("unet/diffusers.py", {}),  # older versions of diffusers preferred it to the library
+    ],
+)
+def test_code_of_a_folder_is_not_run(file, changes, tmp_path):
     stable_diffusion().save_pretrained(tmp_path)
     ran = tmp_path / "ran"
     code = f"open({str(ran)!r}, 'w')\nfrom diffusers import UNet2DConditionModel as Own\n"
-    index = json.loads((tmp_path / "model_index.json").read_text())
-    if place == "pipeline":
-        index["_class_name"] = ["own", "Own"]
-        (tmp_path / "own.py").write_text(code)
-    elif place == "component":
-        index["unet"] = ["own", "Own"]
-        (tmp_path / "unet" / "own.py").write_text(code)
-    else:  # a file named like the library, which older versions preferred to it
-        (tmp_path / "unet" / "diffusers.py").write_text(code)
-    (tmp_path / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="wants code to be run"):
-        from_diffusers(tmp_path)
+    (tmp_path / file).write_text(code)
+    change_json(tmp_path / "model_index.json", **changes)
+    refused("requires running code", tmp_path)
     assert not ran.exists()
 
 
-@pytest.mark.parametrize("content", ["{", "[]"])
-def test_damaged_configurations_are_named(content, tmp_path):
-    (tmp_path / "model_index.json").write_text(content)
-    with pytest.raises(ValueError, match=r"model_index\.json is damaged"):
-        from_diffusers(tmp_path)
-
-
-def test_a_class_name_that_is_not_text_is_named(tmp_path):
-    (tmp_path / "config.json").write_text('{"_class_name": [1]}')
-    with pytest.raises(ValueError, match=r"holds a \[1\], but expected a pipeline or one of"):
-        from_diffusers(tmp_path)
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("model_index.json", "{", r"model_index\.json is damaged"),
+        ("model_index.json", "[]", r"model_index\.json is damaged"),
+        ("config.json", '{"_class_name": [1]}', r"holds a \[1\], but expected a pipeline or one of"),
+    ],
+)
+def test_damaged_configurations_are_named(file, content, message, tmp_path):
+    (tmp_path / file).write_text(content)
+    refused(message, tmp_path)
 
 
 def test_importing_the_package_does_not_import_diffusers():
@@ -317,5 +298,4 @@ def test_importing_the_package_does_not_import_diffusers():
 
 def test_without_diffusers_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(ImportError, match=r"gas_ext\[diffusers\]"):
-        from_diffusers(torch.nn.Linear(1, 1))
+    refused(r"gas_ext\[diffusers\]", torch.nn.Linear(1, 1), ImportError)

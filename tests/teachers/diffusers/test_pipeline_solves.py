@@ -43,7 +43,7 @@ def ddim_times(steps=STEPS, levels=1000):
 
 
 def flow_times(scheduler):
-    """Sigmas of the last call; the last, 0, is what the data prediction belongs to."""
+    """Sigmas of the last call; the data prediction belongs to the last one, 0."""
     return torch.cat([scheduler.sigmas[:-1].double(), torch.tensor([1e-3], dtype=torch.float64)])
 
 
@@ -53,13 +53,13 @@ def difference(ours, theirs):
 
 
 def check(record, family, loop, ours, theirs, limit, remark=""):
-    """Assert that a loop's result is met, and keep the difference for the summary."""
+    """Assert that a loop's result is reached, and record the difference for the summary."""
     note(record, f"diffusers {family}", loop, difference(ours, theirs), remark)
     assert difference(ours, theirs) < limit
 
 
 def latents_of(pipeline, noise, guidance_scale=3.0, **options):
-    """What a pipeline makes of prompts before it decodes."""
+    """The latents of a pipeline for prompts, before it decodes."""
     options = {"num_inference_steps": STEPS, "guidance_scale": guidance_scale, **options}
     return pipeline(PROMPTS, latents=noise, output_type="latent", **options)[0]
 
@@ -75,8 +75,8 @@ def test_ddim_of_prompts(family, guidance_scale, golden_record):
     check(golden_record, family, "DDIM loop", ours, theirs, 1e-13, f"w {guidance_scale}")
 
 
-def recorded(pipeline, monkeypatch, **arguments):
-    """Run a pipeline that returns images only, and return the last state that its scheduler made."""
+def last_state(pipeline, monkeypatch, seed=0, **arguments):
+    """Run a pipeline that returns images only, and return the last state of its scheduler."""
     states = []
     step = pipeline.scheduler.step
 
@@ -86,34 +86,36 @@ def recorded(pipeline, monkeypatch, **arguments):
         return result
 
     monkeypatch.setattr(pipeline.scheduler, "step", recording)
-    pipeline(num_inference_steps=STEPS, output_type="np", **arguments)
+    generator = torch.Generator().manual_seed(seed)
+    pipeline(num_inference_steps=STEPS, output_type="np", generator=generator, **arguments)
     assert len(states) == STEPS
-    return states[-1]
+    return states[-1][:2]
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
 def test_ddim_of_labels(guidance_scale, monkeypatch, golden_record):
     teacher, pipeline = exact("dit")
     noise = noise_for(teacher, torch.float64, seed=5)
-    theirs = recorded(
-        pipeline,
-        monkeypatch,
-        class_labels=[3, 7],
-        guidance_scale=guidance_scale,
-        generator=torch.Generator().manual_seed(5),
-    )[:2]
+    theirs = last_state(pipeline, monkeypatch, 5, class_labels=[3, 7], guidance_scale=guidance_scale)
     ours, _ = solve(teacher, noise, [3, 7], ddim_times(), guidance_scale=guidance_scale)
     check(golden_record, "dit", "DDIM loop", ours, theirs, 1e-13, f"w {guidance_scale}")
 
 
 def test_ddim_on_quantized_latents(monkeypatch, golden_record):
-    teacher = teacher_of("ldm")  # the pipeline knows float32 only
+    teacher = teacher_of("ldm")  # the pipeline supports float32 only
     noise = noise_for(teacher)
-    theirs = recorded(
-        teacher.parts.pipeline, monkeypatch, batch_size=2, generator=torch.Generator().manual_seed(0)
-    )
+    theirs = last_state(teacher.parts.pipeline, monkeypatch, batch_size=2)
     ours, _ = solve(teacher, noise, None, ddim_times())
     check(golden_record, "ldm", "DDIM loop", ours, theirs, 1e-5, "float32")
+
+
+def check_euler(record, family, teacher, noise, theirs, guidance_scale):
+    """Compare with a pipeline's Euler loop, and return the times of its steps."""
+    times = flow_times(teacher.parts.scheduler)
+    _, trajectory = solve(teacher, noise, PROMPTS, times, guidance_scale=guidance_scale)
+    remark = f"w {guidance_scale}; its step is float32"
+    check(record, family, "Euler loop", trajectory.data[-1], theirs, 1e-6, remark)
+    return times
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
@@ -121,10 +123,7 @@ def test_euler_of_sd3(guidance_scale, golden_record):
     teacher, pipeline = exact("sd3")
     noise = noise_for(teacher, torch.float64)
     theirs = latents_of(pipeline, noise, guidance_scale, **T5_TOKENS)
-    times = flow_times(pipeline.scheduler)
-    _, trajectory = solve(teacher, noise, PROMPTS, times, guidance_scale=guidance_scale)
-    remark = f"w {guidance_scale}; its step is float32"
-    check(golden_record, "sd3", "Euler loop", trajectory.data[-1], theirs, 1e-6, remark)
+    check_euler(golden_record, "sd3", teacher, noise, theirs, guidance_scale)
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
@@ -136,11 +135,8 @@ def test_euler_of_flux(guidance_scale, golden_record):
     packed = FluxPipeline._pack_latents(noise, 2, 4, 8, 8)
     tokens = latents_of(pipeline, packed, 2.5, height=16, width=16, **guided, **T5_TOKENS)
     theirs = FluxPipeline._unpack_latents(tokens, 16, 16, pipeline.vae_scale_factor)
-    times = flow_times(pipeline.scheduler)
-    _, trajectory = solve(teacher, noise, PROMPTS, times, guidance_scale=guidance_scale)
-    remark = f"w {guidance_scale}; its step is float32"
-    check(golden_record, "flux", "Euler loop", trajectory.data[-1], theirs, 1e-6, remark)
-    # The times are those that the teacher's shift makes of uniform ones.
+    times = check_euler(golden_record, "flux", teacher, noise, theirs, guidance_scale)
+    # The teacher's shift turns uniform times into those of the pipeline.
     uniform = 1.0 - torch.arange(STEPS, dtype=torch.float64) / STEPS
     torch.testing.assert_close(shift_timesteps(uniform, teacher.flow_shift), times[:-1], rtol=1e-6, atol=0)
 
@@ -167,13 +163,13 @@ def test_edm_preconditioning(prediction_type, golden_record):
     assert teacher.prediction_type == "sample"
     noise, states = noise_for(teacher, torch.float64), []
 
-    def keep(pipeline, step, timestep, values):
+    def record(pipeline, step, timestep, values):
         states.append(values["latents"])
         return values
 
     # It starts from sigma_max^2 + 1, we from sigma_max.
     latents = noise * scheduler.config.sigma_max / scheduler.init_noise_sigma
-    latents_of(teacher.parts.pipeline, latents, callback_on_step_end=keep)
+    latents_of(teacher.parts.pipeline, latents, callback_on_step_end=record)
     times = torch.linspace(1.0, 0.0, STEPS, dtype=torch.float64)[:-1]  # before sigma_min
     ours, _ = solve(teacher, noise, PROMPTS, times, guidance_scale=3.0)
     remark = f"{prediction_type}; its step is float32"
@@ -187,13 +183,7 @@ def test_float32_as_it_is(family, monkeypatch, golden_record):
     pipeline, noise = teacher.parts.pipeline, noise_for(teacher)
     _, _, condition = FAMILIES[family]
     if family == "dit":
-        theirs = recorded(
-            pipeline,
-            monkeypatch,
-            class_labels=condition,
-            guidance_scale=3.0,
-            generator=torch.Generator().manual_seed(0),
-        )[:2]
+        theirs = last_state(pipeline, monkeypatch, class_labels=condition, guidance_scale=3.0)
     else:
         theirs = latents_of(pipeline, noise)
     ours, _ = solve(teacher, noise, condition, ddim_times(), guidance_scale=3.0)
@@ -202,10 +192,8 @@ def test_float32_as_it_is(family, monkeypatch, golden_record):
 
 @pytest.mark.parametrize("family", ["ddpm", "signal"])
 def test_steps_of_ddim_without_a_pipeline(family, golden_record):
-    teacher = teacher_of(family).double()
+    teacher, _ = exact(family)
     scheduler = teacher.parts.scheduler
-    scheduler.alphas_cumprod = alphas_cumprod(scheduler)
-    scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
     scheduler.set_timesteps(STEPS)
     noise = state = noise_for(teacher, torch.float64)
     with torch.no_grad():

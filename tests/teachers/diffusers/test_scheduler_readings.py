@@ -17,9 +17,12 @@ from diffusers import (
     IPNDMScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from golden_data import note
+from tiny_pipelines import refused, stable_diffusion
 
 from gas_ext import NoiseSchedule
+from gas_ext.solvers.coefficients import data_prediction_coefficients
 from gas_ext.teachers.diffusers import shift_timesteps
 from gas_ext.teachers.diffusers.schedules import alphas_cumprod, read_scheduler
 
@@ -27,21 +30,13 @@ from gas_ext.teachers.diffusers.schedules import alphas_cumprod, read_scheduler
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 
 BETA_SCHEDULES = ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace"]
-DISCRETE = [
-    "DDIMScheduler",
-    "DDPMScheduler",
-    "DEISMultistepScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-    "LMSDiscreteScheduler",
-    "PNDMScheduler",
-    "SASolverScheduler",
-    "UniPCMultistepScheduler",
-]
+BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+DISCRETE = """
+    DDIM DDPM DEISMultistep DPMSolverMultistep DPMSolverSinglestep EulerAncestralDiscrete EulerDiscrete
+    HeunDiscrete KDPM2Discrete LMSDiscrete PNDM SASolver UniPCMultistep
+"""
+DISCRETE = [f"{name}Scheduler" for name in DISCRETE.split()]
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 
 
 def relative(ours, theirs):
@@ -54,9 +49,8 @@ def test_beta_schedules(name, levels, golden_record):
     scheduler = DDPMScheduler(levels, beta_start=0.00085, beta_end=0.012, beta_schedule=name)
     table = alphas_cumprod(scheduler)
     error = relative(table, scheduler.alphas_cumprod)
-    note(
-        golden_record, "diffusers beta schedules", "alphas_cumprod, relative", error, f"{name}, N = {levels}"
-    )
+    remark = f"{name}, N = {levels}"
+    note(golden_record, "diffusers beta schedules", "alphas_cumprod, relative", error, remark)
     assert table.dtype == torch.float64
     assert 0.0 < error < 2e-5  # float32's rounding, which ours is free of
 
@@ -69,17 +63,16 @@ def test_float64_tables_are_products_of_exact_betas():
 
 @pytest.mark.parametrize("name", DISCRETE)
 def test_every_discrete_scheduler_is_read(name):
-    scheduler = getattr(diffusers, name)(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    reading = read_scheduler(scheduler)
+    reading = read_scheduler(getattr(diffusers, name)(**BETAS))
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
-    assert reading.preconditioning.schedule == NoiseSchedule.vp_discrete((1.0 - betas).cumprod(0))
-    assert reading.preconditioning.prediction_type == "epsilon"
+    assert reading.schedule == NoiseSchedule.vp_discrete((1.0 - betas).cumprod(0))
+    assert reading.prediction_type == "epsilon"
     assert reading.flow_shift is None
 
 
 def test_knots_and_network_times():
     scheduler = DDIMScheduler()
-    preconditioning = read_scheduler(scheduler).preconditioning
+    preconditioning = read_scheduler(scheduler)
     k = torch.arange(1000, dtype=torch.float64)
     t = (k + 1.0) / 1000.0
     assert (preconditioning.network_time(t) - k).abs().max() < 1e-12
@@ -93,28 +86,17 @@ def test_knots_and_network_times():
 
 @pytest.mark.parametrize("cls", [DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler])
 def test_zero_terminal_snr(cls, golden_record):
-    scheduler = cls(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        rescale_betas_zero_snr=True,
-        prediction_type="v_prediction",
-    )
+    scheduler = cls(**BETAS, rescale_betas_zero_snr=True, prediction_type="v_prediction")
     table = alphas_cumprod(scheduler)
     assert table[-1] == 0.0  # where some schedulers write 2^-24
     error = (table - scheduler.alphas_cumprod.double()).abs().max().item()
     note(golden_record, "diffusers beta schedules", "zero SNR, absolute", error, cls.__name__)
     assert error < 1e-6
-    assert read_scheduler(scheduler).preconditioning.schedule.zero_terminal_snr
+    assert read_scheduler(scheduler).schedule.zero_terminal_snr
 
 
 def test_a_noise_prediction_at_zero_terminal_snr_is_refused():
-    from tiny_pipelines import stable_diffusion
-
-    from gas_ext.teachers import from_diffusers
-
-    with pytest.raises(ValueError, match="A noise prediction says nothing"):
-        from_diffusers(stable_diffusion(rescale_betas_zero_snr=True))
+    refused("A noise prediction says nothing", stable_diffusion(rescale_betas_zero_snr=True))
 
 
 def test_trained_betas():
@@ -136,10 +118,8 @@ def test_tables_that_the_configuration_does_not_explain_are_taken_as_they_are(kn
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_prediction_types_mean_what_they_do_in_diffusers(prediction_type):
     """Data from a network's output, by our coefficients and by two schedulers."""
-    from gas_ext.solvers.coefficients import data_prediction_coefficients
-
     scheduler = DDIMScheduler(prediction_type=prediction_type, clip_sample=False)
-    preconditioning = read_scheduler(scheduler).preconditioning
+    preconditioning = read_scheduler(scheduler)
     generator = torch.Generator().manual_seed(0)
     x, output = torch.randn(2, 4, 3, dtype=torch.float64, generator=generator)
     t = torch.tensor([0.5], dtype=torch.float64)
@@ -159,31 +139,25 @@ def test_prediction_types_mean_what_they_do_in_diffusers(prediction_type):
     "scheduler",
     [
         FlowMatchEulerDiscreteScheduler(shift=3.0),
-        DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0),
-        UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0),
+        DPMSolverMultistepScheduler(**FLOW, flow_shift=3.0),
+        UniPCMultistepScheduler(**FLOW, flow_shift=3.0),
     ],
     ids=lambda scheduler: type(scheduler).__name__,
 )
 def test_flow_schedulers(scheduler):
     reading = read_scheduler(scheduler)
-    assert reading.preconditioning.schedule == NoiseSchedule.flow()
-    assert reading.preconditioning.prediction_type == "flow_prediction"
-    assert reading.preconditioning.network_time(torch.tensor(0.25)) == 250.0
+    assert reading.schedule == NoiseSchedule.flow()
+    assert reading.prediction_type == "flow_prediction"
+    assert reading.network_time(torch.tensor(0.25)) == 250.0
     assert reading.flow_shift(16) == 3.0
 
 
-@pytest.mark.parametrize("kind", ["exponential", "linear"])
-def test_dynamic_shifts(kind):
-    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type=kind)
+@pytest.mark.parametrize("shift_type", ["exponential", "linear"])
+def test_dynamic_shifts(shift_type):
+    options = {"use_dynamic_shifting": True, "time_shift_type": shift_type}
+    scheduler = FlowMatchEulerDiscreteScheduler(**options)
     shift = read_scheduler(scheduler).flow_shift
-    silent = UniPCMultistepScheduler(  # it has the switch, but not the numbers
-        use_flow_sigmas=True,
-        prediction_type="flow_prediction",
-        use_dynamic_shifting=True,
-        time_shift_type=kind,
-    )
-    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-
+    silent = UniPCMultistepScheduler(**FLOW, **options)  # it has the switch, but not the numbers
     for tokens in (16, 256, 1000, 4096):
         times = torch.linspace(1.0, 0.1, 7, dtype=torch.float64)
         scheduler.set_timesteps(sigmas=times.tolist(), mu=calculate_shift(tokens))
@@ -195,7 +169,7 @@ def test_dynamic_shifts(kind):
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_edm_schedulers(prediction_type):
     scheduler = EDMDPMSolverMultistepScheduler(prediction_type=prediction_type, sigma_max=10.0)
-    preconditioning = read_scheduler(scheduler).preconditioning
+    preconditioning = read_scheduler(scheduler)
     assert preconditioning.schedule == NoiseSchedule.edm(0.002, 10.0, 7.0)
     assert preconditioning.prediction_type == "sample"
     generator = torch.Generator().manual_seed(0)
@@ -220,7 +194,7 @@ def test_edm_schedulers(prediction_type):
 @pytest.mark.parametrize(
     ("scheduler", "message"),
     [
-        (IPNDMScheduler(), "A IPNDMScheduler cannot be read"),
+        (IPNDMScheduler(), "IPNDMScheduler cannot be read"),
         (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "runs backwards"),
         (
             EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"),

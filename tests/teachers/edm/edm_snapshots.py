@@ -39,7 +39,7 @@ class Persistent:
 
 
 def persistent(module: nn.Module, **state) -> Persistent:
-    """A module and what is in it."""
+    """A module with its parameters and children."""
     children = {name: persistent(child) for name, child in module.named_children()}
     own = {
         "_parameters": dict(module._parameters),
@@ -51,7 +51,7 @@ def persistent(module: nn.Module, **state) -> Persistent:
 
 
 def snapshot(teacher: EDMTeacher, *, arguments: dict | None = None, **state) -> bytes:
-    """The pickle of a teacher; `arguments` and `state` replace what the file says."""
+    """The pickle of a teacher; `arguments` and `state` replace those of the file."""
     network = teacher.network
     size = teacher.sample_shape[-1]
     inner = {key: value for key, value in teacher.architecture.items() if key != "network"}
@@ -64,9 +64,9 @@ def snapshot(teacher: EDMTeacher, *, arguments: dict | None = None, **state) -> 
         **(arguments or {}),
     }
     described = {key: value for key, value in described.items() if value is not ...}
-    constants = PRECONDITIONINGS[network.kind].constants
+    constants = PRECONDITIONINGS[network.preconditioning].constants
     ema = persistent(network, **{**constants, "_init_args": (), "_init_kwargs": described, **state})
-    ema.name = network.kind
+    ema.name = network.preconditioning
     package = ModuleType("torch_utils.persistence")
     package._reconstruct_persistent_obj = _reconstruct_persistent_obj
     with mock.patch.dict(sys.modules, {"torch_utils": package, "torch_utils.persistence": package}):

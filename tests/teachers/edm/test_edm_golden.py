@@ -103,7 +103,7 @@ def test_without_and_with_labels(name):
 
 def test_a_block_with_two_heads():
     data = arrays("edm/unetblock_2heads_down.npz")
-    block = UNetBlock(16, 32, 16, heads=2, resample="down")
+    block = UNetBlock(16, 32, 16, attention=True, head_channels=16, resample="down")
     block.load_state_dict(load_file(GOLDEN / "edm/unetblock_2heads_down.safetensors"))
     found = block(tensor(data["x"], torch.float32), tensor(data["emb"], torch.float32))
     assert relative(found, data["y"]) <= TOLERANCE

@@ -1,4 +1,4 @@
-"""Snapshots of EDM networks: what they say is taken over or refused, never believed."""
+"""Snapshots of EDM networks: their descriptions are checked before use."""
 
 import math
 
@@ -9,7 +9,6 @@ from torch import nn
 
 from gas_ext.teachers.edm import load_edm_snapshot
 from gas_ext.teachers.edm.networks import build_network
-from gas_ext.teachers.edm.preconditioning import PreconditionedNetwork
 from gas_ext.teachers.edm.teacher import build_teacher
 from gas_ext.teachers.folder import read_card, save_teacher
 
@@ -30,10 +29,10 @@ def write(teacher, tmp_path):
     return write
 
 
-def test_weights_and_description_are_taken_over(teacher, write):
+def test_weights_and_description_are_read(teacher, write):
     path = write()
     loaded = load_edm_snapshot(path)
-    path.write_bytes(b"")  # nothing of it is needed any more
+    path.write_bytes(b"")  # it is no longer needed
     x, t = torch.randn(2, 3, 8, 8), torch.tensor(0.4)
     assert torch.equal(loaded(x, t), teacher(x, t))
     assert loaded.name == "net"
@@ -49,20 +48,20 @@ def test_half_precision_weights_become_float32(teacher, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "constants", "message"),
+    ("preconditioning", "constants", "message"),
     [
-        ("EDMPrecond", {"sigma_data": 1.0}, r"its sigma_data is 1\.0, but only 0\.5 is known here"),
+        ("EDMPrecond", {"sigma_data": 1.0}, r"its sigma_data is 1\.0, but only 0\.5 is supported"),
         ("EDMPrecond", {"sigma_max": 80}, "its sigma_max is 80, but only inf"),
         ("EDMPrecond", {"sigma_min": math.nan}, "its sigma_min is nan"),
-        ("EDMPrecond", {"sigma_data": tuple_of_tuples()}, "its sigma_data is no number"),
+        ("EDMPrecond", {"sigma_data": tuple_of_tuples()}, "its sigma_data is not a number"),
         ("VPPrecond", {"M": 500}, "its M is 500, but only 1000"),
         ("VPPrecond", {"beta_d": 10.0}, "its beta_d is 10"),
         ("VEPrecond", {"sigma_max": 50.0}, "its sigma_max is 50"),
     ],
 )
-def test_other_constants_are_refused(kind, constants, message, tmp_path):
+def test_other_constants_are_refused(preconditioning, constants, message, tmp_path):
     path = tmp_path / "net.pkl"
-    path.write_bytes(snapshot(build_teacher(kind, SONG, (3, 8, 8)), **constants))
+    path.write_bytes(snapshot(build_teacher(preconditioning, SONG, (3, 8, 8)), **constants))
     with pytest.raises(ValueError, match=message):
         load_edm_snapshot(path)
 
@@ -71,7 +70,7 @@ def test_other_constants_are_refused(kind, constants, message, tmp_path):
 DESCRIPTIONS = {
     "no arguments": ({"_init_kwargs": None}, "does not say how its network was built"),
     "positional arguments": ({"_init_args": (1,)}, "does not say how its network was built"),
-    "arguments of another kind": ({"_init_args": torch.zeros(2)}, "does not say how its network was built"),
+    "arguments of another type": ({"_init_args": torch.zeros(2)}, "does not say how its network was built"),
     "no size": ({"arguments": {"img_resolution": ...}}, "img_resolution must be a number"),
     "no channels": ({"arguments": {"img_channels": ...}}, "in_channels must be a number"),
     "negative size": ({"arguments": {"img_resolution": -8}}, "img_resolution must be a number"),
@@ -138,8 +137,3 @@ def test_a_network_of_another_class_is_named(teacher, tmp_path):
 def test_networks_that_cannot_be_built(arguments, message):
     with pytest.raises(ValueError, match=message):
         build_network("SongUNet", img_resolution=8, in_channels=3, out_channels=3, **arguments)
-
-
-def test_an_unknown_preconditioning():
-    with pytest.raises(ValueError, match="Preconditioning 'iDDPM' is not known; expected one of VPPrecond"):
-        PreconditionedNetwork(nn.Identity(), "iDDPM")

@@ -1,6 +1,5 @@
 """EDM networks as teachers: shapes, labels, gradients, folders, solves."""
 
-import json
 import pickle
 
 import pytest
@@ -15,37 +14,19 @@ from gas_ext.teachers.edm.teacher import build_teacher
 from gas_ext.teachers.folder import load_teacher, save_teacher
 from gas_ext.training.baselines import classical_solver
 
-KINDS = {
+NCSN = {"embedding_type": "fourier", "encoder_type": "residual", "channel_mult_noise": 2}
+NETWORKS = {
     "ddpmpp": ("EDMPrecond", SONG),
     "vp": ("VPPrecond", {**SONG, "augment_dim": 9}),
-    "ncsnpp": (
-        "VEPrecond",
-        {
-            **SONG,
-            "embedding_type": "fourier",
-            "encoder_type": "residual",
-            "resample_filter": [1, 3, 3, 1],
-            "channel_mult_noise": 2,
-        },
-    ),
+    "ncsnpp": ("VEPrecond", {**SONG, **NCSN, "resample_filter": [1, 3, 3, 1]}),
     "skip": ("EDMPrecond", {**SONG, "encoder_type": "skip", "decoder_type": "skip"}),
-    "adm": (
-        "EDMPrecond",
-        {
-            "network": "DhariwalUNet",
-            "model_channels": 32,
-            "channel_mult": [1, 2],
-            "num_blocks": 1,
-            "attn_resolutions": [4],
-            "label_dim": 3,
-        },
-    ),
+    "adm": ("EDMPrecond", {**SONG, "network": "DhariwalUNet", "model_channels": 32, "label_dim": 3}),
 }
 
 
-def small(kind: str) -> EDMTeacher:
+def small(name: str) -> EDMTeacher:
     torch.manual_seed(0)
-    return build_teacher(*KINDS[kind], (3, 8, 8))
+    return build_teacher(*NETWORKS[name], (3, 8, 8))
 
 
 @pytest.mark.parametrize(("name", "count"), [("cifar10", 55_733_891), ("ffhq", 61_805_571)])
@@ -67,9 +48,9 @@ def test_full_size_networks_run(name):
     assert torch.isfinite(out).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradients_reach_state_and_time(kind):
-    teacher = small(kind)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradients_reach_state_and_time(name):
+    teacher = small(name)
     x = torch.randn(2, 3, 8, 8, requires_grad=True)
     t = torch.tensor([0.3, 0.7], dtype=torch.float64, requires_grad=True)
     teacher(x, t).square().sum().backward()
@@ -78,9 +59,9 @@ def test_gradients_reach_state_and_time(kind):
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_folder_gives_the_same_teacher(kind, tmp_path):
-    teacher, x = small(kind), torch.randn(2, 3, 8, 8)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_folder_gives_the_same_teacher(name, tmp_path):
+    teacher, x = small(name), torch.randn(2, 3, 8, 8)
     save_teacher(teacher, tmp_path / "teacher", source={"file": "none.pkl"})
     again = load_teacher(tmp_path / "teacher")
     assert torch.equal(again(x, torch.tensor(0.4)), teacher(x, torch.tensor(0.4)))
@@ -97,10 +78,10 @@ def test_no_label_is_the_zero_vector():
     assert not torch.equal(none, teacher(x, t, torch.tensor([0, 1])))
 
 
-@pytest.mark.parametrize("kind", ["ddpmpp", "vp", "ncsnpp"])
-def test_solvers_agree_in_the_limit(kind):
-    """Heun's method and DPM-Solver++ solve the same ODE in the network's own schedule."""
-    teacher = small(kind).double()
+@pytest.mark.parametrize("name", ["ddpmpp", "vp", "ncsnpp"])
+def test_solvers_agree_in_the_limit(name):
+    """Heun's method and DPM-Solver++ solve the same ODE in the network's schedule."""
+    teacher = small(name).double()
     noise = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     t_eps = 0.1
     results = []
@@ -116,9 +97,9 @@ def test_solvers_agree_in_the_limit(kind):
     assert (results[1] - reached).abs().max() < 0.01 * scale
 
 
-@pytest.mark.parametrize("kind", ["ddpmpp", "ncsnpp"])
-def test_a_learned_solver_trains_through_the_network(kind):
-    teacher = small(kind)
+@pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp"])
+def test_a_learned_solver_trains_through_the_network(name):
+    teacher = small(name)
     solver = GeneralizedSolver(teacher.schedule, steps=3)
     GASSampler(solver, teacher)(torch.randn(2, 3, 8, 8)).square().mean().backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in solver.parameters())
@@ -148,27 +129,6 @@ def test_other_files_are_refused(content, message, tmp_path):
     path.write_bytes(pickle.dumps(content))
     with pytest.raises(ValueError, match=message):
         load_edm_snapshot(path)
-
-
-def test_damaged_folders_are_named(tmp_path):
-    folder = save_teacher(small("ddpmpp"), tmp_path / "teacher")
-    weights = folder / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
-        load_teacher(folder)
-    weights.unlink()
-    with pytest.raises(ValueError, match="is missing"):
-        load_teacher(folder)
-    card = json.loads((folder / "teacher.json").read_text())
-    (folder / "teacher.json").write_text(json.dumps({**card, "family": "gan"}))
-    with pytest.raises(ValueError, match="family 'gan'"):
-        load_teacher(folder)
-    with pytest.raises(ValueError, match="exists already"):
-        save_teacher(small("ddpmpp"), folder)
-    with pytest.raises(ValueError, match="gas-ext import"):
-        load_teacher(tmp_path)
 
 
 def test_a_failed_save_leaves_nothing(tmp_path):

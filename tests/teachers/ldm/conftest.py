@@ -1,9 +1,9 @@
-"""Golden checkpoints as files, written when first asked for and deleted at the end."""
+"""Golden checkpoints as files, written on first use and deleted at the end."""
 
 import pytest
 from ldm_checkpoints import loading_options, state_dict, write_checkpoint
 
-from gas_ext.teachers.ldm import load_ldm_checkpoint, load_stable_diffusion_pipeline
+from gas_ext.teachers.ldm import load_checkpoint, load_stable_diffusion_pipeline
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +26,7 @@ def load(checkpoint_file):
 
     def load_once(name, use_ema=None):
         if (name, use_ema) not in loaded:
-            loader = load_stable_diffusion_pipeline if name.startswith("sd") else load_ldm_checkpoint
+            loader = load_stable_diffusion_pipeline if name.startswith("sd") else load_checkpoint
             loaded[name, use_ema] = loader(checkpoint_file(name), use_ema=use_ema, **loading_options(name))
         return loaded[name, use_ema]
 

@@ -37,14 +37,14 @@ def array(name: str, key: str) -> Tensor:
 
 
 def compare(record, name: str, key: str, found: Tensor) -> None:
-    """Assert that a stored array is met, and keep the largest difference for the summary."""
+    """Assert that a stored array is reproduced, and record the largest difference for the summary."""
     difference = (found - array(name, key)).abs().max().item()
     note(record, f"ldm/{name}", key.split("/")[0], difference, key)
     assert difference <= TOLERANCE, key
 
 
 def loading_options(name: str) -> dict:
-    """What the tensors do not tell, from the arguments that the reference network was built with."""
+    """What the tensors do not state, from the arguments that the reference network was built with."""
     constructor = manifest(name)["constructor"]
     options = {"latent_size": constructor["latent_diffusion"]["image_size"]}
     unet = constructor["unet"]
@@ -56,17 +56,17 @@ def loading_options(name: str) -> dict:
     return options
 
 
-def recipe_tensor(kind: str, shape: list[int], seed: int) -> np.ndarray:
+def recipe_tensor(recipe: str, shape: list[int], seed: int) -> np.ndarray:
     """Uniform numbers u in [-1, 1), scaled by what the tensor is for."""
     u = 2.0 * RandomState(seed).random_sample(tuple(shape)) - 1.0
-    if kind == "fan":  # weights of layers: variance 1 / fan-in
+    if recipe == "fan":  # weights of layers: variance 1 / fan-in
         u *= np.sqrt(3.0) / np.sqrt(float(math.prod(shape[1:])))
-    elif kind == "emb":  # tables: variance 1
+    elif recipe == "emb":  # tables: variance 1
         u *= np.sqrt(3.0)
-    elif kind == "norm":
+    elif recipe == "norm":
         u = 1.0 + 0.35 * u
     else:
-        assert kind == "bias"
+        assert recipe == "bias"
         u *= 0.35
     return u.astype(np.float32)
 
@@ -74,15 +74,15 @@ def recipe_tensor(kind: str, shape: list[int], seed: int) -> np.ndarray:
 def state_dict(name: str) -> dict[str, Tensor]:
     """The tensors of a manifest, compared with their checksums; buffers that are not stored are left out."""
     record, buffers, tensors = manifest(name), data(name), {}
-    for key, shape, dtype, kind, constant, digest in record["state_dict"]:
-        if kind == "const":
+    for key, shape, dtype, recipe, constant, digest in record["state_dict"]:
+        if recipe == "const":
             value = np.full(shape, constant, dtype)
-        elif kind == "buf":
+        elif recipe == "buf":
             if f"buffers/{key}" not in buffers:
                 continue
             value = buffers[f"buffers/{key}"]
         else:
-            value = recipe_tensor(kind, shape, zlib.crc32(f"{record['seed']}:{key}".encode()))
+            value = recipe_tensor(recipe, shape, zlib.crc32(f"{record['seed']}:{key}".encode()))
         value = np.ascontiguousarray(value).reshape(shape)
         assert hashlib.sha256(value.tobytes()).hexdigest()[:16] == digest, key
         tensors[key] = torch.from_numpy(value.copy())
@@ -90,7 +90,7 @@ def state_dict(name: str) -> dict[str, Tensor]:
 
 
 def write_checkpoint(tensors: dict[str, Tensor], path: Path) -> Path:
-    """Write a .ckpt with what PyTorch Lightning puts beside the weights."""
+    """Write a .ckpt with everything that PyTorch Lightning stores in addition to the weights."""
     extras = {"callbacks": {}, "optimizer_states": [], "lr_schedulers": [], "global_step": 0, "epoch": 0}
     torch.save({**extras, "pytorch-lightning_version": "1.4.2", "state_dict": tensors}, path)
     return path
@@ -101,16 +101,17 @@ def network_times(name: str, key: str) -> Tensor:
     return array(name, key.split("/")[1]).double()
 
 
-def outputs(name: str, kind: str) -> list[str]:
-    """Keys of the stored outputs of one kind: "eps", "eps_uncond", ..."""
-    return [key for key in data(name) if key.split("/")[0] == kind]
+def outputs(name: str, quantity: str) -> list[str]:
+    """Keys of the stored outputs of one quantity: "eps", "eps_uncond", ..."""
+    return [key for key in data(name) if key.split("/")[0] == quantity]
 
 
 def real_tensors(name: str) -> dict[str, Tensor]:
     """Tensors without memory under the names and with the shapes of a full-size published model."""
-    kinds = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32}
     keys = json.loads((FOLDER / f"realkeys_{name}.json").read_text())["keys"]
-    tensors = {key: torch.empty(shape, dtype=kinds[dtype], device="meta") for key, shape, dtype in keys}
+    tensors = {
+        key: torch.empty(shape, dtype=getattr(torch, dtype), device="meta") for key, shape, dtype in keys
+    }
     return {**tensors, "alphas_cumprod": torch.linspace(0.999, 0.005, 1000)}
 
 

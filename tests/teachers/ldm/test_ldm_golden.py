@@ -32,10 +32,10 @@ UNCONDITIONAL_NAMES = names("lsun")
 CONFIGS = {"lsun_beds256": "lsun-bedroom", "cin256-v2": "imagenet", "sd_v1": "coco"}
 
 
-def predictions(teacher, name, kind, condition=None):
-    """Outputs of the teacher at its own times for the network times of the stored outputs."""
+def predictions(teacher, name, quantity, condition=None):
+    """Outputs of the teacher at the network times of the stored outputs."""
     x = array(name, "x")
-    for key in outputs(name, kind):
+    for key in outputs(name, quantity):
         t = (network_times(name, key) + 1.0) / teacher.num_timesteps
         yield key, teacher(x, t, condition)
 
@@ -125,7 +125,7 @@ def test_no_tensor_is_left_without_memory(name, load):
 def test_full_size_models_convert_without_a_key_left_over(name):
     tensors = real_tensors(name)
     checkpoint, config = sort_checkpoint(tensors), load_config(CONFIGS[name])
-    if checkpoint.kind == "stable-diffusion":
+    if checkpoint.model == "stable-diffusion":
         pipeline = build_pipeline(checkpoint)
         unet, first_stage, condition = pipeline.unet, pipeline.vae, pipeline.text_encoder
         shape = (unet.config.in_channels, *[unet.config.sample_size] * 2)
@@ -137,12 +137,8 @@ def test_full_size_models_convert_without_a_key_left_over(name):
     architecture = dict(config.teacher.architecture)
     assert type(unet).__name__ == architecture.pop("network")
     assert {key: unet.config[key] for key in architecture} == architecture
-    groups = {
-        "model.diffusion_model.": unet,
-        "first_stage_model.": first_stage,
-        "cond_stage_model.": condition,
-    }
-    for prefix, module in groups.items():
+    prefixes = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
+    for prefix, module in zip(prefixes, (unet, first_stage, condition), strict=True):
         count = sum(value.numel() for key, value in tensors.items() if key.startswith(prefix))
         assert count == sum(p.numel() for p in module.parameters()) if module is not None else count == 0
 
@@ -158,13 +154,13 @@ def described(value: np.ndarray) -> tuple[list[int], str, str]:
     return list(value.shape), str(value.dtype), hashlib.sha256(value.tobytes()).hexdigest()[:16]
 
 
-@pytest.mark.parametrize("kind", ["class", "plain"])
-def test_callbacks_beside_the_weights_are_passed_over(kind):
-    path = FOLDER / f"tiny_callbacks_{kind}.ckpt"
-    other = FOLDER / f"tiny_callbacks_{'plain' if kind == 'class' else 'class'}.ckpt"
-    tensors, others = read_tensors(path), read_tensors(other)
-    assert {key: list(value.shape) for key, value in tensors.items()} == {
-        key: shape for key, (shape, _, _) in manifest("tiny_callbacks").items()
-    }
-    assert all(torch.equal(value, others[key]) for key, value in tensors.items())
-    assert read_torch_archive(path)["callbacks"]
+def test_callbacks_next_to_the_weights_are_ignored():
+    """Callbacks may be keyed by their class or by its name."""
+    shapes = {key: shape for key, (shape, _, _) in manifest("tiny_callbacks").items()}
+    found = []
+    for form in ("class", "plain"):
+        path = FOLDER / f"tiny_callbacks_{form}.ckpt"
+        found.append(read_tensors(path))
+        assert {key: list(value.shape) for key, value in found[-1].items()} == shapes
+        assert read_torch_archive(path)["callbacks"]
+    assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())

@@ -22,8 +22,6 @@ from gas_ext import GASSampler
 from gas_ext.teachers.folder import load_teacher, save_teacher
 from gas_ext.teachers.ldm import (
     load_checkpoint,
-    load_ldm_checkpoint,
-    load_stable_diffusion_checkpoint,
     load_stable_diffusion_pipeline,
 )
 from gas_ext.teachers.ldm.stable_diffusion import load_tokenizer
@@ -36,18 +34,18 @@ AVERAGED = [name for name in NAMES if outputs(name, "eps_ema_clip")]
 UNET = "model.diffusion_model."
 
 
-def epsilons(pipeline, name, kind, context):
-    for key in outputs(name, kind):
+def epsilons(pipeline, name, quantity, context):
+    for key in outputs(name, quantity):
         tau = network_times(name, key)
         x = array(name, "x")
         yield key, pipeline.unet(x, tau, context.expand(len(x), -1, -1), return_dict=False)[0]
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", ["clip", "clip_uncond", "rand"])
-def test_epsilon(name, kind, load, golden_record):
-    found = list(epsilons(load(name), name, f"eps_{kind}", array(name, f"context_{kind}")))
-    assert len(found) == (6 if kind == "clip" else 2)
+@pytest.mark.parametrize("context", ["clip", "clip_uncond", "rand"])
+def test_epsilon(name, context, load, golden_record):
+    found = list(epsilons(load(name), name, f"eps_{context}", array(name, f"context_{context}")))
+    assert len(found) == (6 if context == "clip" else 2)
     for key, output in found:
         compare(golden_record, name, key, output)
 
@@ -107,10 +105,8 @@ def test_no_tensor_is_left_without_memory(name, load):
 
 def test_a_single_safetensors_file(load, tmp_path):
     save_file(state_dict("sd_small"), tmp_path / "model.safetensors")
-    pipeline, expected = (
-        load_stable_diffusion_pipeline(tmp_path / "model.safetensors", **loading_options("sd_small")),
-        load("sd_small"),
-    )
+    path, options = tmp_path / "model.safetensors", loading_options("sd_small")
+    pipeline, expected = load_stable_diffusion_pipeline(path, **options), load("sd_small")
     for part in ("unet", "vae", "text_encoder"):
         found = getattr(pipeline, part).state_dict()
         assert all(torch.equal(found[k], v) for k, v in getattr(expected, part).state_dict().items())
@@ -118,29 +114,28 @@ def test_a_single_safetensors_file(load, tmp_path):
 
 def test_refused(checkpoint_file, tmp_path):
     path, options = checkpoint_file("sd_small"), loading_options("sd_small")
-    with pytest.raises(ValueError, match="use load_stable_diffusion_checkpoint"):
-        load_ldm_checkpoint(path)
+    with pytest.raises(ValueError, match="another latent diffusion model; use load_checkpoint"):
+        load_stable_diffusion_pipeline(checkpoint_file("cin_small"))
     with pytest.raises(ValueError, match=r"no averaged weights \(model_ema"):
         load_stable_diffusion_pipeline(path, use_ema=True, **options)  # it has only their bookkeeping
-    with pytest.raises(ValueError, match="32 channels, which are no multiple of text_heads = 12"):
+    with pytest.raises(ValueError, match="32 channels, not a multiple of text_heads = 12"):
         load_stable_diffusion_pipeline(path, latent_size=8)
     tensors = state_dict("sd_small")
-    inpainting = {**tensors, UNET + "input_blocks.0.0.weight": torch.zeros(32, 9, 3, 3)}
-    with pytest.raises(ValueError, match="maps 9 channels to 4, as those for inpainting do"):
-        load_stable_diffusion_pipeline(write_checkpoint(inpainting, tmp_path / "inpainting.ckpt"), **options)
-    text = "cond_stage_model.transformer.text_model."
-    extra = {**tensors, text + "embeddings.more.weight": torch.zeros(1)}
-    with pytest.raises(
-        ValueError,
-        match=r"embeddings\.more\.weight' is .*CLIPTextModel as described has no such",
-    ):
-        load_stable_diffusion_pipeline(write_checkpoint(extra, tmp_path / "extra.ckpt"), **options)
+    more = "cond_stage_model.transformer.text_model.embeddings.more.weight"
     without = {key: value for key, value in tensors.items() if not key.startswith("first_stage")}
-    with pytest.raises(ValueError, match=r"no autoencoder \(first_stage_model"):
-        load_stable_diffusion_pipeline(write_checkpoint(without, tmp_path / "without.ckpt"), **options)
+    for changed, message in (
+        (
+            {**tensors, UNET + "input_blocks.0.0.weight": torch.zeros(32, 9, 3, 3)},
+            "as those for inpainting do",
+        ),
+        ({**tensors, more: torch.zeros(1)}, r"more\.weight' is .*CLIPTextModel as described has no such"),
+        (without, r"no autoencoder \(first_stage_model"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_stable_diffusion_pipeline(write_checkpoint(changed, tmp_path / "changed.ckpt"), **options)
 
 
-def test_an_autoencoder_of_its_own(load, tmp_path):
+def test_a_separate_autoencoder(load, tmp_path):
     tensors = state_dict("sd_small")
     other = {
         key.removeprefix("first_stage_model."): value
@@ -157,7 +152,7 @@ def test_an_autoencoder_of_its_own(load, tmp_path):
 
 
 def write_tokenizer(folder):
-    """The two files of a CLIP tokenizer that knows letters alone."""
+    """The two files of a CLIP tokenizer with letters only."""
     folder.mkdir()
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
@@ -179,7 +174,7 @@ def test_a_tokenizer_from_a_folder(tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_as_a_teacher(name, checkpoint_file, golden_record):
     options = loading_options(name)
-    teacher = load_stable_diffusion_checkpoint(checkpoint_file(name), **options)
+    teacher = load_checkpoint(checkpoint_file(name), **options)
     assert (teacher.name, teacher.family, teacher.guidance_scale) == (name, "diffusers", 7.5)
     assert teacher.truncates
     assert teacher.sample_shape == array(name, "x").shape[1:]
@@ -205,14 +200,13 @@ def test_prompts_guidance_and_folders(checkpoint_file, tmp_path):
     assert again.schedule == teacher.schedule
     solver = classical_solver(teacher.schedule, 3, 2, "logsnr", teacher.t_eps).solver
     noise = torch.randn(2, *teacher.sample_shape, generator=torch.Generator().manual_seed(0))
-    samples = [
-        GASSampler(solver, model, guidance_scale=2.0)(noise, ["abc", "xyz"]) for model in (teacher, again)
-    ]
+    first, second = (GASSampler(solver, each, guidance_scale=2.0) for each in (teacher, again))
+    samples = [sampler(noise, ["abc", "xyz"]) for sampler in (first, second)]
     assert torch.equal(*samples)
     assert torch.equal(again.decode(samples[0]), teacher.decode(samples[0]))
-    assert not torch.equal(samples[0], GASSampler(solver, teacher, guidance_scale=2.0)(noise, ["b", "c"]))
+    assert not torch.equal(samples[0], first(noise, ["b", "c"]))
     noise.requires_grad_()
-    GASSampler(solver, teacher, guidance_scale=2.0)(noise, ["abc", "xyz"]).sum().backward()
+    first(noise, ["abc", "xyz"]).sum().backward()
     assert noise.grad.abs().sum() > 0
 
 
