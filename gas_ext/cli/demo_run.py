@@ -18,13 +18,14 @@ from typing import Any
 
 from gas_ext._utils.distances import finite_or_none
 from gas_ext._utils.files import check_output_folder
-from gas_ext._utils.noise import seed_labels, stacked_noise
+from gas_ext._utils.noise import seed_labels, stacked_noise, take
 from gas_ext._utils.progress import Reporter, SilentReporter
 from gas_ext.cli.judging import embedded_reference
 from gas_ext.evaluation import Cell, Comparison, compare
 from gas_ext.evaluation.features import FeatureExtractor, load_features
 from gas_ext.evaluation.metrics import Reference
 from gas_ext.evaluation.report.grids import write_grid
+from gas_ext.samples import SampleBatch
 from gas_ext.samples.draw import draw_samples
 from gas_ext.solvers.coefficients import Solver
 from gas_ext.solvers.generalized import GeneralizedSolver
@@ -33,14 +34,12 @@ from gas_ext.teachers.demo import DemoTeacher, load_demo_features, load_demo_tea
 from gas_ext.training import TrainingConfig, TrainingSummary, train_solver
 from gas_ext.training.baselines import (
     Baseline,
-    NamedBaseline,
     classical_solver,
     classical_solvers,
     named_baselines,
     nearest,
     select_baseline,
 )
-from gas_ext.training.batches import Batch
 from gas_ext.training.warm_start import FIRST_LEVELS, fit_start
 
 _HELD_OUT = 50_000  # first held-out seed
@@ -181,33 +180,36 @@ def _phase(name: str, seconds: dict[str, float]) -> Iterator[None]:
     seconds[name] = round(time.perf_counter() - start, 2)
 
 
-def _teacher_samples(config: DemoConfig, teacher: DemoTeacher, guide: Baseline, reporter: Reporter) -> Batch:
+def _teacher_samples(
+    config: DemoConfig, teacher: DemoTeacher, guide: Baseline, reporter: Reporter
+) -> SampleBatch:
     """Return the samples to learn from."""
     seeds = config.training_seeds()
     noise = stacked_noise(seeds, teacher.sample_shape, device=config.device)
     labels = seed_labels(seeds, teacher.num_classes, config.device)
     with reporter.task("Drawing teacher samples", len(noise)) as advance:
         run = draw_samples(guide.solver, teacher, noise, labels, batch_size=_BATCH, progress=advance)
-    return Batch(noise, run.samples, labels)
+    return SampleBatch(noise, run.samples, labels, None, None)
 
 
 def _choose_classical(
-    config: DemoConfig, teacher: DemoTeacher, data: Batch, reporter: Reporter
-) -> tuple[Baseline | NamedBaseline, Baseline, dict[str, float | None]]:
+    config: DemoConfig, teacher: DemoTeacher, data: SampleBatch, reporter: Reporter
+) -> tuple[Baseline, Baseline, dict[str, float | None]]:
     """Pick the training-free solver nearest to the teacher on some of the training seeds.
 
     Returns the nearest of all families, the nearest DPM-Solver++, and all distances.
     """
     starts = classical_solvers(teacher.schedule, config.steps, teacher.t_eps)
     others = named_baselines(teacher.schedule, config.steps, teacher.t_eps, _OTHER_FAMILIES)
-    candidates: list[Baseline | NamedBaseline] = [*starts, *others]
+    candidates = [*starts, *others]
+    few = take(data, slice(_SELECTION))
     with reporter.task("Comparing classical solvers", len(candidates)) as advance:
         best, distances = select_baseline(
             candidates,
             teacher,
-            data.noise[:_SELECTION],
-            data.target[:_SELECTION],
-            data.condition[:_SELECTION],
+            few.noise,
+            few.samples,
+            few.condition,
             batch_size=_BATCH,
             progress=lambda candidate, distance: advance(1, note=f"L1 {distance:.4f}"),
         )
@@ -217,7 +219,7 @@ def _choose_classical(
 
 
 def _learn(
-    config: DemoConfig, teacher: DemoTeacher, start: Baseline, data: Batch, reporter: Reporter
+    config: DemoConfig, teacher: DemoTeacher, start: Baseline, data: SampleBatch, reporter: Reporter
 ) -> tuple[GeneralizedSolver, TrainingSummary]:
     """Start from the best DPM-Solver++, its weights fitted, and learn all of its numbers."""
     solver = GeneralizedSolver(
@@ -228,13 +230,14 @@ def _learn(
         timesteps=start.spacing,
         prediction_type=teacher.prediction_type,
     ).to(config.device)
+    few = take(data, slice(_SELECTION))
     with reporter.task("Fitting the start", len(FIRST_LEVELS)) as advance:
         fit_start(
             solver,
             teacher,
-            data.noise[:_SELECTION],
-            data.target[:_SELECTION],
-            data.condition[:_SELECTION],
+            few.noise,
+            few.samples,
+            few.condition,
             batch_size=_BATCH,
             progress=lambda level, distance: advance(1, note=f"L1 {distance:.4f}"),
         )
@@ -243,7 +246,7 @@ def _learn(
             solver,
             teacher,
             data.noise,
-            data.target,
+            data.samples,
             data.condition,
             config=TrainingConfig(iterations=config.iterations, seed=config.seed),
             progress=lambda iteration, loss: advance(1, note=f"L1 {loss:.4f}"),

@@ -1,4 +1,4 @@
-"""A run: from a config and a network to a folder with a learned solver."""
+"""A run: trains the solver of a config in a folder."""
 
 from __future__ import annotations
 
@@ -34,28 +34,27 @@ from gas_ext.training.plan import RunPlan, make_plan
 from gas_ext.training.settings import AUTOCAST
 from gas_ext.training.start import make_start
 from gas_ext.training.teacher_samples import compares_images, open_samples
-from gas_ext.training.trainer import Trainer
-from gas_ext.training.validation import Validation
+from gas_ext.training.trainer import Trainer, Validation
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What `train` returns.
+    """Result of `train`.
 
     Parameters
     ----------
     folder : Path
         The run's folder.
     solver : GeneralizedSolver
-        The best so far by validation, as in solver.safetensors.
+        The best solver so far by validation, as in solver.safetensors.
     started_from : str
-        What training started from, in words.
+        Description of the start.
     first, last, best : Validation
         Before training, after the last iteration, and of `solver`.
     iteration : int
         Iterations made.
     signal : int or None
-        What ended the run before it was done, if anything; the same call resumes it.
+        Signal that interrupted the run, if any; the same call resumes it.
     """
 
     folder: Path
@@ -81,10 +80,10 @@ def train(
     wandb: str | None = None,
     reporter: Reporter | None = None,
 ) -> TrainingResult:
-    """Learn a solver and keep all about it in a folder; resumes where an earlier call was stopped.
+    """Train a solver in a folder; the same call resumes an interrupted run.
 
-    Started by torchrun, several processes share every batch and the teacher samples that are missing. The
-    solver is the same up to rounding; only the first process writes.
+    Processes started by torchrun share every batch and the generation of missing teacher samples. The solver
+    is the same up to rounding; only the first process writes.
 
     Parameters
     ----------
@@ -95,32 +94,29 @@ def train(
     folder : path
         The run's folder, see docs/training.md.
     steps : int, optional
-        Network evaluations of the solver; what the config's section `run` says, or its first, if not given.
+        Network evaluations (NFE) of the solver. Default: the config's section `run`, else the first entry of
+        student.steps.
     loss : str, optional
-        "gs" (distillation) or "gas" (with the adversarial term); what `run` says, or "gs", if not given.
+        "gs" (distillation) or "gas" (with the adversarial term). Default: the section `run`, else "gs".
     samples : SampleSource or path, optional
-        Teacher samples, or their folder, which is made or grows as needed; samples/NAME if not given.
+        Teacher samples, or their folder; missing samples are generated. Default: samples/NAME.
     prompts : sequence of str, optional
-        For samples that have to be made, of a teacher with prompts.
+        Prompts for samples to be generated, if the teacher takes prompts.
     resume : bool
-        Go on from the newest checkpoint in the folder, if there is one. Otherwise start over.
+        Resume from the newest checkpoint in the folder. If False, start over.
     wandb : str, optional
-        Project on Weights & Biases to log to.
+        Weights & Biases project to log to.
     reporter : Reporter, optional
-        Told about progress.
-
-    Returns
-    -------
-    TrainingResult
+        Receives progress and messages; silent by default.
 
     Raises
     ------
     ValueError
-        If settings do not fit each other, the network or the samples, or a run with other settings is in the
-        folder, or one that another process is making.
+        If settings do not fit each other, the network or the samples, or the folder has a run with other
+        settings or is in use by another process.
     RuntimeError
-        If loss or gradient is not finite in ``config.training.max_rejected`` iterations in a row; what was
-        good has been saved.
+        If loss or gradient is not finite in ``config.training.max_rejected`` iterations in a row; the last
+        good parameters have been saved.
 
     Examples
     --------
@@ -156,15 +152,15 @@ def make_run(
     wandb: str | None = None,
     reporter: Reporter | None = None,
 ) -> TrainingResult:
-    """Make the run of a plan in a folder, with these processes; otherwise as `train`."""
+    """Make the run of a plan, with these processes; otherwise as `train`."""
     config, run = plan.config, plan.run
     if reporter is None or not processes.is_first:
         reporter = SilentReporter()
     assembly = _Assembly(plan, denoiser.eval(), processes)
     settings = {**described(config, run.loss), "teacher": f"{denoiser.name} {denoiser.weights_hash}".strip()}
-    with folder.held() if processes.is_first else nullcontext(), deterministic():
+    with folder.lock() if processes.is_first else nullcontext(), deterministic():
         if resume:
-            folder.find(settings)  # that it is another run is said before samples are made for hours
+            folder.find(settings)  # refuses another run before samples are generated for hours
         source = open_samples(
             config,
             denoiser,
@@ -176,9 +172,12 @@ def make_run(
             reporter=reporter,
         )
         data = assembly.data(source)
-        settings["samples"] = _samples_hash(source, assembly.samples)
+        if isinstance(source, TeacherSamples):
+            settings["samples"] = short_hash(source.settings_of(assembly.samples))
+        else:
+            settings["samples"] = None
         checkpoint = folder.find(settings, reporter.message) if resume else None
-        processes.wait()  # none may write before all have looked
+        processes.wait()  # none may write before all have read
         if processes.is_first:
             folder.begin(config, checkpoint)
         start, name = assembly.start(folder, data, checkpoint, reporter)
@@ -220,7 +219,7 @@ def _result(trainer: Trainer, folder: RunFolder, started_from: str, ended_by: in
 
 
 class _Assembly:
-    """The parts of a run. What may be refused is built with it, before anything long begins."""
+    """The parts of a run. Whatever may be invalid is checked here, before anything long begins."""
 
     def __init__(self, plan: RunPlan, denoiser: Denoiser, processes: Processes) -> None:
         self.config = config = plan.config
@@ -231,7 +230,7 @@ class _Assembly:
         if denoiser.sample_shape != config.space.shape:
             raise ValueError(
                 f"{denoiser.name} makes samples of shape {denoiser.sample_shape}, but the config "
-                f"{config.name} describes {config.space.shape}; give the teacher that belongs to it."
+                f"{config.name} describes {config.space.shape}; use the config's own teacher."
             )
         self._check_shares()
         self._distance = get_loss(self.training_config.loss, denoiser.device)
@@ -252,7 +251,6 @@ class _Assembly:
 
     def data(self, source: SampleSource) -> RunData:
         """Return training and validation samples."""
-        adversary = self._adversary
         return RunData(
             source,
             self.denoiser,
@@ -261,14 +259,12 @@ class _Assembly:
             self.validation_samples,
             self.processes,
             images=self._images,
-            fresh_noise=adversary is not None,
-            labels=adversary is not None and takes_labels(adversary.discriminator, self.denoiser),
         )
 
     def start(
         self, folder: RunFolder, data: RunData, checkpoint: Checkpoint | None, reporter: Reporter
     ) -> tuple[GeneralizedSolver, str]:
-        """Return the solver to start from and its name: made by the first process, read by all."""
+        """Return the solver to start from and its description: made by the first process, read by all."""
         path = folder.path / START
         if self.processes.is_first and (checkpoint is None or not _readable(path)):
             with in_precision(self.denoiser.device, self._autocast):
@@ -282,10 +278,12 @@ class _Assembly:
 
     def objective(self, solver: GeneralizedSolver) -> Objective:
         """Return what the solver minimizes."""
+        adversary = self._adversary
         return Objective(
             GASSampler(solver, self.denoiser, recompute=self.training_config.recompute),
             self._distance,
-            adversary=self._adversary,
+            adversary=adversary,
+            labels=adversary is not None and takes_labels(adversary.discriminator, self.denoiser),
             decode=self.denoiser.decode if self._images else None,
             autocast=self._autocast,
             processes=self.processes,
@@ -294,12 +292,12 @@ class _Assembly:
     def pictures(
         self, folder: RunFolder, data: RunData, start: GeneralizedSolver, name: str
     ) -> Pictures | None:
-        """Return what draws pictures, if any are wanted."""
+        """Return what draws pictures; None if `shown_images` is 0."""
         count = self.config.training.shown_images
         if count == 0:
             return None
-        compared = copy.deepcopy(start)  # itself, it will learn
-        return Pictures(folder.path / IMAGES, self.denoiser, data.shown(count), compared, name)
+        batch = data.first_validation(count)
+        return Pictures(folder.path / IMAGES, self.denoiser, batch, copy.deepcopy(start), name)
 
 
 def _readable(path: Path) -> bool:
@@ -309,12 +307,7 @@ def _readable(path: Path) -> bool:
         return False
 
 
-def _samples_hash(source: SampleSource, count: int) -> str | None:
-    """Return what tells a teacher's first samples from others, wherever they lie."""
-    return short_hash(source.settings_of(count)) if isinstance(source, TeacherSamples) else None
-
-
 def _seeds(source: SampleSource, count: int) -> dict[str, str]:
-    """Return the seeds that are learned from and judged on, where known: comparisons are to take others."""
+    """Return the seeds of training and validation, where known, so that comparisons can avoid them."""
     seeds = getattr(source, "seeds", None)
     return {} if seeds is None else {"seeds": format_seeds(seeds[:count])}
