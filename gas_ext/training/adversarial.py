@@ -37,13 +37,7 @@ _SNAPSHOTS = ("r3gan-cifar10", "r3gan-ffhq64")
 
 @dataclass(frozen=True)
 class AdversarialLoss:
-    """A pair of losses on logits, one value per sample.
-
-    Parameters
-    ----------
-    student, discriminator : callable
-        Map the logits (B,) of fakes and of real samples, in this order, to losses (B,).
-    """
+    """A pair of losses, each a function of the logits (B,) of fakes and of real samples with values (B,)."""
 
     student: Callable[[Tensor, Tensor], Tensor]
     discriminator: Callable[[Tensor, Tensor], Tensor]
@@ -63,14 +57,7 @@ ADVERSARIAL_LOSSES = {
 
 
 def get_adversarial_loss(loss: str | AdversarialLoss) -> AdversarialLoss:
-    """Return an adversarial loss by its name ("relativistic", "gan"), or an AdversarialLoss unchanged.
-
-    Examples
-    --------
-    >>> loss = get_adversarial_loss("relativistic")
-    >>> round(loss.student(torch.zeros(1), torch.zeros(1)).item(), 4)
-    0.6931
-    """
+    """Return an adversarial loss by its name ("relativistic", "gan"), or an AdversarialLoss unchanged."""
     if isinstance(loss, AdversarialLoss):
         return loss
     if loss not in ADVERSARIAL_LOSSES:
@@ -82,14 +69,9 @@ def get_adversarial_loss(loss: str | AdversarialLoss) -> AdversarialLoss:
 
 
 def gradient_penalty(logits: Tensor, samples: Tensor) -> Tensor:
-    """Return the squared gradient norm (B,) of each logit in its sample; it is differentiable itself.
+    """Return the squared gradient norm (B,) of each logit in its own sample; it is differentiable itself.
 
-    Parameters
-    ----------
-    logits : Tensor
-        (B,), each a function of its own sample alone.
-    samples : Tensor
-        (B, ...), requiring gradients, from which the logits were computed.
+    The logits (B,) were computed from the samples (B, ...), which require gradients.
 
     Examples
     --------
@@ -148,11 +130,6 @@ def discriminator_loss(
         Weight of the penalties, at least 0; 0 avoids second derivatives.
     loss : str or AdversarialLoss
         "relativistic" or "gan".
-
-    Raises
-    ------
-    ValueError
-        If the samples differ in shape.
 
     Examples
     --------

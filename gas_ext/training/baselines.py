@@ -31,15 +31,7 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Baseline:
-    """A training-free solver by its name.
-
-    Parameters
-    ----------
-    name : str
-        A name of `gas_ext.solvers.registry`, such as "unipc-2-bh1@quadratic".
-    solver : GeneralizedSolver or MultistepSolver
-        The solver itself.
-    """
+    """A training-free solver and its name in `gas_ext.solvers.registry`, such as "unipc-2-bh1@quadratic"."""
 
     name: str
     solver: Any
@@ -125,10 +117,7 @@ def named_baselines(
 ) -> list[Baseline]:
     """Build every solver of some `FAMILIES` at every spacing; Heun's needs at least two evaluations.
 
-    Raises
-    ------
-    ValueError
-        If the schedule has alpha(1) = 0 and a family steps in lambda.
+    ValueError if the schedule has alpha(1) = 0 and a family steps in lambda.
 
     Examples
     --------

@@ -8,22 +8,12 @@ import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from gas_ext._utils.distances import finite_or_none
 from gas_ext._utils.files import name_file, write_file
 from gas_ext._utils.optional import require
 from gas_ext.training.folder import LOG, TENSORBOARD, WANDB_ID
-
-
-class Log(Protocol):
-    """A log of numbers."""
-
-    def write(self, kind: str, iteration: int, numbers: Mapping[str, float]) -> None:
-        """Write the numbers of an iteration; their kind is "train" or "validation"."""
-
-    def close(self) -> None:
-        """Write what is still buffered."""
 
 
 class JsonLines:
@@ -141,11 +131,11 @@ class Logs:
     [{'kind': 'train', 'iteration': 1, 'loss': 0.5}]
     """
 
-    def __init__(self, logs: Sequence[Log] = ()) -> None:
+    def __init__(self, logs: Sequence[JsonLines | TensorBoard | Wandb] = ()) -> None:
         self._logs = list(logs)
 
     def write(self, kind: str, iteration: int, numbers: Mapping[str, float]) -> None:
-        """Write to each log."""
+        """Write the numbers of an iteration to each log; their kind is "train" or "validation"."""
         for log in self._logs:
             log.write(kind, iteration, numbers)
 
@@ -157,7 +147,7 @@ class Logs:
 
 def open_logs(folder: Path, iteration: int, settings: Mapping[str, Any], wandb: str | None = None) -> Logs:
     """Open the logs of a run that has made `iteration` iterations, or -1 if it is new."""
-    logs: list[Log] = [JsonLines(folder / LOG, iteration)]
+    logs: list[JsonLines | TensorBoard | Wandb] = [JsonLines(folder / LOG, iteration)]
     with suppress(ImportError):  # TensorBoard is optional
         logs.append(TensorBoard(folder / TENSORBOARD, iteration))
     if wandb is not None:

@@ -24,24 +24,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def l1_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Return the mean absolute difference, the paper's loss on latents.
-
-    Examples
-    --------
-    >>> l1_loss(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 1.0])).item()
-    1.0
-    """
+    """Return the mean absolute difference, the paper's loss on latents."""
     return (prediction - target).abs().mean()
 
 
 def l2_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Return the mean squared difference.
-
-    Examples
-    --------
-    >>> l2_loss(torch.tensor([0.0, 3.0]), torch.tensor([1.0, 1.0])).item()
-    2.5
-    """
+    """Return the mean squared difference."""
     return (prediction - target).square().mean()
 
 
@@ -228,19 +216,9 @@ def check_hash(path: Path, expected: str) -> str:
 class EfficientNetFeatures(nn.Module):
     """Feature maps of EfficientNet-Lite0, whose ImageNet weights come as a package (Apache-2.0).
 
-    The outputs of blocks 0, 2, 4, 10 and 15: for 32x32 images 16x16, 8x8, 4x4, 2x2 and 1x1 positions.
-    `weights_hash` is the SHA-256 of the weights file.
-
-    Raises
-    ------
-    ImportError
-        If the packages of the extra "perceptual" are not installed.
-
-    Examples
-    --------
-    >>> maps = EfficientNetFeatures()(torch.zeros(1, 3, 64, 64))  # doctest: +SKIP
-    >>> [feature.shape[1] for feature in maps]  # doctest: +SKIP
-    [16, 24, 40, 112, 320]
+    The outputs of blocks 0, 2, 4, 10 and 15 have 16, 24, 40, 112 and 320 channels, for 32x32 images at 16x16,
+    8x8, 4x4, 2x2 and 1x1 positions. `weights_hash` is the SHA-256 of the weights file. ImportError if the
+    packages of the extra "perceptual" are not installed.
     """
 
     blocks = (0, 2, 4, 10, 15)
@@ -291,19 +269,8 @@ LOSS_NAMES = (*LOSSES, *_NETWORK_LOSSES)
 def get_loss(loss: str | Loss, device: str | torch.device = "cpu") -> Loss:
     """Return a loss by its name ("l1", "l2", "huber", "lpips", "perceptual"), or a callable unchanged.
 
-    `device`, that of the samples, is for the network of "lpips" or "perceptual".
-
-    Raises
-    ------
-    ValueError
-        If there is no such loss.
-    ImportError, FileNotFoundError
-        As for `LPIPSLoss` and `perceptual_loss`.
-
-    Examples
-    --------
-    >>> get_loss("l1") is l1_loss
-    True
+    `device`, that of the samples, is for the network of "lpips" or "perceptual", which raise ImportError or
+    FileNotFoundError if a package or the weights are missing. ValueError for other names.
     """
     if callable(loss):
         return loss

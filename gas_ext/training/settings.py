@@ -20,19 +20,17 @@ AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class TrainingConfig(Recipe):
-    """Settings of `train_solver`: a recipe and its number of iterations.
+    """Settings of `train_solver`: the fields of `gas_ext.configs.training.Recipe`, and the iterations.
 
     Parameters
     ----------
     iterations : int
         Number of gradient steps; 300 by default.
-    **settings
-        The fields of `gas_ext.configs.training.Recipe`.
 
     Raises
     ------
     ValueError
-        If a value is not of its type or out of range.
+        If a value has another type or is out of range.
     """
 
     iterations: Positive = 300

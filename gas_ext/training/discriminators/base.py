@@ -82,20 +82,15 @@ class Discriminator(nn.Module, ABC):
         """
 
     def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return one logit per sample.
+        """Return one logit per sample (B,), computed in the dtype of the parameters.
 
         Parameters
         ----------
         samples : Tensor
-            (B, *sample_shape), floating point; computed in the dtype of the parameters.
+            (B, *sample_shape), floating point.
         labels : Tensor, optional
             int64 (B,), for a conditional discriminator; `num_classes` means "no label". Without labels every
             embedding is 1, as GAS uses a class-conditional discriminator for a teacher without classes.
-
-        Raises
-        ------
-        ValueError
-            If samples or labels do not fit.
         """
         if tuple(samples.shape[1:]) != self.sample_shape or samples.ndim == 0:
             raise ValueError(
@@ -146,11 +141,7 @@ def register_discriminator(name: str) -> Callable[[_Class], _Class]:
     """Return a class decorator that registers a discriminator for `build_discriminator` and files.
 
     A file is first built on torch's "meta" device, so the constructor must not read tensor values.
-
-    Raises
-    ------
-    ValueError
-        If another class has the name.
+    ValueError if another class has the name.
 
     Examples
     --------
@@ -180,13 +171,7 @@ def register_discriminator(name: str) -> Callable[[_Class], _Class]:
 
 
 def discriminator_names() -> list[str]:
-    """Return the names that `build_discriminator` knows.
-
-    Examples
-    --------
-    >>> {"convolution", "r3gan"} <= set(discriminator_names())
-    True
-    """
+    """Return the names that `build_discriminator` knows."""
     return sorted(_REGISTRY)
 
 
