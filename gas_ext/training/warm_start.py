@@ -35,23 +35,10 @@ _SUBSTEPS, _RIDGE = 6, 1e-4  # see `fit_corrections`
 def corrections_from_weights(
     schedule: NoiseSchedule, timesteps: Tensor, weights: StepWeights, theory_order: int = 3
 ) -> tuple[Tensor, Tensor]:
-    """Write weights as the theory's plus corrections: the inverse of `guided_weights`.
+    """Write weights (N, order) as the theory's plus corrections: the inverse of `guided_weights`.
 
-    Parameters
-    ----------
-    schedule : NoiseSchedule
-        The schedule of x.
-    timesteps : Tensor
-        (N + 1,) decreasing.
-    weights : StepWeights
-        (N, order) each.
-    theory_order : int
-        Order 1 to 3 of the formula that is corrected.
-
-    Returns
-    -------
-    tuple of Tensor
-        Data and state corrections, (order, N) float64.
+    Return data and state corrections, (order, N) float64, to the formula of order `theory_order` (1 to 3) at
+    N + 1 decreasing timesteps.
 
     Raises
     ------
@@ -176,16 +163,7 @@ def with_steps(solver: GeneralizedSolver, steps: int, order: int | None = None) 
     """Return a solver with another number of steps, whose times and offsets are resampled from a learned one.
 
     Times and offsets are interpolated linearly as functions of n / N. Corrections are zero; use
-    `fit_corrections` to fit new ones.
-
-    Parameters
-    ----------
-    solver : GeneralizedSolver
-        The learned solver, with theory guidance.
-    steps : int
-        New number of steps.
-    order : int, optional
-        New order. Default: the old order, at most `steps`.
+    `fit_corrections` to fit new ones. The default order is the old one, at most `steps`.
 
     Raises
     ------
