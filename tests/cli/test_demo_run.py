@@ -15,8 +15,8 @@ from gas_ext.cli.demo_run import FILES, DemoConfig, run_demo
 from gas_ext.evaluation import Cell, Comparison
 from gas_ext.evaluation.judging import Numbers
 from gas_ext.evaluation.metrics import feature_statistics, frechet_distance
-from gas_ext.teachers.demo import load_demo_features, load_demo_statistics, load_demo_teacher
 from gas_ext.samples import SampleBatch
+from gas_ext.teachers.demo import load_demo_features, load_demo_statistics, load_demo_teacher
 from gas_ext.training import train_solver
 from gas_ext.training.baselines import classical_solver, select_baseline
 

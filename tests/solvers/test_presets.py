@@ -162,5 +162,5 @@ def test_impossible_presets(options, message):
 
 
 def test_one_step_has_no_times_to_learn():
-    with pytest.raises(ValueError, match="nothing to learn; take more steps or another preset"):
+    with pytest.raises(ValueError, match="nothing to learn; use more steps or another preset"):
         TrainingConfig().make_optimizer(make("learned-times", 1))
