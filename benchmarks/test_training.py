@@ -10,9 +10,9 @@ import torch
 from cases import LARGE, TRAINING, case, share_outside, stack, thorough
 
 from gas_ext import GASSampler, GeneralizedSolver, NoiseSchedule
+from gas_ext.samples import SampleBatch
 from gas_ext.teachers.demo import load_demo_teacher
 from gas_ext.training import TrainingConfig
-from gas_ext.training.batches import Batch
 from gas_ext.training.learner import Learner
 from gas_ext.training.losses import l1_loss
 from gas_ext.training.objective import Objective
@@ -25,7 +25,7 @@ CONFIG = TrainingConfig(optimizer="adam", clip=1.0, time_rate=1e-6, offset_rate=
 def our_iteration(schedule, network, noise, target, condition=None):
     solver = GeneralizedSolver(schedule, STEPS)
     learner = Learner(solver, Objective(GASSampler(solver, network), l1_loss), CONFIG)
-    batch = Batch(noise, target, condition)
+    batch = SampleBatch(noise, target, condition, None, None)
     return lambda: learner.step(batch)
 
 

@@ -24,6 +24,7 @@ from gas_ext.cli.judging import embedded_reference
 from gas_ext.evaluation import Cell, Comparison, compare
 from gas_ext.evaluation.features import load_features
 from gas_ext.evaluation.report.grids import write_grid
+from gas_ext.samples import SampleBatch
 from gas_ext.samples.draw import draw_samples
 from gas_ext.solvers.coefficients import Solver
 from gas_ext.solvers.generalized import GeneralizedSolver
@@ -32,14 +33,12 @@ from gas_ext.teachers.demo import load_demo_features, load_demo_teacher
 from gas_ext.training import TrainingConfig, TrainingSummary, train_solver
 from gas_ext.training.baselines import (
     Baseline,
-    NamedBaseline,
     classical_solver,
     classical_solvers,
     named_baselines,
     nearest,
     select_baseline,
 )
-from gas_ext.training.batches import Batch
 from gas_ext.training.warm_start import FIRST_LEVELS, fit_start
 
 _HELD_OUT = 50_000  # first held-out seed
@@ -170,7 +169,7 @@ class Demo:
             "held_out_seeds": [held_out[0], held_out[-1]],
         }
 
-    def teacher_samples(self) -> Batch:
+    def teacher_samples(self) -> SampleBatch:
         """Return the teacher samples to learn from."""
         teacher, seeds = self.teacher, self.config.training_seeds()
         noise = stacked_noise(seeds, teacher.sample_shape, device=self.config.device)
@@ -181,11 +180,9 @@ class Demo:
         ):
             guide = self.guide.solver
             run = draw_samples(guide, teacher, noise, labels, batch_size=_BATCH, progress=advance)
-        return Batch(noise, run.samples, labels)
+        return SampleBatch(noise, run.samples, labels, None, None)
 
-    def choose_classical(
-        self, data: Batch
-    ) -> tuple[Baseline | NamedBaseline, Baseline, dict[str, float | None]]:
+    def choose_classical(self, data: SampleBatch) -> tuple[Baseline, Baseline, dict[str, float | None]]:
         """Pick the training-free solver closest to the teacher on some of the training seeds.
 
         Returns the closest of all families, the closest DPM-Solver++, and all distances.
@@ -193,7 +190,7 @@ class Demo:
         teacher, steps = self.teacher, self.config.steps
         starts = classical_solvers(teacher.schedule, steps, teacher.t_eps)
         others = named_baselines(teacher.schedule, steps, teacher.t_eps, _OTHER_FAMILIES)
-        candidates: list[Baseline | NamedBaseline] = [*starts, *others]
+        candidates = [*starts, *others]
         with (
             self._phase("classical solvers"),
             self.reporter.task("Comparing classical solvers", len(candidates)) as advance,
@@ -202,7 +199,7 @@ class Demo:
                 candidates,
                 teacher,
                 data.noise[:_SELECTION],
-                data.target[:_SELECTION],
+                data.samples[:_SELECTION],
                 data.condition[:_SELECTION],
                 batch_size=_BATCH,
                 progress=lambda candidate, distance: advance(1, note=f"L1 {distance:.4f}"),
@@ -211,7 +208,7 @@ class Demo:
         found = {c.description: finite_or_none(d) for c, d in zip(candidates, distances, strict=True)}
         return best, start, found
 
-    def learn(self, start: Baseline, data: Batch) -> tuple[GeneralizedSolver, TrainingSummary]:
+    def learn(self, start: Baseline, data: SampleBatch) -> tuple[GeneralizedSolver, TrainingSummary]:
         """Learn all coefficients, starting from the best DPM-Solver++ with fitted weights."""
         config, teacher = self.config, self.teacher
         solver = GeneralizedSolver(
@@ -228,7 +225,7 @@ class Demo:
                     solver,
                     teacher,
                     data.noise[:_SELECTION],
-                    data.target[:_SELECTION],
+                    data.samples[:_SELECTION],
                     data.condition[:_SELECTION],
                     batch_size=_BATCH,
                     progress=lambda level, distance: advance(1, note=f"L1 {distance:.4f}"),
@@ -238,7 +235,7 @@ class Demo:
                     solver,
                     teacher,
                     data.noise,
-                    data.target,
+                    data.samples,
                     data.condition,
                     config=TrainingConfig(iterations=config.iterations, seed=config.seed),
                     progress=lambda iteration, loss: advance(1, note=f"L1 {loss:.4f}"),

@@ -1,4 +1,4 @@
-"""The order in which a trainer sees its samples, and how to come back to a place in it."""
+"""The order in which a trainer sees its samples, reproducible from any iteration."""
 
 from __future__ import annotations
 
@@ -11,33 +11,32 @@ from gas_ext._utils.checks import whole_number
 
 
 class ShuffledBatches:
-    """Endless shuffled passes over samples; each batch follows from seed and iteration alone.
+    """Endless shuffled passes over samples; each batch depends only on the seed and the iteration.
 
-    Batches are whole: a pass ends when fewer samples than a batch are left, which wait for another pass.
+    Batches are full: a pass ends when fewer samples than a batch are left, and those wait for a later pass.
 
     Parameters
     ----------
     samples : int
         Number of samples; indices are 0 to samples - 1.
     batch_size : int
-        Indices per iteration, over all processes; at most `samples` are used.
+        Indices per iteration over all processes; at most `samples` are used.
     seed : int
         Seed of the order.
     iteration : int
-        Where to begin, counted from 0.
+        First iteration, counted from 0.
     rank, world_size : int
-        This process gets its share, an equal part of every batch.
+        This process and their number; each gets an equal part of every batch.
 
     Attributes
     ----------
     iteration : int
-        The iteration that comes next.
+        The next iteration; it can be set.
 
     Raises
     ------
     ValueError
-        If there are no samples, there is no such iteration or process, or a batch cannot be split into equal
-        parts.
+        If a number is out of range, or a batch cannot be split into equal parts.
 
     Examples
     --------
@@ -68,8 +67,8 @@ class ShuffledBatches:
             raise ValueError(f"rank is {rank} of {world_size} processes; expected 0 to {world_size - 1}.")
         if self.batch_size % world_size:
             raise ValueError(
-                f"A batch of {self.batch_size} has no {world_size} equal parts; use a batch size that "
-                "is a multiple of the number of processes."
+                f"A batch of {self.batch_size} cannot be split equally between {world_size} processes; use a "
+                "batch size that is a multiple of the number of processes."
             )
         share = self.batch_size // world_size
         self._share = slice(rank * share, (rank + 1) * share)
@@ -80,35 +79,30 @@ class ShuffledBatches:
         self._pass = -1
         self._order = torch.empty(0, dtype=torch.int64, device="cpu")
 
-    def whole_batch(self, iteration: int) -> Tensor:
-        """Return the batch of an iteration over all processes: (batch_size,) int64."""
-        wanted, place = divmod(iteration, self.samples // self.batch_size)
-        if wanted < self._pass:
-            self._start()
-        while self._pass < wanted:  # a permutation takes about a millisecond per 50,000 samples
-            self._order = torch.randperm(self.samples, generator=self._generator, device="cpu")
-            self._pass += 1
-        return self._order[place * self.batch_size : (place + 1) * self.batch_size]
-
     def __iter__(self) -> ShuffledBatches:
         return self
 
     def __next__(self) -> Tensor:
         """Return this process's indices of the next batch."""
-        batch = self.whole_batch(self.iteration)[self._share]
+        wanted, index = divmod(self.iteration, self.samples // self.batch_size)
+        if wanted < self._pass:
+            self._start()
+        while self._pass < wanted:  # a permutation takes about a millisecond per 50,000 samples
+            self._order = torch.randperm(self.samples, generator=self._generator, device="cpu")
+            self._pass += 1
         self.iteration += 1
-        return batch
+        return self._order[index * self.batch_size : (index + 1) * self.batch_size][self._share]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position, plain numbers, the same in all processes."""
+        """Return the position as plain numbers, the same in all processes."""
         return {name: getattr(self, name) for name in ("samples", "batch_size", "seed", "iteration")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a position; ValueError if it belongs to another order."""
+        """Resume at a position; ValueError if it belongs to another order."""
         for name in ("samples", "batch_size", "seed"):
             if state[name] != getattr(self, name):
                 raise ValueError(
-                    f"The position was saved with {name} {state[name]}, not {getattr(self, name)}; "
-                    "resume with the former."
+                    f"The position was saved with {name} {state[name]}, not {getattr(self, name)}; resume "
+                    "with the saved value."
                 )
         self.iteration = int(state["iteration"])

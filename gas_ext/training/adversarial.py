@@ -1,4 +1,4 @@
-"""The adversarial term of GAS: its losses, and the discriminator that learns along with the solver.
+"""The adversarial term of GAS: its losses, and the discriminator that is trained with the solver.
 
 With d = D(fake) - D(real) for a pair of samples, the relativistic losses (Jolicoeur-Martineau 2019, arXiv
 1807.00734) are softplus(-d) for the student and softplus(d) for the discriminator, whose loss also has the
@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from gas_ext._utils.modes import frozen
 from gas_ext.configs import Config
 from gas_ext.configs.training import Adversarial
 from gas_ext.denoisers import Denoiser
+from gas_ext.teachers.sources import weights_folder
 from gas_ext.training.discriminators import (
     Discriminator,
     TeacherView,
@@ -37,13 +37,7 @@ _SNAPSHOTS = ("r3gan-cifar10", "r3gan-ffhq64")
 
 @dataclass(frozen=True)
 class AdversarialLoss:
-    """A pair of losses on logits, one value per sample.
-
-    Parameters
-    ----------
-    student, discriminator : callable
-        Map the logits (B,) of fakes and of real samples, in this order, to losses (B,).
-    """
+    """A pair of losses, each a function of the logits (B,) of fakes and of real samples with values (B,)."""
 
     student: Callable[[Tensor, Tensor], Tensor]
     discriminator: Callable[[Tensor, Tensor], Tensor]
@@ -63,14 +57,7 @@ ADVERSARIAL_LOSSES = {
 
 
 def get_adversarial_loss(loss: str | AdversarialLoss) -> AdversarialLoss:
-    """Return an adversarial loss by its name ("relativistic", "gan"), or one as it is.
-
-    Examples
-    --------
-    >>> loss = get_adversarial_loss("relativistic")
-    >>> round(loss.student(torch.zeros(1), torch.zeros(1)).item(), 4)
-    0.6931
-    """
+    """Return an adversarial loss by its name ("relativistic", "gan"), or an AdversarialLoss unchanged."""
     if isinstance(loss, AdversarialLoss):
         return loss
     if loss not in ADVERSARIAL_LOSSES:
@@ -82,19 +69,9 @@ def get_adversarial_loss(loss: str | AdversarialLoss) -> AdversarialLoss:
 
 
 def gradient_penalty(logits: Tensor, samples: Tensor) -> Tensor:
-    """Return the squared norm of each logit's gradient in its sample; it can be differentiated itself.
+    """Return the squared gradient norm (B,) of each logit in its own sample; it is differentiable itself.
 
-    Parameters
-    ----------
-    logits : Tensor
-        (B,), each a function of its own sample alone.
-    samples : Tensor
-        (B, ...), requiring gradients, from which the logits were computed.
-
-    Returns
-    -------
-    Tensor
-        (B,).
+    The logits (B,) were computed from the samples (B, ...), which require gradients.
 
     Examples
     --------
@@ -115,9 +92,9 @@ class DiscriminatorLoss:
     total : Tensor
         adversarial + gamma / 2 (r1 + r2); its mean is minimized.
     adversarial : Tensor
-        Without the penalties.
+        The loss without the penalties.
     real_logits, fake_logits : Tensor
-        What the discriminator said.
+        Logits of the discriminator.
     r1, r2 : Tensor
         Squared gradient norms at the real and the fake samples; 0 where gamma is 0.
     """
@@ -139,25 +116,20 @@ def discriminator_loss(
     gamma: float = 0.2,
     loss: str | AdversarialLoss = "relativistic",
 ) -> DiscriminatorLoss:
-    """Return what the discriminator minimizes; gradients reach its parameters, not the samples' makers.
+    """Return the discriminator's loss; gradients reach its parameters, but not the samples.
 
     Parameters
     ----------
     discriminator : Discriminator or callable
-        discriminator(samples, labels) -> logits (B,).
+        ``discriminator(samples, labels)`` returns logits (B,).
     real, fake : Tensor
         (B, ...): the teacher's samples and the student's.
     labels : Tensor, optional
         int64 (B,), for a conditional discriminator.
     gamma : float
-        Weight of the penalties, at least 0; without them (0) nothing is differentiated twice.
+        Weight of the penalties, at least 0; 0 avoids second derivatives.
     loss : str or AdversarialLoss
         "relativistic" or "gan".
-
-    Raises
-    ------
-    ValueError
-        If the samples differ in shape.
 
     Examples
     --------
@@ -184,7 +156,7 @@ def discriminator_loss(
 
 
 class Adversary:
-    """A discriminator with its optimizer: the half of GAS that learns along with the solver.
+    """A discriminator with its optimizer, which is trained with the solver in GAS.
 
     Parameters
     ----------
@@ -201,9 +173,8 @@ class Adversary:
     loss : str or AdversarialLoss
         "relativistic" or "gan".
     view : callable, optional
-        view(samples, condition) -> what the discriminator is shown, such as
-        `gas_ext.training.discriminators.TeacherView`; the samples themselves if not given. The
-        penalties are on gradients in what is shown.
+        ``view(samples, condition)`` returns the discriminator's input, on whose gradients the penalties
+        are; see `gas_ext.training.discriminators.TeacherView`. Default: the samples themselves.
 
     Raises
     ------
@@ -236,30 +207,24 @@ class Adversary:
         self.view = view
         self.weight, self.gamma, self.loss = weight, gamma, get_adversarial_loss(loss)
         self.optimizer = torch.optim.Adam(discriminator.parameters(), lr=rate, betas=betas)
-        self.rejected = 0  # updates left out because a gradient was not finite
+        self.rejected = 0  # steps skipped because a gradient was not finite
 
     def show(self, samples: Tensor, condition: Any = None) -> Tensor:
-        """Return what the discriminator is shown of samples with these conditions."""
+        """Return the discriminator's input for samples with these conditions."""
         return samples if self.view is None else self.view(samples, condition)
 
     def student_loss(self, fake: Tensor, real: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the student's adversarial loss per sample (B,), not yet weighted.
 
-        Gradients reach `fake` only: the discriminator's parameters stay out of the graph.
-
-        Parameters
-        ----------
-        fake, real : Tensor
-            (B, ...): what is shown of the student's samples, and of the teacher's from the same noise.
-        labels : Tensor, optional
-            int64 (B,), for a conditional discriminator.
+        `fake` and `real` are the discriminator's input for the student's samples and for the teacher's from
+        the same noise, `labels` as for `discriminator_loss`. Gradients reach `fake` only.
         """
         with frozen(self.discriminator):
             real_logits = self.discriminator(real.detach(), labels)
             return self.loss.student(self.discriminator(fake, labels), real_logits)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs: discriminator, optimizer, and count of rejections."""
+        """Return what a resumed run needs."""
         return {
             "discriminator": self.discriminator.state_dict(),
             "optimizer": optimizer_state(self.optimizer),
@@ -276,11 +241,8 @@ class Adversary:
 def make_adversary(config: Config, denoiser: Denoiser) -> Adversary:
     """Build or load the discriminator of a config, on the network's device.
 
-    Raises
-    ------
-    ValueError
-        If the config has no adversarial section, a file is missing or damaged, or the discriminator is for
-        samples of another shape.
+    ValueError if the config has no adversarial section, a file is missing or damaged, or the discriminator
+    takes another shape.
     """
     section = config.adversarial
     if section is None:
@@ -296,8 +258,9 @@ def make_adversary(config: Config, denoiser: Denoiser) -> Adversary:
     if discriminator.sample_shape != shape:
         raise ValueError(
             f"The discriminator {section.discriminator} is for samples of shape "
-            f"{discriminator.sample_shape}, but {denoiser.name} with adversarial.noise_levels={list(levels)} "
-            f"shows it {shape}; name another, or set the noise levels that it was made for."
+            f"{discriminator.sample_shape}, but gets {shape} from {denoiser.name} with "
+            f"adversarial.noise_levels={list(levels)}; use another discriminator, or the noise levels it was "
+            "made for."
         )
     return Adversary(
         discriminator.to(denoiser.device),
@@ -311,7 +274,7 @@ def make_adversary(config: Config, denoiser: Denoiser) -> Adversary:
 
 
 def takes_labels(discriminator: Discriminator, denoiser: Denoiser) -> bool:
-    """Whether a discriminator is given the labels of its samples: if both count the same classes."""
+    """Whether a discriminator gets the labels of its samples: if both have the same number of classes."""
     return bool(discriminator.num_classes) and discriminator.num_classes == denoiser.num_classes
 
 
@@ -326,16 +289,14 @@ def _discriminator(section: Adversarial, shape: tuple[int, ...], seed: int) -> D
 
 
 def _snapshot(name: str) -> Discriminator:
-    """Load a published discriminator from where weights are kept, as published or converted."""
-    from gas_ext.teachers.sources import weights_folder
-
-    folder: Path = weights_folder()
+    """Load a published discriminator, original or converted, from the weights folder."""
+    folder = weights_folder()
     converted, published = folder / f"{name}.safetensors", folder / f"{name}.pkl"
     if converted.is_file():
         return load_discriminator(converted)
     if published.is_file():
         return load_r3gan_snapshot(published)
     raise ValueError(
-        f"There is no discriminator {published}: download R3GAN's snapshot from "
-        "https://github.com/brownvc/R3GAN, or name another with --set adversarial.discriminator=..."
+        f"There is no discriminator {published}; download R3GAN's snapshot from "
+        "https://github.com/brownvc/R3GAN, or choose another with --set adversarial.discriminator=..."
     )

@@ -1,11 +1,11 @@
-"""Training-free solvers: what a learned solver starts from and has to beat."""
+"""Training-free solvers: the start of a learned solver, and the baselines it is compared with."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from gas_ext.denoisers import DenoiserFunction
 from gas_ext.samples.draw import draw_samples
 from gas_ext.schedules import NoiseSchedule
 from gas_ext.solvers.generalized import GeneralizedSolver
-from gas_ext.solvers.registry import SPACING_TITLES, build_solver, describe, display_name
+from gas_ext.solvers.registry import build_solver, display_name
 from gas_ext.solvers.timesteps import SPACINGS
 
 ORDERS = (1, 2, 3)
@@ -26,67 +26,37 @@ FAMILIES = {
     "iPNDM": ("ipndm-2", "ipndm-3", "ipndm-4"),
     "Heun": ("heun",),
 }
-"""Training-free solvers of `gas_ext.solvers.registry`, by family; hardly useful ones are left out."""
+"""The useful training-free solvers of `gas_ext.solvers.registry`, by family."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """DPM-Solver++ multistep of one order on one spacing, as an untrained solver.
-
-    Parameters
-    ----------
-    order : int
-        Order 1 to 3; the first steps use lower orders until there is a history.
-    spacing : str
-        A name of `gas_ext.solvers.timesteps.SPACINGS`.
-    solver : GeneralizedSolver
-        The solver itself.
-    """
-
-    order: int
-    spacing: str
-    solver: GeneralizedSolver
-
-    @property
-    def description(self) -> str:
-        """Human-readable name, such as "DPM-Solver++(2M), logSNR times"."""
-        solver = describe(f"dpm++-{self.order}")["solver"]
-        return f"{solver}, {SPACING_TITLES.get(self.spacing, self.spacing)} times"
-
-
-@dataclass(frozen=True)
-class NamedBaseline:
-    """A training-free solver by its name.
-
-    Parameters
-    ----------
-    name : str
-        A name of `gas_ext.solvers.registry`, such as "unipc-2-bh1@quadratic".
-    solver : GeneralizedSolver or MultistepSolver
-        The solver itself.
-    """
+    """A training-free solver and its name in `gas_ext.solvers.registry`, such as "unipc-2-bh1@quadratic"."""
 
     name: str
     solver: Any
 
     @property
     def description(self) -> str:
-        """Human-readable name, such as "UniPC-2 (bh1), quadratic times"."""
+        """Human-readable name, such as "DPM-Solver++(2M), logSNR times"."""
         return display_name(self.name)
 
-
-class _Candidate(Protocol):
     @property
-    def solver(self) -> Any: ...
+    def order(self) -> int:
+        """Order of a DPM-Solver++; its first steps use lower orders until there is a history."""
+        order: int = self.solver.theory_order
+        return order
 
-
-_C = TypeVar("_C", bound=_Candidate)
+    @property
+    def spacing(self) -> str:
+        """Spacing of the times, a name of `gas_ext.solvers.timesteps.SPACINGS`."""
+        return self.name.partition("@")[2]
 
 
 def classical_solver(
     schedule: NoiseSchedule, steps: int, order: int, spacing: str, t_eps: float = 1e-3
 ) -> Baseline:
-    """Build one training-free solver.
+    """Build a DPM-Solver++ multistep solver as a `GeneralizedSolver`.
 
     Parameters
     ----------
@@ -95,7 +65,7 @@ def classical_solver(
     steps : int
         Number of network evaluations, at least 1.
     order : int
-        Order 1 to 3 of DPM-Solver++; with fewer steps than that, the order that is reached.
+        Order 1 to 3; with fewer steps, the order is not reached.
     spacing : str
         "uniform", "quadratic", "logsnr" or "edm".
     t_eps : float
@@ -109,7 +79,7 @@ def classical_solver(
     solver = GeneralizedSolver(
         schedule, steps, order=min(order, steps), t_eps=t_eps, theory_order=order, timesteps=spacing
     )
-    return Baseline(order, spacing, solver.requires_grad_(False))
+    return Baseline(f"dpm++-{order}@{spacing}", solver.requires_grad_(False))
 
 
 def classical_solvers(
@@ -119,7 +89,7 @@ def classical_solvers(
     orders: Sequence[int] = ORDERS,
     spacings: Sequence[str] = SPACINGS,
 ) -> list[Baseline]:
-    """Build every combination of order and spacing; orders that `steps` cannot reach are left out.
+    """Build a DPM-Solver++ for every spacing and every order up to `steps`.
 
     Examples
     --------
@@ -144,34 +114,24 @@ def family_names(family: str, spacings: Sequence[str] = SPACINGS) -> list[str]:
 
 def named_baselines(
     schedule: NoiseSchedule, steps: int, t_eps: float = 1e-3, families: Sequence[str] = tuple(FAMILIES)
-) -> list[NamedBaseline]:
-    """Build every solver of some families at every spacing; Heun's needs at least two evaluations.
+) -> list[Baseline]:
+    """Build every solver of some `FAMILIES` at every spacing; Heun's needs at least two evaluations.
 
-    Parameters
-    ----------
-    schedule, steps, t_eps
-        As for `build_solver`.
-    families : sequence of str
-        Names of `FAMILIES`.
-
-    Raises
-    ------
-    ValueError
-        If the schedule has alpha(1) = 0 and a family steps in lambda.
+    ValueError if the schedule has alpha(1) = 0 and a family steps in lambda.
 
     Examples
     --------
     >>> schedule = NoiseSchedule.vp_linear()
-    >>> found = named_baselines(schedule, 4)
-    >>> len(found), len(named_baselines(schedule, 1)), found[0].description
+    >>> baselines = named_baselines(schedule, 4)
+    >>> len(baselines), len(named_baselines(schedule, 1)), baselines[0].description
     (64, 60, 'DDIM, uniform times')
     """
     names = [name for family in families for name in family_names(family) if family != "Heun" or steps > 1]
-    return [NamedBaseline(name, build_solver(name, schedule, steps, t_eps)) for name in names]
+    return [Baseline(name, build_solver(name, schedule, steps, t_eps)) for name in names]
 
 
 def select_baseline(
-    baselines: Sequence[_C],
+    baselines: Sequence[Baseline],
     denoiser: DenoiserFunction,
     noise: Tensor,
     target: Tensor,
@@ -181,20 +141,18 @@ def select_baseline(
     guidance_scale: float | None = None,
     unconditional_condition: Any = None,
     batch_size: int = 32,
-    progress: Callable[[_C, float], None] | None = None,
-) -> tuple[_C, list[float]]:
-    """Find the training-free solver nearest to the teacher.
+    progress: Callable[[Baseline, float], None] | None = None,
+) -> tuple[Baseline, list[float]]:
+    """Find the training-free solver closest to the teacher.
 
     Parameters
     ----------
-    baselines : sequence of Baseline or NamedBaseline
+    baselines : sequence of Baseline
         The candidates, at least one.
-    denoiser : callable
-        As for `GASSampler`.
     noise, target : Tensor
-        Initial noise and the teacher's samples from it, ``(samples, ...)``: training seeds, so that the
-        choice is made without the seeds it is judged on.
-    condition, prediction_type, guidance_scale, unconditional_condition
+        Initial noise and the teacher's samples from it, ``(samples, ...)``. Use training seeds, so that
+        the choice does not see held-out seeds.
+    denoiser, condition, prediction_type, guidance_scale, unconditional_condition
         As for `GASSampler`.
     batch_size : int
         Samples per network call.
@@ -203,11 +161,11 @@ def select_baseline(
 
     Returns
     -------
-    (Baseline or NamedBaseline, list of float)
+    (Baseline, list of float)
         The one with the smallest mean L1 distance, and the distances of all. NaN counts as infinite.
     """
     if not baselines:
-        raise ValueError("there is no baseline to choose from: pass at least one")
+        raise ValueError("There is no baseline to select from; pass at least one.")
     distances = []
     for baseline in baselines:
         run = draw_samples(
@@ -226,8 +184,8 @@ def select_baseline(
     return nearest(baselines, distances), distances
 
 
-def nearest(baselines: Sequence[_C], distances: Sequence[float]) -> _C:
-    """Return the one with the smallest distance, where NaN counts as infinite; the first of equal ones.
+def nearest(baselines: Sequence[Baseline], distances: Sequence[float]) -> Baseline:
+    """Return the first with the smallest distance, where NaN counts as infinite.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""Checkpoints: safetensors with one JSON record, complete or absent, and checked when they are read.
+"""Checkpoints: safetensors with one JSON record, written completely or not at all, and checked when read.
 
-A checkpoint is a nested dict of tensors and plain values. Its tensors go into the file by the path of their
-names ("average/time_offsets"), everything else into the record, and a SHA-256 covers both.
+A checkpoint is a nested dict of tensors and plain values. Tensors are stored under the path of their names
+("average/time_offsets"), everything else in the record, and a SHA-256 covers both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gas_ext._utils.records import COUNT, OPTIONAL_RECORD, RECORD, Field, Fields
 from gas_ext._utils.sealed_files import read_sealed, write_sealed
 
 FORMAT_VERSION = 1
-KEPT = 2  # the newest ones
+_STORED = 2  # the newest ones
 
 _KEY = "gas_ext_checkpoint"
 _PATTERN = "iteration-*.safetensors"
@@ -26,7 +26,7 @@ _SEPARATOR = "/"
 _FIELDS: Fields = {"iteration": COUNT, "state": RECORD}
 _ANY_NUMBER = Field((int, float, type(None)), -math.inf, math.inf)
 _TENSORS = Field((dict,), each=Field((Tensor,)))
-_JUDGED = Field((dict,), each=_ANY_NUMBER, inside=dict.fromkeys(("iteration", "loss", "l1"), _ANY_NUMBER))
+_VALIDATION = Field((dict,), each=_ANY_NUMBER, inside=dict.fromkeys(("iteration", "loss", "l1"), _ANY_NUMBER))
 _STATE: Fields = {
     "solver": _TENSORS,
     "average": _TENSORS,
@@ -36,23 +36,13 @@ _STATE: Fields = {
     "rejected": COUNT,
     "in_a_row": COUNT,
     "adversary": OPTIONAL_RECORD,
-    "validation": Field((dict,), each=_JUDGED),
+    "validation": Field((dict,), each=_VALIDATION),
     "settings": RECORD,
 }
 
 
 class Checkpoint(NamedTuple):
-    """What a file holds.
-
-    Attributes
-    ----------
-    path : Path
-        The file.
-    iteration : int
-        Iterations that had been made.
-    state : dict
-        What was saved, with tensors on the CPU.
-    """
+    """Content of a checkpoint file, with tensors on the CPU."""
 
     path: Path
     iteration: int
@@ -60,31 +50,23 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(folder: Path, iteration: int, state: Mapping[str, Any]) -> Path:
-    """Write a checkpoint, and then remove all but the newest two.
+    """Write a checkpoint after `iteration` iterations, then remove all but the newest two.
 
-    Parameters
-    ----------
-    folder : Path
-        Made if it does not exist.
-    iteration : int
-        Iterations made so far.
-    state : mapping
-        Nested dicts of tensors and JSON values; names are strings without "/".
+    `state` has nested dicts of tensors and JSON values; names are strings without "/".
 
     Examples
     --------
     >>> import tempfile, torch
-    >>> with tempfile.TemporaryDirectory() as name:
-    ...     _ = save_checkpoint(Path(name), 5, {"solver": {"a": torch.ones(2)}, "rejected": 0})
-    ...     checkpoint = newest_checkpoint(Path(name))
-    >>> checkpoint.iteration, checkpoint.state
-    (5, {'solver': {'a': tensor([1., 1.])}, 'rejected': 0})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = save_checkpoint(Path(folder), 5, {"solver": {"a": torch.ones(2)}, "rejected": 0})
+    ...     load_checkpoint(path).state
+    {'solver': {'a': tensor([1., 1.])}, 'rejected': 0}
     """
     plain, tensors = _pack(state)
     record = {"format_version": FORMAT_VERSION, "iteration": iteration, "state": plain}
     path = folder / f"iteration-{iteration:08d}.safetensors"
     write_sealed(path, _KEY, record, tensors)
-    for old in checkpoint_paths(folder)[:-KEPT]:
+    for old in checkpoint_paths(folder)[:-_STORED]:
         old.unlink()
     return path
 
@@ -95,13 +77,13 @@ def checkpoint_paths(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint; ValueError says in one sentence why it cannot be used."""
+    """Read a checkpoint; ValueError if it is damaged."""
     record, tensors = read_sealed(path, _KEY, "checkpoint", _FIELDS, version=FORMAT_VERSION)
     return Checkpoint(path, record["iteration"], _unpack(record["state"], tensors, path))
 
 
-def check_state(checkpoint: Checkpoint) -> None:
-    """Raise ValueError unless a checkpoint has all that a run resumes from."""
+def _check_state(checkpoint: Checkpoint) -> None:
+    """Raise ValueError unless a checkpoint has everything that a run resumes from."""
     state = check_record(checkpoint.state, _STATE, checkpoint.path)
     solver, average = (
         {name: value.shape for name, value in state[part].items()} for part in ("solver", "average")
@@ -114,48 +96,32 @@ def check_state(checkpoint: Checkpoint) -> None:
         raise ValueError(f"{checkpoint.path} is damaged: it has no loss for each of its iterations.")
 
 
-def newest_checkpoint(
-    folder: Path,
-    tell: Callable[[str], object] = lambda line: None,
-    check: Callable[[Checkpoint], object] = lambda checkpoint: None,
-) -> Checkpoint | None:
-    """Read the newest checkpoint that is intact; None if there is no checkpoint at all.
+def newest_checkpoint(folder: Path, report: Callable[[str], object] = lambda line: None) -> Checkpoint | None:
+    """Read the newest valid checkpoint of a run; None if there is no checkpoint.
 
-    Parameters
-    ----------
-    folder : Path
-        It need not exist.
-    tell : callable
-        Told in one sentence about each checkpoint that cannot be used.
-    check : callable
-        Raises ValueError if the content of an intact file is not what is needed.
-
-    Raises
-    ------
-    ValueError
-        If there are checkpoints, but none can be used.
+    Invalid ones that are newer are reported; ValueError if all are invalid.
     """
     faults: list[str] = []
     for path in reversed(checkpoint_paths(folder)):
         try:
             checkpoint = load_checkpoint(path)
-            check(checkpoint)
+            _check_state(checkpoint)
         except ValueError as error:
             faults.append(str(error))
             continue
         for fault in faults:
-            tell(f"{fault} Resuming from {checkpoint.path.name} instead.")
+            report(f"{fault} Resuming from {checkpoint.path.name} instead.")
         return checkpoint
     if faults:
         raise ValueError(
-            f"No checkpoint in {folder} can be used ({' '.join(faults)}): start over with --no-resume, or "
+            f"No checkpoint in {folder} can be used ({' '.join(faults)}); start over with --no-resume, or "
             "choose another folder with -o."
         )
     return None
 
 
 def remove_newer(folder: Path, iteration: int) -> None:
-    """Remove checkpoints of later iterations (all, with -1), and what killed processes left half-written."""
+    """Remove checkpoints of later iterations (all, with -1), and half-written files of killed processes."""
     for path in checkpoint_paths(folder):
         if path.name > f"iteration-{iteration:08d}.safetensors" or iteration < 0:
             path.unlink()
@@ -164,7 +130,7 @@ def remove_newer(folder: Path, iteration: int) -> None:
 
 
 def _pack(tree: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Separate a nested dict into plain values, without its tensors, and tensors by path."""
+    """Separate a nested dict into its plain values and its tensors by path."""
     plain: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for name, value in tree.items():
@@ -184,10 +150,12 @@ def _unpack(plain: Mapping[str, Any], tensors: Mapping[str, Tensor], source: Pat
     tree = dict(plain)
     for path, tensor in tensors.items():
         *parents, name = path.split(_SEPARATOR)
-        place: Any = tree
+        group: Any = tree
         for parent in parents:
-            place = place.get(parent) if isinstance(place, dict) else None
-        if not isinstance(place, dict):
-            raise ValueError(f"{source} is damaged: it has no place for its tensor {shown(path)}.")
-        place[name] = tensor
+            group = group.get(parent) if isinstance(group, dict) else None
+        if not isinstance(group, dict):
+            raise ValueError(
+                f"{source} is damaged: its tensor {shown(path)} belongs to no part of the state."
+            )
+        group[name] = tensor
     return tree

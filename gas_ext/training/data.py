@@ -1,48 +1,23 @@
-"""The samples of a run: which are learned from, which are judged on, and how they become batches."""
+"""The samples of a run, split into training and validation, as batches on the network's device."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from gas_ext._utils.processes import Processes
 from gas_ext.denoisers import Denoiser
 from gas_ext.samples import SampleBatch, ShuffledBatches
-from gas_ext.samples.reading import SampleSource
-from gas_ext.training.batches import Batch
+from gas_ext.samples.reading import Indices, SampleSource
 from gas_ext.training.settings import TrainingConfig
 
 
 class RunData:
-    """Training samples (the first of a source) and validation samples (the next), on the network's device.
+    """Training samples (the first of a source) and validation samples (the next), shared by processes.
 
-    Parameters
-    ----------
-    source : SampleSource
-        Where they come from, e.g. `TeacherSamples`.
-    denoiser : Denoiser
-        Encodes their conditions.
-    config : TrainingConfig
-        Batch size and seed.
-    train_samples, validation_samples : int
-        How many of each.
-    processes : Processes
-        Those that share them.
-    images : bool
-        Whether decoded images are compared instead of latents.
-    fresh_noise : bool
-        Whether batches have noise for the discriminator's fakes.
-    labels : bool
-        Whether the discriminator gets the labels.
-
-    Raises
-    ------
-    ValueError
-        If there are too few samples, decoded images are needed but not there, or the batch cannot be shared
-        equally.
+    Batches have encoded conditions, and decoded images if `images` is set. ValueError if the source has too
+    few samples or no images.
     """
 
     def __init__(
@@ -55,27 +30,25 @@ class RunData:
         processes: Processes,
         *,
         images: bool = False,
-        fresh_noise: bool = False,
-        labels: bool = False,
     ) -> None:
-        wanted = train_samples + validation_samples
+        needed = train_samples + validation_samples
         where = getattr(source, "path", "The source")
-        if len(source) < wanted:
+        if len(source) < needed:
             raise ValueError(
                 f"{where} holds {len(source)} samples, but training ({train_samples}) and validation "
-                f"({validation_samples}) need {wanted}: give other samples (--samples), or ask for fewer "
-                "(--set training.train_samples=...)."
+                f"({validation_samples}) need {needed}; give other samples with --samples, or use fewer with "
+                "--set training.train_samples=..."
             )
         if images and getattr(source, "image_shape", None) is None:
             raise ValueError(
-                f"{where} holds latents without their images, which the loss {config.loss} compares; make "
-                "samples with gas-ext teach --images, or use l1."
+                f"{where} holds latents without the decoded images that the loss {config.loss} compares; "
+                "generate samples with gas-ext teach --images, or use l1."
             )
         self.train_samples = train_samples
         self.validation_samples = validation_samples
+        self.device = denoiser.device
         self._source, self._denoiser, self._processes = source, denoiser, processes
-        self._images, self._fresh_noise, self._labels = images, fresh_noise, labels
-        self._seed = config.seed
+        self._images = images
         self._order = ShuffledBatches(
             train_samples,
             config.batch_size,
@@ -83,45 +56,29 @@ class RunData:
             rank=processes.rank,
             world_size=processes.count,
         )
-        self._size = self._order.batch_size
 
-    def training_batch(self, iteration: int) -> Batch:
-        """Return this process's part of an iteration's batch, which follows from seed and number alone."""
+    def training_batch(self, iteration: int) -> SampleBatch:
+        """Return this process's part of an iteration's batch."""
         self._order.iteration = iteration
-        batch = self._load(next(self._order))
-        if not self._fresh_noise:
-            return batch
-        share = self._size // self._processes.count
-        positions = range(self._processes.rank * share, (self._processes.rank + 1) * share)
-        return batch.with_fresh_noise(self._seed, iteration, positions)
+        return self._load(next(self._order))
 
-    @property
-    def device(self) -> torch.device:
-        """Where the batches are."""
-        return self._denoiser.device
-
-    def validation_batches(self) -> Iterator[Batch]:
-        """Yield this process's share of the validation samples."""
-        starts = range(self.train_samples, self.train_samples + self.validation_samples, self._size)
+    def validation_batches(self) -> Iterator[SampleBatch]:
+        """Yield this process's part of the validation samples."""
+        size = self._order.batch_size
+        starts = range(self.train_samples, self.train_samples + self.validation_samples, size)
         for start in starts[self._processes.rank :: self._processes.count]:
-            yield self._load(range(start, min(start + self._size, starts.stop)))
+            yield self._load(range(start, min(start + size, starts.stop)))
 
-    def shown(self, count: int) -> Batch:
+    def first_validation(self, count: int) -> SampleBatch:
         """Return the first validation samples, for pictures."""
         first = self.train_samples
         return self._load(range(first, first + min(count, self.validation_samples)))
 
-    def first(self, count: int) -> Batch:
+    def first_training(self, count: int) -> SampleBatch:
         """Return the first training samples, to choose and fit the start on."""
         return self._load(range(min(count, self.train_samples)))
 
     @torch.no_grad()
-    def _load(self, indices: Any) -> Batch:
-        loaded: SampleBatch = self._source.batch(indices, images=self._images).to(self._denoiser.device)
-        return Batch(
-            noise=loaded.noise,
-            target=loaded.samples,
-            condition=self._denoiser.encode_condition(loaded.condition),
-            images=loaded.images,
-            labels=loaded.condition if self._labels and isinstance(loaded.condition, Tensor) else None,
-        )
+    def _load(self, indices: Indices) -> SampleBatch:
+        batch = self._source.batch(indices, images=self._images).to(self.device)
+        return batch._replace(condition=self._denoiser.encode_condition(batch.condition))

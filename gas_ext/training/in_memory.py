@@ -1,10 +1,9 @@
-"""Learning a solver from tensors in memory: ten lines, no files."""
+"""Training a solver on tensors in memory, without files."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,10 +14,9 @@ from gas_ext._utils.modes import learning_through
 from gas_ext._utils.noise import take
 from gas_ext.denoisers import DenoiserFunction
 from gas_ext.sampler import GASSampler
-from gas_ext.samples.batches import ShuffledBatches
+from gas_ext.samples import SampleBatch, ShuffledBatches
 from gas_ext.solvers.generalized import GeneralizedSolver
 from gas_ext.training.adversarial import Adversary
-from gas_ext.training.batches import Batch
 from gas_ext.training.learner import Learner, assign
 from gas_ext.training.losses import Loss, get_loss
 from gas_ext.training.objective import Objective
@@ -42,25 +40,25 @@ def train_solver(
     unconditional_condition: Any = None,
     progress: Progress | None = None,
 ) -> TrainingSummary:
-    """Fit a solver's numbers to the teacher's samples, in place, by back-propagating through the solve.
+    """Train a solver in place to reproduce the teacher's samples, by back-propagating through the solve.
 
     Parameters
     ----------
     solver : GeneralizedSolver
-        Trained in place; on an exception it is left as it was. It also records the prediction type and the
-        guidance scale it was trained for, and the summary, so that its file says them.
+        Trained in place; an exception leaves it unchanged. It also records the prediction type and the
+        guidance scale it was trained for, and the summary, which are saved with it.
     denoiser : callable
         As for `GASSampler`; differentiable in x and t. The network's parameters get no gradient.
     noise, target : Tensor
-        Shape ``(samples, ...)``: initial noise (standard normal) and the teacher's sample from it.
+        ``(samples, ...)``: initial noise (standard normal) and the teacher's sample from it.
     condition : tensor or tuple, list, dict of such, optional
         Conditions, first dimension `samples`.
     config : TrainingConfig, optional
-        The settings.
+        The settings; by default ``TrainingConfig()``.
     loss : callable, optional
         ``loss(prediction, target) -> scalar``, in place of ``config.loss``.
     adversary : Adversary, optional
-        Discriminator and its optimizer, which learn along: GAS instead of GS.
+        Discriminator and its optimizer, trained with the solver: GAS instead of GS.
     prediction_type, guidance_scale, unconditional_condition
         As for `GASSampler`.
     progress : callable, optional
@@ -74,9 +72,8 @@ def train_solver(
     Raises
     ------
     ValueError
-        If noise and target differ in shape or hold no sample, if the condition has another number of
-        samples, or if there is nothing to learn: under `torch.no_grad`, or without a parameter that requires
-        a gradient.
+        If noise and target differ in shape or are empty, if the condition has another number of samples, or
+        if no gradient is possible: under `torch.no_grad`, or if no parameter requires one.
     RuntimeError
         If ``config.max_rejected`` iterations in a row have no finite loss and gradient.
 
@@ -95,19 +92,20 @@ def train_solver(
     if noise.shape != target.shape or noise.ndim == 0 or len(noise) == 0:
         raise ValueError(
             f"noise has shape {tuple(noise.shape)} and target {tuple(target.shape)}; expected one shape "
-            "with at least one sample"
+            "with at least one sample."
         )
     _check_condition(condition, len(noise))
     if not (torch.is_grad_enabled() and any(parameter.requires_grad for parameter in solver.parameters())):
         raise ValueError(
-            "there is nothing to learn, as gradients are off: call solver.requires_grad_() first, and train "
-            "outside torch.no_grad()"
+            "No parameter of the solver can get a gradient; call solver.requires_grad_() first, and train "
+            "outside torch.no_grad()."
         )
     sampler = GASSampler(solver, denoiser, prediction_type, guidance_scale, recompute=config.recompute)
     objective = Objective(
         sampler,
         loss or get_loss(config.loss, noise.device),
         adversary=adversary,
+        labels=adversary is not None and bool(adversary.discriminator.num_classes),
         unconditional_condition=unconditional_condition,
         autocast=AUTOCAST[config.autocast] if config.autocast else None,
     )
@@ -117,21 +115,16 @@ def train_solver(
     start = time.perf_counter()
     try:
         with learning_through(denoiser, noise.device):
-            while learner.iteration < config.iterations:
-                index = order.whole_batch(learner.iteration)
-                batch = Batch(noise[index], target[index], take(condition, index))
-                if adversary is not None:
-                    if adversary.discriminator.num_classes:
-                        batch = replace(batch, labels=batch.condition)
-                    batch = batch.with_fresh_noise(config.seed, learner.iteration, range(len(batch)))
-                learner.step(batch)
+            for _ in range(config.iterations):
+                index = next(order)
+                learner.step(SampleBatch(noise[index], target[index], take(condition, index), None, None))
                 learner.check()
                 if progress is not None:
                     progress(learner.iteration, learner.losses[-1])
     except BaseException:
         assign(solver, initial)
         raise
-    learner.average_into(solver)
+    assign(solver, learner.average)
     solver.zero_grad(set_to_none=True)
     seconds = time.perf_counter() - start
     summary = TrainingSummary(learner.losses, learner.rejected, seconds, len(noise), config)
@@ -161,12 +154,12 @@ def _check_types(
 
 
 def _check_condition(condition: Any, samples: int) -> None:
-    """Refuse a condition with another number of samples than the noise."""
+    """Raise ValueError if a condition has another number of samples than the noise."""
     if isinstance(condition, Tensor):
         if condition.ndim == 0 or len(condition) != samples:
             raise ValueError(
                 f"condition has shape {tuple(condition.shape)} for {samples} noise samples; expected one "
-                "entry per sample"
+                "entry per sample."
             )
     elif isinstance(condition, Mapping):
         for value in condition.values():

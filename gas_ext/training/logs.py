@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: log.jsonl always, TensorBoard if it is installed, wandb if asked."""
+"""The logs of a run: log.jsonl always, TensorBoard if it is installed, wandb on request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from gas_ext._utils.distances import finite_or_none
 from gas_ext._utils.files import name_file, write_file
@@ -16,31 +16,16 @@ from gas_ext._utils.optional import require
 from gas_ext.training.folder import LOG, TENSORBOARD, WANDB_ID
 
 
-class Log(Protocol):
-    """Somewhere to write numbers."""
-
-    def write(self, kind: str, iteration: int, numbers: Mapping[str, float]) -> None:
-        """Write the numbers of one kind ("train", "validation") of an iteration."""
-
-    def close(self) -> None:
-        """Write what is still held back."""
-
-
 class JsonLines:
     """One JSON object per line; numbers that are not finite are null.
 
-    Parameters
-    ----------
-    path : Path
-        The file. Lines of later iterations than `iteration`, and one that a killed process left unfinished,
-        are removed.
-    iteration : int
-        Iterations made so far by a run that is resumed; -1 for a new one.
+    A run that resumes after `iteration` iterations (-1 for a new run) first removes lines of later ones, and
+    one that a killed process left unfinished.
     """
 
     def __init__(self, path: Path, iteration: int = -1) -> None:
-        kept = [record for record in _records(path) if record["iteration"] <= iteration]
-        write_file(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        earlier = [record for record in _records(path) if record["iteration"] <= iteration]
+        write_file(path, "".join(json.dumps(record) + "\n" for record in earlier).encode())
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
     def write(self, kind: str, iteration: int, numbers: Mapping[str, float]) -> None:
@@ -72,7 +57,7 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a log; what a killed process left of the last one is left out."""
+    """Return the lines of a log, without an unfinished last line of a killed process."""
     if not path.is_file():
         return []
     records = []
@@ -87,12 +72,11 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 
 class TensorBoard:
-    """TensorBoard's event files."""
+    """TensorBoard's event files; what a killed process wrote about later iterations is hidden."""
 
     def __init__(self, folder: Path, iteration: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # What a killed process wrote about later iterations is not shown.
         self._writer: Any = SummaryWriter(str(folder), purge_step=iteration + 1)
 
     def write(self, kind: str, iteration: int, numbers: Mapping[str, float]) -> None:
@@ -108,17 +92,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """A run on Weights & Biases, continued when the run is resumed.
-
-    Parameters
-    ----------
-    project : str
-        Name of the project.
-    folder : Path
-        The run's folder, which remembers the identity of the run at wandb.
-    settings : mapping
-        What wandb shows as the run's config.
-    """
+    """A run on Weights & Biases, whose id is stored in the folder so that it can be resumed."""
 
     def __init__(self, project: str, folder: Path, settings: Mapping[str, Any]) -> None:
         wandb = require("wandb", "wandb")
@@ -144,7 +118,7 @@ class Wandb:
 
 
 class Logs:
-    """All of them together.
+    """Several logs as one.
 
     Examples
     --------
@@ -157,24 +131,24 @@ class Logs:
     [{'kind': 'train', 'iteration': 1, 'loss': 0.5}]
     """
 
-    def __init__(self, logs: Sequence[Log] = ()) -> None:
+    def __init__(self, logs: Sequence[JsonLines | TensorBoard | Wandb] = ()) -> None:
         self._logs = list(logs)
 
     def write(self, kind: str, iteration: int, numbers: Mapping[str, float]) -> None:
-        """Write into each."""
+        """Write the numbers of an iteration to each log; their kind is "train" or "validation"."""
         for log in self._logs:
             log.write(kind, iteration, numbers)
 
     def close(self) -> None:
-        """Close each."""
+        """Close each log."""
         for log in self._logs:
             log.close()
 
 
 def open_logs(folder: Path, iteration: int, settings: Mapping[str, Any], wandb: str | None = None) -> Logs:
-    """Open the logs of a run that has made `iteration` iterations, or -1 if it is new; see the module."""
-    logs: list[Log] = [JsonLines(folder / LOG, iteration)]
-    with suppress(ImportError):  # it is optional
+    """Open the logs of a run that has made `iteration` iterations, or -1 if it is new."""
+    logs: list[JsonLines | TensorBoard | Wandb] = [JsonLines(folder / LOG, iteration)]
+    with suppress(ImportError):  # TensorBoard is optional
         logs.append(TensorBoard(folder / TENSORBOARD, iteration))
     if wandb is not None:
         logs.append(Wandb(wandb, folder, settings))

@@ -1,6 +1,6 @@
-"""Distances between a student's samples and the teacher's, as scalar losses.
+"""Scalar losses between a student's samples and the teacher's.
 
-Every loss is a mean over everything it compares, so its value does not depend on batch or image size.
+Every loss is a mean, so its value does not depend on batch or image size.
 """
 
 from __future__ import annotations
@@ -24,36 +24,19 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def l1_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference, the paper's loss on latents.
-
-    Examples
-    --------
-    >>> l1_loss(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 1.0])).item()
-    1.0
-    """
+    """Return the mean absolute difference, the paper's loss on latents."""
     return (prediction - target).abs().mean()
 
 
 def l2_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared difference.
-
-    Examples
-    --------
-    >>> l2_loss(torch.tensor([0.0, 3.0]), torch.tensor([1.0, 1.0])).item()
-    2.5
-    """
+    """Return the mean squared difference."""
     return (prediction - target).square().mean()
 
 
 def huber_loss(prediction: Tensor, target: Tensor, delta: float = 0.1) -> Tensor:
-    """Mean pseudo-Huber distance ``sqrt(r^2 + delta^2) - delta``: L2 near zero, L1 far from it.
+    """Return the mean pseudo-Huber distance ``sqrt(r^2 + delta^2) - delta``: L2 near zero, L1 far from it.
 
-    Parameters
-    ----------
-    prediction, target : Tensor
-        Of one shape.
-    delta : float
-        Where the two regimes meet, in the units of the samples; greater than 0.
+    `delta`, greater than 0 and in the units of the samples, is where the two meet.
 
     Examples
     --------
@@ -67,15 +50,15 @@ class PerceptualLoss:
     """Distance of two image batches in the feature maps of a fixed network.
 
     At each layer the channel vector of every position is scaled to unit length, and the squared distances
-    are averaged over positions and layers (the construction of LPIPS, arXiv 1801.03924, with equal weights
-    instead of weights fitted to human judgments, so its values are not LPIPS values).
+    are averaged over positions and layers: the construction of LPIPS (arXiv 1801.03924) with equal weights,
+    so its values are not LPIPS values.
 
     Parameters
     ----------
     feature_maps : callable
         Maps images ``(B, C, H, W)`` to a sequence of tensors ``(B, F_l, H_l, W_l)``; must be differentiable.
     pixel_weight : float
-        Weight of an additional L1 term on the pixels.
+        Weight of an additional L1 term on the pixels; 0 by default.
 
     Examples
     --------
@@ -99,10 +82,10 @@ class PerceptualLoss:
     def per_sample(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Return the distance of every pair (B,), without the pixel term."""
         with torch.no_grad():
-            wanted = [_unit_channels(feature) for feature in self.feature_maps(target)]
-        found = [_unit_channels(feature) for feature in self.feature_maps(prediction)]
+            targets = [_unit_channels(feature) for feature in self.feature_maps(target)]
+        features = [_unit_channels(feature) for feature in self.feature_maps(prediction)]
         layers = [
-            (a - b).square().sum(dim=1).flatten(1).mean(dim=1) for a, b in zip(found, wanted, strict=True)
+            (a - b).square().sum(dim=1).flatten(1).mean(dim=1) for a, b in zip(features, targets, strict=True)
         ]
         return torch.stack(layers).mean(dim=0)
 
@@ -112,35 +95,35 @@ def _unit_channels(feature: Tensor, epsilon: float = 1e-6) -> Tensor:
     return feature / (feature.square().sum(dim=1, keepdim=True) + epsilon**2).sqrt()
 
 
-# Networks of LPIPS, as torchvision calls them.
+# Networks of LPIPS, and their names in torchvision.
 _BACKBONES = {"vgg": "vgg16", "alex": "alexnet", "squeeze": "squeezenet1_1"}
 
 
 class LPIPSLoss(nn.Module):
     """LPIPS (Zhang et al. 2018), the paper's loss on images, averaged over the batch.
 
-    The distance itself is the `lpips` package's, with the linear weights that it ships. The network under it
-    is torchvision's, whose weights are a file of their own: it is read from disk and never downloaded.
+    The distance is the `lpips` package's, with its linear weights, on a torchvision network whose weights are
+    read from disk and never downloaded.
 
     Parameters
     ----------
     weights : path, optional
-        The network's ImageNet weights, as torchvision publishes them (.pth) or as safetensors of the same
-        names; if not given, the file where torchvision would keep it (``torch.hub.get_dir()``).
+        The network's ImageNet weights, as published by torchvision (.pth) or as safetensors with the same
+        names. Default: torchvision's own file under ``torch.hub.get_dir()``.
     network : str
-        "vgg" (the paper's), "alex" or "squeeze".
+        "vgg" (default, the paper's), "alex" or "squeeze".
     sha256 : str, optional
-        SHA-256 of the file (hex), or its first digits; that of torchvision's file if not given. Any other
-        file needs its own, since with other weights the numbers are no LPIPS.
+        SHA-256 of the file (hex), or its first 8 or more digits. Default: that of torchvision's file; with
+        other weights the values are not LPIPS values.
 
     Raises
     ------
     ImportError
         If lpips or torchvision is not installed.
     FileNotFoundError
-        If there is no such file; the message says where it is published.
+        If the file does not exist; the message has its URL.
     ValueError
-        If the network is unknown, or the file is another one than expected.
+        If the network is unknown, or the file has another hash.
 
     Examples
     --------
@@ -169,7 +152,7 @@ class LPIPSLoss(nn.Module):
             )
         check_hash(path, sha256 or published.rsplit("-", 1)[1].removesuffix(".pth"))
         with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of arguments that lpips passes to torchvision
+            warnings.simplefilter("ignore")  # about arguments that lpips passes to torchvision
             self.model = lpips.LPIPS(net=network, pretrained=False, pnet_rand=True, verbose=False)
         self.model.scaling_layer = lpips.ScalingLayer()
         linear = Path(str(lpips.__file__)).parent / "weights" / "v0.1" / f"{network}.pth"
@@ -191,7 +174,7 @@ class LPIPSLoss(nn.Module):
 def _assign_lpips_weights(
     model: nn.Module, backbone: dict[str, Tensor], linear: dict[str, Tensor], path: Path
 ) -> None:
-    """Fill a model that has no memory yet; its net.slice2.5.bias is torchvision's features.5.bias."""
+    """Load a model on "meta"; its net.slice2.5.bias is torchvision's features.5.bias."""
     names = [name for name in model.state_dict() if name.startswith("net.")]
     try:
         found = {name: backbone["features." + ".".join(name.split(".")[2:])].float() for name in names}
@@ -202,57 +185,40 @@ def _assign_lpips_weights(
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read a state dict, .safetensors or what torch.save wrote, mapped into memory where it can be.
+    """Read a state dict (.safetensors, or written by torch.save), memory-mapped where possible.
 
-    Raises
-    ------
-    ValueError
-        If the file holds anything else; nothing in it is run.
+    ValueError if the file has anything else; no code in it is run.
     """
     try:
         if Path(path).suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged or hostile file may end in any kind of error
-        raise ValueError(f"{path} is no file of weights, or is damaged ({type(error).__name__}).") from error
+    except Exception as error:  # a damaged or hostile file may cause any error
+        raise ValueError(
+            f"{path} is not a file of weights, or is damaged ({type(error).__name__})."
+        ) from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} is no file of weights: it holds more than tensors by name.")
+        raise ValueError(f"{path} is not a file of weights: it holds more than tensors by name.")
     return content
 
 
 def check_hash(path: Path, expected: str) -> str:
-    """Return the SHA-256 of a file of weights if it begins with the expected digits.
-
-    Raises
-    ------
-    ValueError
-        If it does not, or fewer than 8 digits are expected.
-    """
+    """Return the SHA-256 of a file; ValueError unless it begins with the (at least 8) expected digits."""
     found = file_hash(path)
     if len(expected) < 8 or not found.startswith(expected.lower()):
         raise ValueError(
             f"{path} has SHA-256 {found}, but {expected} (at least 8 digits) was expected; get a fresh copy, "
-            "or pass sha256 if it is meant to be another file."
+            "or pass the sha256 of another file."
         )
     return found
 
 
 class EfficientNetFeatures(nn.Module):
-    """Feature maps of EfficientNet-Lite0, whose ImageNet weights are a package of their own (Apache-2.0).
+    """Feature maps of EfficientNet-Lite0, whose ImageNet weights come as a package (Apache-2.0).
 
-    The outputs of blocks 0, 2, 4, 10 and 15: for 32x32 images 16x16, 8x8, 4x4, 2x2 and 1x1 places.
-    `weights_hash` is the SHA-256 of the weights file.
-
-    Raises
-    ------
-    ImportError
-        If the packages of the extra "perceptual" are not installed.
-
-    Examples
-    --------
-    >>> maps = EfficientNetFeatures()(torch.zeros(1, 3, 64, 64))  # doctest: +SKIP
-    >>> [feature.shape[1] for feature in maps]  # doctest: +SKIP
-    [16, 24, 40, 112, 320]
+    The outputs of blocks 0, 2, 4, 10 and 15 have 16, 24, 40, 112 and 320 channels, for 32x32 images at 16x16,
+    8x8, 4x4, 2x2 and 1x1 positions. `weights_hash` is the SHA-256 of the weights file. ImportError if the
+    packages of the extra "perceptual" are not installed.
     """
 
     blocks = (0, 2, 4, 10, 15)
@@ -284,25 +250,15 @@ class EfficientNetFeatures(nn.Module):
 def perceptual_loss(pixel_weight: float = 0.0, device: str | torch.device = "cpu") -> PerceptualLoss:
     """Return a `PerceptualLoss` on `EfficientNetFeatures`, which needs no download.
 
-    Not LPIPS: its values compare only with one another. It needs ``pip install 'gas_ext[perceptual]'``.
-
-    Parameters
-    ----------
-    pixel_weight : float
-        As for `PerceptualLoss`.
-    device : device
-        Where the network is put.
-
-    Examples
-    --------
-    >>> loss = perceptual_loss()  # doctest: +SKIP
+    Its values are comparable only with each other, not with LPIPS. It needs
+    ``pip install 'gas_ext[perceptual]'``.
     """
     return PerceptualLoss(EfficientNetFeatures().to(device), pixel_weight)
 
 
 LOSSES: dict[str, Loss] = {"l1": l1_loss, "l2": l2_loss, "huber": huber_loss}
 
-# Losses with a network of their own, which is loaded when they are asked for.
+# Losses with a network, which is loaded on request.
 _NETWORK_LOSSES: dict[str, Callable[[str | torch.device], Loss]] = {
     "lpips": lambda device: LPIPSLoss().to(device),
     "perceptual": lambda device: perceptual_loss(device=device),
@@ -311,31 +267,17 @@ LOSS_NAMES = (*LOSSES, *_NETWORK_LOSSES)
 
 
 def get_loss(loss: str | Loss, device: str | torch.device = "cpu") -> Loss:
-    """Return a loss by its name ("l1", "l2", "huber", "lpips", "perceptual"), or a callable as it is.
+    """Return a loss by its name ("l1", "l2", "huber", "lpips", "perceptual"), or a callable unchanged.
 
-    Parameters
-    ----------
-    loss : str or callable
-        The name.
-    device : device
-        Where the network of "lpips" or "perceptual" is put; the samples' own.
-
-    Raises
-    ------
-    ValueError
-        If there is no such loss.
-    ImportError, FileNotFoundError
-        If what "lpips" or "perceptual" needs is not there; see `LPIPSLoss` and `perceptual_loss`.
-
-    Examples
-    --------
-    >>> get_loss("l1") is l1_loss
-    True
+    `device`, that of the samples, is for the network of "lpips" or "perceptual", which raise ImportError or
+    FileNotFoundError if a package or the weights are missing. ValueError for other names.
     """
     if callable(loss):
         return loss
     if loss in _NETWORK_LOSSES:
         return _NETWORK_LOSSES[loss](device)
     if loss not in LOSSES:
-        raise ValueError(f"unknown loss {loss!r}: use one of {', '.join(LOSS_NAMES)} or pass a callable")
+        raise ValueError(
+            f"There is no loss {loss!r}; use one of {', '.join(LOSS_NAMES)}, or pass a callable."
+        )
     return LOSSES[loss]

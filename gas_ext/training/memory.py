@@ -1,7 +1,7 @@
-"""What a training solve keeps in memory, counted without computing anything.
+"""Memory of a training solve, counted without computing anything.
 
-The network is run once on the "meta" device, where tensors have shapes but no elements, and autograd is asked
-what it would keep for the backward pass.
+The network runs once on the "meta" device, where tensors have shapes but no elements, and what autograd would
+save for the backward pass is added up.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch.overrides import TorchFunctionMode
 from gas_ext._utils.optional import require
 from gas_ext._utils.torch_private import storage_id
 from gas_ext.configs import Config
-
-__all__ = ["activation_bytes", "meta_network", "training_bytes"]
+from gas_ext.teachers.demo_network import DemoNetwork, DemoNetworkConfig
+from gas_ext.teachers.edm.teacher import build_teacher
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Attention as fused kernels keep it: inputs and output, not the matrix of weights."""
+    """Attention whose fused kernels save inputs and output, but not the matrix of weights."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -38,30 +38,20 @@ class _FusedAttention(torch.autograd.Function):
 
 
 class _WithFusedAttention(TorchFunctionMode):
-    """Takes attention for fused: on "meta", torch itself would build the matrix of weights."""
+    """Replaces attention by the fused one: on "meta", torch itself would build the matrix of weights."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if function is F.scaled_dot_product_attention:
-            return _FusedAttention.apply(*args[:3]) if len(args) >= 3 else self._by_name(args, kwargs)
+            names = ("query", "key", "value")
+            named = dict(zip(names, args, strict=False)) | dict(kwargs or {})
+            return _FusedAttention.apply(*(named[name] for name in names))
         return function(*args, **(kwargs or {}))
-
-    @staticmethod
-    def _by_name(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Any:
-        named = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs or {})
-        return _FusedAttention.apply(named["query"], named["key"], named["value"])
 
 
 def activation_bytes(evaluate: Callable[[], Any], network: nn.Module) -> int:
-    """Return what autograd keeps of one evaluation, without the network's own parameters.
-
-    Parameters
-    ----------
-    evaluate : callable
-        Runs the network once on inputs that require gradients, all on one device.
-    network : nn.Module
-        Its parameters are there anyway and not counted.
+    """Return the bytes that autograd saves in one evaluation, without the network's own parameters.
 
     Examples
     --------
@@ -71,40 +61,31 @@ def activation_bytes(evaluate: Callable[[], Any], network: nn.Module) -> int:
     320
     """
     own = {storage_id(tensor.untyped_storage()) for tensor in (*network.parameters(), *network.buffers())}
-    kept: dict[int, Any] = {}
+    saved: dict[int, Any] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def save(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage_id(storage) not in own:
-            kept[storage_id(storage)] = storage
+            saved[storage_id(storage)] = storage
         return tensor
 
-    with saved_tensors_hooks(keep, lambda tensor: tensor), _WithFusedAttention():
+    with saved_tensors_hooks(save, lambda tensor: tensor), _WithFusedAttention():
         evaluate()
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in saved.values())
 
 
 def meta_network(config: Config) -> nn.Module:
     """Build the teacher's network of a config on the "meta" device, frozen.
 
-    Raises
-    ------
-    ValueError
-        If the config does not describe it.
-    ImportError
-        If it is a network of diffusers, which is not installed.
+    ValueError if the config does not describe it, ImportError if it needs diffusers, which is missing.
     """
     if config.teacher.kind == "embedded":
-        from gas_ext.teachers.demo_network import DemoNetwork, DemoNetworkConfig
-
         with torch.device("meta"):
             return DemoNetwork(DemoNetworkConfig()).requires_grad_(False)
     architecture = config.teacher.architecture
     if architecture is None:
-        raise ValueError(f"The config {config.name} does not describe its network (teacher.architecture).")
+        raise ValueError(f"The config {config.name} does not describe its network; set teacher.architecture.")
     if config.teacher.kind == "edm":
-        from gas_ext.teachers.edm.teacher import build_teacher
-
         channels, height, width = config.space.shape
         with torch.device("meta"):
             return build_teacher("EDMPrecond", architecture, (channels, height, width)).network
@@ -116,7 +97,7 @@ def meta_network(config: Config) -> nn.Module:
 
 
 def _evaluate(config: Config, network: nn.Module) -> None:
-    """Evaluate the network of `meta_network` once, on a batch of training."""
+    """Evaluate the network of `meta_network` once, on a training batch."""
     guided = config.teacher_solver.guidance_scale is not None
     batch = config.training.batch_size * (2 if guided else 1)
     x = torch.empty(batch, *config.space.shape, device="meta", requires_grad=True)
@@ -132,33 +113,18 @@ def _evaluate(config: Config, network: nn.Module) -> None:
         network(x, t)
 
 
-def training_bytes(config: Config, steps: int) -> dict[str, int]:
-    """Estimate what one training iteration of GS holds, in float32.
+def training_bytes(config: Config, evaluations: int) -> dict[str, int]:
+    """Estimate the bytes of one GS iteration with this many network evaluations, in float32.
 
-    Parameters
-    ----------
-    config : Config
-        Data set, batch size and network.
-    steps : int
-        Network evaluations of the student.
-
-    Returns
-    -------
-    dict of str to int
-        Bytes of "weights" (of the denoiser), "activations" (of all evaluations, kept for the backward pass),
-        "history" (states and data predictions) and their "total". Workspaces of kernels, the loss's own
-        network and the discriminator come on top.
-
-    Raises
-    ------
-    ValueError, ImportError
-        As for `meta_network`.
+    By use: "weights" (of the denoiser), "activations" (saved for the backward pass), "history" (states and
+    data predictions), and their "total". Workspaces of kernels, the loss's network and the discriminator are
+    not counted. ValueError and ImportError as for `meta_network`.
     """
     network = meta_network(config)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
-    activations = steps * activation_bytes(lambda: _evaluate(config, network), network)
+    activations = evaluations * activation_bytes(lambda: _evaluate(config, network), network)
     state = 4 * config.training.batch_size * math.prod(config.space.shape)
-    history = (2 * steps + 1) * state
+    history = (2 * evaluations + 1) * state
     return {
         "weights": weights,
         "activations": activations,

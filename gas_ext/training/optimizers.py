@@ -1,4 +1,4 @@
-"""Adam with a full second-moment matrix, for the few dozen numbers of a solver."""
+"""Adam with a full second-moment matrix, for the few dozen parameters of a solver."""
 
 from __future__ import annotations
 
@@ -13,34 +13,32 @@ from torch.optim import Optimizer
 class FullMatrixAdam(Optimizer):
     """Adam whose second moment is a matrix over all parameters together.
 
-    The numbers of a solver are strongly coupled: moving a time and correcting the weights after it nearly
-    cancel, so a loss surface seen coordinate by coordinate is a long, bent valley in which Adam crawls. With
-    m and S the bias-corrected averages of g and g g^T, d = sqrt(diag S) and C = S / (d d^T) the correlation
-    of the gradients, the step is
+    The parameters of a solver are strongly coupled: moving a time and correcting the weights after it nearly
+    cancel, so coordinate by coordinate the loss surface is a long, bent valley in which Adam is slow. With m
+    and S the bias-corrected averages of g and g g^T, d = sqrt(diag S) and C = S / (d d^T) the correlation of
+    the gradients, the step is Adam's own step m / d, decorrelated:
 
-        - rate * (C + damping I)^(-1/2) (m / d):
+        - rate * (C + damping I)^(-1/2) (m / d)
 
-    Adam's own step m / d, decorrelated. C has a few dozen rows, so its eigenvectors cost nothing beside one
-    network evaluation. In directions in which the gradients hardly vary, the floor of the valley, the step is
-    lengthened up to damping^(-1/2) times: quick, but it can leave a narrow basin that a good start lies in.
-    With `shrink` C is shrunk towards I by k / (k + n) after n gradients in k dimensions, so that the step is
-    at most ((k + n) / k)^(1/2) times longer. Full-matrix preconditioning is due to AdaGrad
-    (Duchi, Hazan and Singer, 2011), shrinkage of correlations to Ledoit and Wolf (2004).
+    In directions in which the gradients hardly vary, the step is up to damping^(-1/2) times longer, which is
+    fast but can leave a narrow basin. With `shrink`, C is shrunk towards I by k / (k + n) after n gradients
+    in k dimensions, so that the step is at most ((k + n) / k)^(1/2) times longer. Full-matrix preconditioning
+    is due to AdaGrad (Duchi, Hazan and Singer, 2011), shrinkage of correlations to Ledoit and Wolf (2004).
 
     Parameters
     ----------
     params : iterable
         Parameters or parameter groups; each group has its own `lr`, and one matrix spans all groups.
     lr : float
-        Learning rate of groups that give none.
+        Default learning rate of the groups.
     betas : (float, float)
-        Decay of the averages of g and of g g^T, each in [0, 1).
+        Decays of the averages of g and of g g^T, each in [0, 1).
     damping : float
-        Added to the eigenvalues of the correlation, greater than 0; far above 1 it leaves Adam's direction.
+        Added to the eigenvalues of C, greater than 0; far above 1 the direction is Adam's.
     eps : float
         Added to d against division by zero.
     shrink : bool
-        Whether trust in C grows with the number of gradients.
+        Whether to shrink C towards I, less with every gradient. Use it for a start in a narrow basin.
 
     Examples
     --------
@@ -64,17 +62,17 @@ class FullMatrixAdam(Optimizer):
         shrink: bool = False,
     ) -> None:
         if not lr >= 0:
-            raise ValueError(f"lr is {lr}; expected a number of at least 0")
+            raise ValueError(f"lr is {lr}; expected a number of at least 0.")
         if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas are {betas}; expected two numbers in [0, 1)")
+            raise ValueError(f"betas are {betas}; expected two numbers in [0, 1).")
         if not damping > 0:
-            raise ValueError(f"damping is {damping}; expected a number greater than 0")
+            raise ValueError(f"damping is {damping}; expected a number greater than 0.")
         settings = {"lr": lr, "betas": betas, "damping": damping, "eps": eps, "shrink": shrink}
         super().__init__(params, settings)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Move all parameters once; a parameter without a gradient counts as one with gradient 0."""
+        """Update all parameters; one without a gradient counts as one with gradient 0."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -82,7 +80,9 @@ class FullMatrixAdam(Optimizer):
         members = [(group, p) for group in self.param_groups for p in group["params"]]
         gradient = torch.cat([_flat_gradient(p) for _, p in members])
         group, first = members[0]
-        self.state[first].setdefault("shrink", group["shrink"])  # a resumed run has no other to tell
+        self.state[first].setdefault(
+            "shrink", group["shrink"]
+        )  # kept with the state, as a resumed run has it from nowhere else
         update = self._direction(self.state[first], gradient, group["betas"], group["damping"], group["eps"])
         offset = 0
         for group, p in members:
@@ -95,7 +95,7 @@ class FullMatrixAdam(Optimizer):
     def _direction(
         state: dict[str, Any], gradient: Tensor, betas: tuple[float, float], damping: float, eps: float
     ) -> Tensor:
-        """Update the averages kept in `state` and return the decorrelated step."""
+        """Update the averages in `state` and return the decorrelated step."""
         if "step" not in state:
             state["step"] = 0
             state["mean"] = torch.zeros_like(gradient)
@@ -124,7 +124,7 @@ def _flat_gradient(parameter: Tensor) -> Tensor:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return an optimizer's state by the parameter's number, without its settings."""
+    """Return an optimizer's state by the parameter's index, without its settings."""
     return {str(number): entry for number, entry in optimizer.state_dict()["state"].items()}
 
 

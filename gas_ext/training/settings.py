@@ -1,4 +1,4 @@
-"""Settings of training, and its summary."""
+"""Settings of training and its summary."""
 
 from __future__ import annotations
 
@@ -20,19 +20,17 @@ AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class TrainingConfig(Recipe):
-    """Settings of `train_solver`: a recipe and its number of iterations.
+    """Settings of `train_solver`: the fields of `gas_ext.configs.training.Recipe`, and the iterations.
 
     Parameters
     ----------
     iterations : int
-        Number of gradient steps.
-    **settings
-        The fields of `gas_ext.configs.training.Recipe`, by name.
+        Number of gradient steps; 300 by default.
 
     Raises
     ------
     ValueError
-        If a value is not of its type or out of range.
+        If a value has another type or is out of range.
     """
 
     iterations: Positive = 300
@@ -45,7 +43,7 @@ class TrainingConfig(Recipe):
             raise ValueError(sentence(error.errors()[0])) from error
 
     def rate_factor(self, iteration: int) -> float:
-        """Factor on all learning rates at `iteration`, counted from 0.
+        """Return the factor on all learning rates at an iteration, counted from 0.
 
         Examples
         --------
@@ -60,36 +58,33 @@ class TrainingConfig(Recipe):
         return 0.5 * (1.0 + math.cos(math.pi * done))
 
     def make_optimizer(self, solver: GeneralizedSolver) -> torch.optim.Optimizer:
-        """Return the optimizer of what a solver learns; each group's own rate is its ``base_lr``.
+        """Return the optimizer of a solver's learned parameters; ``base_lr`` is each group's own rate.
 
-        Raises
-        ------
-        ValueError
-            If there is nothing to learn, as no parameter requires a gradient or those that do are empty.
+        ValueError if no parameter requires a gradient, or those that do are empty.
         """
         rates = (
             (self.time_rate, [solver.timestep_logits]),
             (self.offset_rate, [solver.time_offsets]),
             (self.coefficient_rate, [solver.data_corrections, solver.state_corrections]),
         )
-        groups: list[dict[str, Any]] = []
-        for rate, parameters in rates:
-            learned = [parameter for parameter in parameters if parameter.requires_grad]
-            if learned:
-                groups.append({"params": learned, "lr": rate})
+        groups: list[dict[str, Any]] = [
+            {"params": learned, "lr": rate}
+            for rate, parameters in rates
+            if (learned := [parameter for parameter in parameters if parameter.requires_grad])
+        ]
         count = sum(parameter.numel() for group in groups for parameter in group["params"])
         if count == 0:
             raise ValueError(
-                f"A solver with preset {solver.preset} with {solver.steps} step(s) has nothing to learn; take more "
-                "steps or another preset."
+                f"A solver with preset {solver.preset} and {solver.steps} step(s) has nothing to learn; use "
+                "more steps or another preset."
             )
         if self.optimizer == "adam":
             optimizer: torch.optim.Optimizer = torch.optim.Adam(groups, betas=self.betas)
         else:
             if self.scale_rates and solver.preset == "gs":
-                groups = [{**group, "lr": _factor_of_many(count) * group["lr"]} for group in groups]
-            # A first evaluation at less noise than there is (`warm_start.fit_start`) is worth much,
-            # and lies in a narrow basin, which long steps leave for good.
+                groups = [{**group, "lr": _rate_scale(count) * group["lr"]} for group in groups]
+            # A first evaluation at a lower noise level (`warm_start.fit_start`) is worth much, but lies in a
+            # narrow basin, which long steps leave for good.
             narrow = bool(solver.time_offsets.detach()[0] < 0)
             optimizer = FullMatrixAdam(groups, betas=self.betas, shrink=narrow)
         for group in optimizer.param_groups:
@@ -97,26 +92,25 @@ class TrainingConfig(Recipe):
         return optimizer
 
 
-def _factor_of_many(count: int) -> float:
-    """Return the factor on all rates for so many numbers; 1 for the 39 of GS of four steps.
+def _rate_scale(count: int) -> float:
+    """Return the factor on all rates for this many parameters; 1 for the 39 of GS with four steps.
 
-    A rule that was found by trying, on the embedded teacher (docs/training.md): GS of 8 and 10 steps ends
-    nearer to the teacher with it, S4S-Alt does not. `FullMatrixAdam` moves all numbers at once, each by about
-    its rate.
+    An empirical rule from the embedded teacher (docs/training.md): GS with 8 and 10 steps ends closer to the
+    teacher with it, S4S-Alt does not. `FullMatrixAdam` moves every parameter by about its rate.
     """
     return min(1.0, math.sqrt(39 / count))
 
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What a training did; ``to_dict()`` goes into the solver's file.
+    """What a training did; ``to_dict()`` is stored in the solver's file.
 
     Parameters
     ----------
     losses : list of float
         Loss of each iteration's batch, before the step; NaN where it was not finite.
     rejected : int
-        Iterations in which a step was left out because loss or gradient was not finite.
+        Iterations that were skipped because loss or gradient was not finite.
     seconds : float
         Wall-clock time.
     samples : int
@@ -132,7 +126,7 @@ class TrainingSummary:
     config: TrainingConfig = field(default_factory=TrainingConfig)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what fits in a JSON header: settings and first and last losses, not the whole curve."""
+        """Return plain values for a JSON header: settings, and first and last losses instead of the curve."""
         tail = self.losses[-max(len(self.losses) // 10, 1) :]
         return {
             "config": self.config.model_dump(),

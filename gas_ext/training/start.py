@@ -1,4 +1,4 @@
-"""Where the training of a solver starts."""
+"""The solver that training starts from."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from gas_ext._utils.progress import Reporter
 from gas_ext.configs import Config
 from gas_ext.configs.training import STARTS
 from gas_ext.denoisers import Denoiser
+from gas_ext.samples import SampleBatch
 from gas_ext.solvers.generalized import MAX_ORDER, GeneralizedSolver
 from gas_ext.solvers.presets import DATA, get_preset
 from gas_ext.training.baselines import Baseline, classical_solver, classical_solvers, select_baseline
-from gas_ext.training.batches import Batch
 from gas_ext.training.data import RunData
 from gas_ext.training.warm_start import FIRST_LEVELS, fit_corrections, fit_start, with_steps
 
@@ -19,44 +19,21 @@ _SAMPLES = 64  # training samples on which the start is chosen and fitted
 def make_start(
     config: Config, denoiser: Denoiser, data: RunData, steps: int, reporter: Reporter
 ) -> tuple[GeneralizedSolver, str]:
-    """Make the solver that training starts from, as ``config.training.start`` says.
+    """Make the start that ``config.training.start`` describes, in float64, and describe it in words.
 
-    It is of the preset ``config.student.preset``. Where that learns no weights, "fitted" is the same as
-    "classical": the weights stay those of the theory.
-
-    Parameters
-    ----------
-    config : Config
-        See `gas_ext.configs.training.Training`.
-    denoiser : Denoiser
-        The network.
-    data : RunData
-        Its training samples are used.
-    steps : int
-        Network evaluations of the solver.
-    reporter : Reporter
-        Told of the progress.
-
-    Returns
-    -------
-    (GeneralizedSolver, str)
-        On the network's device, in float64; and what it is, in words.
-
-    Raises
-    ------
-    ValueError
-        If it is a file that does not fit.
+    Its preset is ``config.student.preset``. Where that learns no weights, "fitted" is the same as
+    "classical". ValueError if the start is a file that does not fit.
     """
     start = config.training.start
-    batch = data.first(_SAMPLES)
+    batch = data.first_training(_SAMPLES)
     if start not in STARTS:
         solver = _from_file(config, denoiser)
         if solver.steps == steps:
             return solver, start
-        # Other steps need other corrections, which are fitted as for any other start.
+        # Corrections depend on the steps and are fitted again.
         solver = with_steps(solver, steps, min(steps, MAX_ORDER)).to(denoiser.device)
         solver.set_preset(config.student.preset)
-        name = f"{start}, laid along {steps} steps"
+        name = f"{start}, resampled to {steps} steps"
         if not _can_be_fitted(solver, reporter):
             return solver, name
         with reporter.task("Fitting the start", 1) as advance:
@@ -79,36 +56,38 @@ def make_start(
             solver,
             denoiser,
             batch.noise,
-            batch.target,
+            batch.samples,
             batch.condition,
             batch_size=config.training.batch_size,
             progress=lambda part, distance: advance(1, note=f"L1 {distance:.4f}"),
         )
-    told = "" if part == 1.0 else f", first evaluation told 1/{1 / part:.0f} of the noise"
-    return solver, f"{name}, fitted{told}"
+    level = "" if part == 1.0 else f", first evaluation at 1/{1 / part:.0f} of the noise level"
+    return solver, f"{name}, fitted{level}"
 
 
 def _can_be_fitted(solver: GeneralizedSolver, reporter: Reporter) -> bool:
-    """Whether the weights can be fitted to fine trajectories; tell where only the schedule forbids it."""
+    """Whether the weights can be fitted to fine trajectories; report it if only the schedule forbids it."""
     if DATA not in get_preset(solver.preset).learned:
         return False
     if solver.schedule.zero_terminal_snr:
-        reporter.message(f"Training starts unfitted, as {solver.schedule!r} is infinite in lambda at t = 1.")
+        reporter.message(
+            f"Training starts without fitting: lambda is infinite at t = 1 of {solver.schedule!r}."
+        )
         return False
     return True
 
 
 def _best_baseline(
-    config: Config, denoiser: Denoiser, batch: Batch, steps: int, reporter: Reporter
+    config: Config, denoiser: Denoiser, batch: SampleBatch, steps: int, reporter: Reporter
 ) -> Baseline:
-    """Return the DPM-Solver++ nearest to the teacher."""
+    """Return the DPM-Solver++ closest to the teacher."""
     candidates = classical_solvers(denoiser.schedule, steps, config.student.t_eps)
     with reporter.task("Comparing classical solvers", len(candidates)) as advance:
         best, _ = select_baseline(
             candidates,
             denoiser,
             batch.noise,
-            batch.target,
+            batch.samples,
             batch.condition,
             guidance_scale=config.teacher_solver.guidance_scale,
             batch_size=config.training.batch_size,
@@ -118,7 +97,7 @@ def _best_baseline(
 
 
 def _learnable(baseline: Baseline, config: Config, denoiser: Denoiser) -> GeneralizedSolver:
-    """Return a classical solver as one that learns, its weights written out if they are to be free."""
+    """Return a classical solver as a learnable one, with free weights if the preset has them."""
     preset = config.student.preset
     return GeneralizedSolver(
         denoiser.schedule,
@@ -134,20 +113,20 @@ def _learnable(baseline: Baseline, config: Config, denoiser: Denoiser) -> Genera
 
 
 def _from_file(config: Config, denoiser: Denoiser) -> GeneralizedSolver:
-    """Return a learned solver, which may come from another data set or have another number of steps."""
+    """Load a learned solver, which may be for another data set or number of steps."""
     path, t_eps = config.training.start, config.student.t_eps
     solver = GeneralizedSolver.load(path, schedule=denoiser.schedule)
     if solver.t_eps != t_eps:
         raise ValueError(
-            f"{path} ends at t_eps {solver.t_eps:g}, not {t_eps:g}: start from another solver, or set "
+            f"{path} ends at t_eps {solver.t_eps:g}, not {t_eps:g}; start from another solver, or set "
             f"student.t_eps={solver.t_eps:g}."
         )
     preset = config.student.preset
     more = set(get_preset(solver.preset).learned) - set(get_preset(preset).learned)
     if more or get_preset(preset).free == solver.theory_guidance:
         raise ValueError(
-            f"{path} is a solver with preset {solver.preset}, which cannot be trained as one with preset {preset}: start "
-            f"from another one, or set student.preset={solver.preset}."
+            f"{path} is a solver with preset {solver.preset}, which cannot be trained with preset {preset}; "
+            f"start from another solver, or set student.preset={solver.preset}."
         )
     solver.set_preset(preset)
     solver.prediction_type = denoiser.prediction_type

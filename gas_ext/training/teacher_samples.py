@@ -1,4 +1,4 @@
-"""The teacher samples of a run: opened, or made first where they are missing."""
+"""The teacher samples of a run: opened, and generated first if they are missing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PIXEL_LOSSES = ("lpips", "perceptual")
 
 
 def compares_images(config: Config) -> bool:
-    """Whether the loss of a config compares decoded images, while the samples are latents."""
+    """Whether the loss compares decoded images while the samples are latents."""
     return config.space.latent and config.training.loss in PIXEL_LOSSES
 
 
@@ -36,18 +36,9 @@ def make_samples(
     student_steps: int,
     **options: Any,
 ) -> TeacherSamples:
-    """Make samples with the solver and the guidance that a config describes.
+    """Generate samples with a config's teacher solver, which may depend on the student's steps, and guidance.
 
-    Parameters
-    ----------
-    config : Config
-        Its teacher_solver.
-    denoiser : Denoiser
-        The teacher's network.
-    seeds, folder, options
-        As for `generate_samples`.
-    student_steps : int
-        Network evaluations of the student, on which the teacher's may depend.
+    `seeds`, `folder` and `options` are those of `generate_samples`.
     """
     solver = config.teacher_solver.build(denoiser.schedule, student_steps)
     if isinstance(solver, torch.nn.Module):
@@ -59,7 +50,7 @@ def make_samples(
 def open_samples(
     config: Config,
     denoiser: Denoiser,
-    place: SampleSource | str | os.PathLike[str],
+    source: SampleSource | str | os.PathLike[str],
     *,
     steps: int,
     count: int,
@@ -67,40 +58,17 @@ def open_samples(
     processes: Processes,
     reporter: Reporter,
 ) -> SampleSource:
-    """Open teacher samples; those that a folder lacks are made first.
+    """Open at least `count` teacher samples for a student of `steps`; a folder's missing ones are generated.
 
-    Parameters
-    ----------
-    config : Config
-        Teacher solver, seeds and loss.
-    denoiser : Denoiser
-        The teacher's network.
-    place : SampleSource or path
-        The samples, or their folder. It need not exist; one that is not complete, or holds too few, is gone
-        on with.
-    steps : int
-        Network evaluations of the student, on which the teacher's may depend.
-    count : int
-        Samples that are needed.
-    prompts : sequence of str, optional
-        For a teacher with prompts.
-    processes : Processes
-        Each makes its share.
-    reporter : Reporter
-        Told of the progress.
-
-    Raises
-    ------
-    ValueError
-        If the samples are another teacher's, or were made with another scale of guidance.
+    ValueError if the samples are another teacher's, or were made with another guidance scale.
     """
-    if not isinstance(place, str | os.PathLike):
-        return place
-    folder = Path(place)
-    # A folder that was left unfinished with fewer samples is completed first, and then grows.
+    if not isinstance(source, str | os.PathLike):
+        return source
+    folder = Path(source)
+    # A folder that was left unfinished with fewer samples is completed first, and then extended.
     while processes.any(_lacks_samples(folder, count)):
-        _make(config, denoiser, folder, steps, count, prompts, reporter)
-        processes.wait()  # for the shares of the others
+        _generate(config, denoiser, folder, steps, count, prompts, reporter)
+        processes.wait()  # for the parts of the others
     samples = TeacherSamples.open(folder)
     samples.check_teacher(denoiser)
     _check_guidance(config, samples, reporter)
@@ -108,16 +76,15 @@ def open_samples(
 
 
 def _lacks_samples(folder: Path, count: int) -> bool:
-    """Whether samples are yet to be made."""
     manifest = read_manifest(folder)
     if manifest is None:
         return True
-    if manifest.settings["solver"] is None:  # a converted data set, which is as it is
+    if manifest.settings["solver"] is None:  # a converted data set, which cannot be extended
         return False
     return not manifest.complete or manifest.settings["samples"] < count
 
 
-def _make(
+def _generate(
     config: Config,
     denoiser: Denoiser,
     folder: Path,
@@ -126,12 +93,12 @@ def _make(
     prompts: Sequence[str] | None,
     reporter: Reporter,
 ) -> None:
-    """Make what ``gas-ext teach`` would make, so that either resumes what the other began."""
+    """Generate the samples of ``gas-ext teach``, so that either command resumes the other."""
     seeds = parse_seeds(config.seeds.teacher)
     if len(seeds) < count:
         raise ValueError(
-            f"seeds.teacher has {len(seeds)} seeds, but training and validation need {count} samples; give "
-            "more, or ask for fewer samples."
+            f"seeds.teacher has {len(seeds)} seeds, but training and validation need {count} samples; add "
+            "seeds, or use fewer samples."
         )
     options: dict[str, Any] = {"images": compares_images(config)}
     manifest = read_manifest(folder)
@@ -141,29 +108,21 @@ def _make(
         options["images"] |= begun["image_shape"] is not None
         options["autocast"] = AUTOCAST.get(begun.get("autocast") or "")
         options |= {name: begun[name] for name in ("batch_size", "threads") if name in begun}
-    make_samples(
-        config,
-        denoiser,
-        seeds[:count],
-        folder,
-        student_steps=steps,
-        prompts=prompts,
-        reporter=reporter,
-        **options,
-    )
+    options |= {"prompts": prompts, "reporter": reporter}
+    make_samples(config, denoiser, seeds[:count], folder, student_steps=steps, **options)
 
 
 def _check_guidance(config: Config, samples: TeacherSamples, reporter: Reporter) -> None:
-    """Raise ValueError if samples were made with another scale of guidance than the config's."""
+    """Raise ValueError if samples were made with another guidance scale than the config's."""
     made_with, wanted = samples.settings["guidance_scale"], config.teacher_solver.guidance_scale
     if samples.settings["solver"] is None:
         if wanted is not None:
             reporter.message(
-                f"{samples.path} does not say how its samples were made; they are taken for samples with "
-                f"guidance scale {wanted}, as the config {config.name} says."
+                f"{samples.path} does not record how its samples were made; guidance scale {wanted} is "
+                f"assumed, as in the config {config.name}."
             )
     elif made_with != wanted:
         raise ValueError(
-            f"{samples.path} was made with guidance scale {made_with}, but the config {config.name} says "
-            f"{wanted}; give another folder with --samples."
+            f"{samples.path} was made with guidance scale {made_with}, but the config {config.name} has "
+            f"{wanted}; choose another folder with --samples."
         )

@@ -1,7 +1,7 @@
-"""Starting a learned solver from another one, so that training has less to find.
+"""Warm starts of training: from another solver, or fitted to trajectories.
 
-The weights of any linear multistep solver can be written as DPM-Solver++ plus corrections; a learned solver's
-times can be laid along another's; and the corrections of fixed times can be fitted to a teacher's trajectory
+The weights of any linear multistep solver can be written as DPM-Solver++ plus corrections; learned times can
+be resampled to another number of steps; and the corrections at fixed times can be fitted to a fine trajectory
 step by step, by least squares.
 """
 
@@ -25,9 +25,9 @@ from gas_ext.solvers.presets import DATA, OFFSETS, STATE, get_preset
 
 __all__ = ["corrections_from_weights", "fit_corrections", "fit_start", "from_solver", "with_steps"]
 
-# Noise levels sigma / alpha that the first evaluation may be told, in parts of the level at t = 1.
+# Noise levels sigma / alpha tried for the first evaluation, as fractions of the level at t = 1.
 FIRST_LEVELS = (1.0, 1 / 4, 1 / 8)
-# A lower level has to be nearer by this factor: training from it takes shorter steps, and gains less.
+# A lower level must reduce the distance by this factor: training from it takes shorter steps, and gains less.
 _CLEARLY = 0.95
 _SUBSTEPS, _RIDGE = 6, 1e-4  # see `fit_corrections`
 
@@ -35,29 +35,16 @@ _SUBSTEPS, _RIDGE = 6, 1e-4  # see `fit_corrections`
 def corrections_from_weights(
     schedule: NoiseSchedule, timesteps: Tensor, weights: StepWeights, theory_order: int = 3
 ) -> tuple[Tensor, Tensor]:
-    """Write weights as the theory's plus corrections: the inverse of `guided_weights`.
+    """Write weights (N, order) as the theory's plus corrections: the inverse of `guided_weights`.
 
-    Parameters
-    ----------
-    schedule : NoiseSchedule
-        The schedule of x.
-    timesteps : Tensor
-        (N + 1,) decreasing.
-    weights : StepWeights
-        (N, order) each.
-    theory_order : int
-        1, 2 or 3: order of the formula that is corrected.
-
-    Returns
-    -------
-    tuple of Tensor
-        Data and state corrections, (order, N) float64.
+    Return data and state corrections, (order, N) float64, to the formula of order `theory_order` (1 to 3) at
+    N + 1 decreasing timesteps.
 
     Raises
     ------
     ValueError
-        If the theory has no term that reaches a weight: the divided differences over a first step that is
-        infinite in lambda (schedules with alpha(1) = 0) vanish.
+        If the theory has no term for a weight: divided differences vanish over a first step that is infinite
+        in lambda (schedules with alpha(1) = 0).
 
     Examples
     --------
@@ -77,13 +64,13 @@ def corrections_from_weights(
         unit[row] = 1.0
         columns.append(guided_weights(schedule, timesteps, unit, none, theory_order).data - theory.data)
     basis = torch.stack(columns, dim=-1)  # (step, weight, correction)
-    wanted = (weights.data - theory.data)[..., None]
-    solution = torch.linalg.lstsq(basis.cpu(), wanted.cpu(), driver="gelsd").solution.to(wanted.device)
-    off = (basis @ solution - wanted).abs().max().item()
-    if off > 1e-9 * max(1.0, weights.data.abs().max().item()):
+    difference = (weights.data - theory.data)[..., None]
+    solution = torch.linalg.lstsq(basis.cpu(), difference.cpu(), driver="gelsd").solution.to(basis.device)
+    error = (basis @ solution - difference).abs().max().item()
+    if error > 1e-9 * max(1.0, weights.data.abs().max().item()):
         raise ValueError(
-            f"Corrections to the theory of order {theory_order} cannot express these weights (off by "
-            f"{off:.2g}); use theory_order=1, whose corrections act on the data predictions themselves."
+            f"Corrections to the theory of order {theory_order} cannot express these weights (error "
+            f"{error:.2g}); use theory_order=1, whose corrections act on the data predictions themselves."
         )
     return solution[..., 0].T.contiguous(), (weights.state - theory.state).T.contiguous()
 
@@ -91,23 +78,23 @@ def corrections_from_weights(
 def from_solver(
     solver: GeneralizedSolver | MultistepSolver, order: int | None = None, theory_order: int = 3
 ) -> GeneralizedSolver:
-    """Return a learnable solver that computes what another one does, number for number.
+    """Return a learnable solver that gives the same samples as another solver.
 
     Parameters
     ----------
     solver : GeneralizedSolver or MultistepSolver
         Any classical multistep solver on any times (DPM-Solver++, UniPC, DEIS, iPNDM), or a learned one.
     order : int, optional
-        Order of the new solver; as many states and data predictions as the old one uses if not given, and at
-        least `theory_order`, at most the number of steps.
+        Order of the new solver. Default: the number of past states and data predictions that the old one
+        uses, at least `theory_order` and at most the number of steps.
     theory_order : int
-        The formula that is corrected, see `GeneralizedSolver`.
+        Order of the formula that is corrected, see `GeneralizedSolver`.
 
     Raises
     ------
     ValueError
-        If the order is too low for what the solver uses, its times cannot be learned, or its weights cannot
-        be expressed; see `corrections_from_weights`.
+        If the order is too low, the times cannot be learned, or the weights cannot be expressed; see
+        `corrections_from_weights`.
 
     Examples
     --------
@@ -121,7 +108,9 @@ def from_solver(
     used = max(_used(state), _used(data))
     order = order or min(max(used, theory_order), solver.steps)
     if order < used:
-        raise ValueError(f"order is {order}, but the solver to start from uses {used} of the past; raise it.")
+        raise ValueError(
+            f"order is {order}, but the solver uses {used} past states or data predictions; raise it."
+        )
     new = GeneralizedSolver(
         solver.schedule,
         solver.steps,
@@ -132,9 +121,9 @@ def from_solver(
         prediction_type=solver.prediction_type,
         guidance_scale=solver.guidance_scale,
     ).to(timesteps.device)
-    weights = StepWeights(_wide(state, order), _wide(data, order))
+    weights = StepWeights(_with_columns(state, order), _with_columns(data, order))
     with torch.no_grad():
-        # The new solver's own times: stick breaking gives the old ones back up to rounding.
+        # At the new solver's own times: stick breaking returns the old ones up to rounding.
         corrections = corrections_from_weights(solver.schedule, new.timesteps(), weights, theory_order)
         new.data_corrections.copy_(corrections[0])
         new.state_corrections.copy_(corrections[1])
@@ -144,53 +133,42 @@ def from_solver(
 
 
 def _weights_on_data(solver: GeneralizedSolver | MultistepSolver) -> tuple[Tensor, Tensor]:
-    """Return state and data weights; where a solver keeps something else than data, as weights on data."""
+    """Return weights of states and data predictions, also for a solver whose history holds other terms."""
     weights = solver.weights()
     if isinstance(solver, GeneralizedSolver):
         return weights.state, weights.data
-    kept, data = solver.stored_coefficients("sample")
-    # What is kept is kept_j x_j + data_j D_j.
-    back = range(weights.data.shape[1])
-    on_data, on_state = weights.data.clone(), _wide(weights.state, max(weights.data.shape[1], 1))
+    state, data = solver.stored_coefficients("sample")  # entry j of the history is state_j x_j + data_j D_j
+    columns = weights.data.shape[1]
+    on_data, on_state = weights.data.clone(), _with_columns(weights.state, max(columns, 1))
     for n in range(solver.steps):
-        for j in back:
-            if j <= n:
-                on_state[n, j] += weights.data[n, j] * kept[n - j]
-                on_data[n, j] = weights.data[n, j] * data[n - j]
+        for j in range(min(columns, n + 1)):
+            on_state[n, j] += weights.data[n, j] * state[n - j]
+            on_data[n, j] = weights.data[n, j] * data[n - j]
     return on_state, on_data
 
 
 def _used(weights: Tensor) -> int:
     """Return the number of columns up to the last that is not zero everywhere."""
-    places = weights.abs().amax(dim=0).nonzero()
-    return int(places.max()) + 1 if len(places) else 1
+    indices = weights.abs().amax(dim=0).nonzero()
+    return int(indices.max()) + 1 if len(indices) else 1
 
 
-def _wide(weights: Tensor, columns: int) -> Tensor:
-    """Return the table with as many columns: zeros appended, or columns of zeros left out."""
+def _with_columns(weights: Tensor, columns: int) -> Tensor:
+    """Return the table with this many columns: zeros appended, or last columns dropped."""
     missing = columns - weights.shape[1]
     return torch.nn.functional.pad(weights, (0, missing)) if missing > 0 else weights[:, :columns].clone()
 
 
 def with_steps(solver: GeneralizedSolver, steps: int, order: int | None = None) -> GeneralizedSolver:
-    """Return a solver of another number of steps, laid along a learned one.
+    """Return a solver with another number of steps, whose times and offsets are resampled from a learned one.
 
-    The learned times are a curve over the part n / N of the solve, which is read at the new parts; so are the
-    offsets. Corrections belong to their own steps: they start at zero, and `fit_corrections` fits new ones.
-
-    Parameters
-    ----------
-    solver : GeneralizedSolver
-        The learned solver, with theory guidance.
-    steps : int
-        Number of steps of the new one.
-    order : int, optional
-        Order of the new one; the old one's, at most `steps`, if not given.
+    Times and offsets are interpolated linearly as functions of n / N. Corrections are zero; use
+    `fit_corrections` to fit new ones. The default order is the old one, at most `steps`.
 
     Raises
     ------
     ValueError
-        If the solver has no theory guidance, so that its weights belong to its own times alone.
+        If the solver has no theory guidance, so that its weights are valid only at its own times.
 
     Examples
     --------
@@ -200,14 +178,14 @@ def with_steps(solver: GeneralizedSolver, steps: int, order: int | None = None) 
     """
     if not solver.theory_guidance:
         raise ValueError(
-            "A solver with free weights cannot be laid on other times; train it with theory guidance."
+            "A solver with free weights cannot be resampled to other times; train it with theory guidance."
         )
     order = order or min(solver.order, steps)
     with torch.no_grad():
         old_times = solver.timesteps()
         old_parts = torch.linspace(0.0, 1.0, solver.steps + 1, dtype=torch.float64, device=old_times.device)
         new_parts = torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64, device=old_times.device)
-        times = _read(old_parts, old_times, new_parts)
+        times = _interpolate(old_parts, old_times, new_parts)
         times[0], times[-1] = 1.0, solver.t_eps
         new = GeneralizedSolver(
             solver.schedule,
@@ -220,12 +198,13 @@ def with_steps(solver: GeneralizedSolver, steps: int, order: int | None = None) 
             guidance_scale=solver.guidance_scale,
             preset=solver.preset,
         ).to(old_times.device)
-        new.time_offsets.copy_(_read(old_parts[:-1], solver.time_offsets.double(), new_parts[:-1]))
+        offsets = _interpolate(old_parts[:-1], solver.time_offsets.double(), new_parts[:-1])
+        new.time_offsets.copy_(offsets)
     return new
 
 
-def _read(x: Tensor, y: Tensor, at: Tensor) -> Tensor:
-    """Read a curve given at increasing x linearly at other places; constant beyond its ends."""
+def _interpolate(x: Tensor, y: Tensor, at: Tensor) -> Tensor:
+    """Interpolate linearly between points at increasing x; constant beyond them."""
     if len(x) == 1:
         return y.expand(len(at)).clone()
     right = torch.searchsorted(x, at).clamp(1, len(x) - 1)
@@ -247,86 +226,84 @@ def fit_corrections(
     ridge: float = _RIDGE,
     batch_size: int = 32,
 ) -> None:
-    """Fit the weights, step by step, to the trajectory of a solver with `substeps` times as many steps.
+    """Fit the weights in place to the trajectory of a solver with `substeps` times as many steps.
 
-    At fixed times the next state is linear in the weights. So the weights that bring the states of step n
-    nearest to the fine trajectory at t_{n+1}, in the mean square over all samples, follow from a small linear
-    system, and the next step is fitted to what this one leaves. No gradients: N (1 + substeps)
-    evaluations per sample in all, and a start for training far better than the theory's. 3 N + 2 tensors per
-    sample are in memory at once.
+    At fixed times the next state is linear in the weights. So a small linear system gives the weights that
+    bring step n closest to the fine trajectory at t_{n+1}, in the mean square over all samples; then the next
+    step is fitted. It takes N (1 + substeps) evaluations per sample without gradients, and holds 3 N + 2
+    tensors per sample.
 
     Parameters
     ----------
     solver : GeneralizedSolver
-        Changed in place: what its preset learns of its corrections, or of its free weights.
+        The corrections or free weights that its preset learns are changed in place.
     denoiser, condition, unconditional_condition, prediction_type, guidance_scale
         As for `GASSampler`.
     noise : Tensor
-        (samples, ...); some tens of samples are enough.
+        (samples, ...); 64 samples are enough.
     substeps : int
         Steps of DPM-Solver++(3M), uniform in lambda, between two times of the solver.
     ridge : float
-        Weight of the distance to the weights it has, in units of the mean square of what is summed.
+        Penalty on changes of the weights, in units of the mean square of the summed terms.
     batch_size : int
         Samples per network call.
 
     Raises
     ------
     ValueError
-        If the solver's preset learns no weights, its weights are those of compat="reference-s4s", the schedule
-        has alpha(1) = 0, where lambda is infinite, or the network returns something that is not finite.
+        If the preset learns no weights, the solver has compat="reference-s4s", the schedule has alpha(1) = 0
+        (lambda is infinite), or the network's output is not finite.
     """
     sampler = GASSampler(solver, denoiser, prediction_type, guidance_scale)
     inputs = _batches(noise, condition, unconditional_condition, batch_size)
     _fit_weights(sampler, inputs, _fine_states(sampler, inputs, substeps), ridge)
 
 
-Inputs = list[tuple[Tensor, Condition, Condition]]  # noise and conditions, batch by batch
+_Inputs = list[tuple[Tensor, Condition, Condition]]  # noise and conditions, batch by batch
 
 
-def _batches(noise: Tensor, condition: Condition, unconditional: Condition, size: int) -> Inputs:
-    """Cut noise and conditions into batches."""
+def _batches(noise: Tensor, condition: Condition, unconditional: Condition, size: int) -> _Inputs:
     slices = [slice(start, start + size) for start in range(0, len(noise), size)]
     return [(noise[part], take(condition, part), unconditional) for part in slices]
 
 
-def _fine_states(sampler: GASSampler, inputs: Inputs, substeps: int) -> list[tuple[Tensor, ...]]:
-    """Return, batch by batch, what states a finer solver has at the times of the sampler's."""
+def _fine_states(sampler: GASSampler, inputs: _Inputs, substeps: int) -> list[tuple[Tensor, ...]]:
+    """Return, batch by batch, the states of a finer solver at the times of the sampler's solver."""
     solver = sampler.solver
     assert isinstance(solver, GeneralizedSolver)
     if DATA not in get_preset(solver.preset).learned or solver.compat is not None:
         raise ValueError(
-            f"A solver with preset {solver.compat or solver.preset} has no weights that can be fitted; leave it as "
-            "it is."
+            f"A solver with preset {solver.compat or solver.preset} has no weights to fit; train it without "
+            "fitting."
         )
     if solver.schedule.zero_terminal_snr:
-        raise ValueError(f"{solver.schedule!r} is infinite in lambda at t = 1; train without fitting first.")
+        raise ValueError(f"Lambda is infinite at t = 1 of {solver.schedule!r}; train without fitting.")
     fine = GASSampler(
         _fine_solver(solver, substeps), sampler.denoiser, sampler.prediction_type, sampler.guidance_scale
     )
-    wanted = []
+    states = []
     for batch in inputs:
         trajectory = fine(*batch, return_trajectory=True)[1]
         for n, data in enumerate(trajectory.data):
-            _check_finite(data, n, trajectory.timesteps, f"the {fine.solver.steps} steps to be fitted to")
-        wanted.append(trajectory.states[::substeps])
-    return wanted
+            _check_finite(data, n, trajectory.timesteps, f"the fine trajectory's {fine.solver.steps}")
+        states.append(trajectory.states[::substeps])
+    return states
 
 
 class _NotFiniteError(ValueError):
-    """What a network returned cannot be fitted to: least squares of it end in an internal error of torch."""
+    """The network's output cannot be fitted to: its least squares would end in an internal error of torch."""
 
 
 def _check_finite(data: Tensor, n: int, times: Tensor, steps: str) -> None:
     if not bool(torch.isfinite(data).all()):
         raise _NotFiniteError(
             f"The network returned NaN or infinity at step {n + 1} of {steps} (t = {times[n].item():.4g}), "
-            "so the start cannot be fitted: check the network's weights and inputs, and try it in float32."
+            "so the start cannot be fitted; check the network's weights and inputs, and try float32."
         )
 
 
 def _fit_weights(
-    sampler: GASSampler, inputs: Inputs, wanted: list[tuple[Tensor, ...]], ridge: float
+    sampler: GASSampler, inputs: _Inputs, targets: list[tuple[Tensor, ...]], ridge: float
 ) -> Tensor:
     """Fit the weights of the sampler's solver, step by step, to these states; return its samples."""
     solver = sampler.solver
@@ -336,23 +313,23 @@ def _fit_weights(
     solves = [sampler.begin(*batch) for batch in inputs]
     table = sampler.coefficients()
     for n in range(solver.steps):
-        kept = min(n + 1, solver.order)
-        now = torch.cat([weights.state[n, :kept], weights.data[n, :kept]])
-        free = slice(None) if STATE in learned else slice(kept, None)
-        moment = torch.zeros_like(now[free])
+        order = min(n + 1, solver.order)
+        row = torch.cat([weights.state[n, :order], weights.data[n, :order]])
+        free = slice(None) if STATE in learned else slice(order, None)
+        moment = torch.zeros_like(row[free])
         gram = torch.diag(moment)
-        for solve, states in zip(solves, wanted, strict=True):
+        for solve, states in zip(solves, targets, strict=True):
             data = solve.evaluate(table)
             _check_finite(data, n, table.evaluation_timesteps, f"the solver's {solver.steps}")
-            back = range(n, n - kept, -1)
+            back = range(n, n - order, -1)
             terms = [solve.states[j] for j in back] + [solve.data[j] for j in back]
             matrix = torch.stack([term.double().flatten() for term in terms], dim=1)
-            left = states[n + 1].double().flatten() - matrix @ now
+            residual = states[n + 1].double().flatten() - matrix @ row
             gram += matrix[:, free].T @ matrix[:, free]
-            moment += matrix[:, free].T @ left
+            moment += matrix[:, free].T @ residual
         gram.diagonal().add_(ridge * gram.diagonal().mean())
-        now[free] += torch.linalg.solve(gram, moment)
-        weights.state[n, :kept], weights.data[n, :kept] = now[:kept], now[kept:]
+        row[free] += torch.linalg.solve(gram, moment)
+        weights.state[n, :order], weights.data[n, :order] = row[:order], row[order:]
         _set_weights(solver, weights)
         table = sampler.coefficients()
         for solve in solves:
@@ -361,7 +338,7 @@ def _fit_weights(
 
 
 def _set_weights(solver: GeneralizedSolver, weights: StepWeights) -> None:
-    """Give a solver these weights at its own times."""
+    """Set a solver's weights at its own times."""
     times = solver.timesteps()
     if solver.theory_guidance:
         data, state = corrections_from_weights(solver.schedule, times, weights, solver.theory_order)
@@ -388,43 +365,42 @@ def fit_start(
     batch_size: int = 32,
     progress: Callable[[float, float], None] | None = None,
 ) -> float:
-    """Fit the corrections for several offsets of the first evaluation, and keep the nearest to the teacher.
+    """Fit the corrections for several noise levels of the first evaluation, and use the best.
 
-    Another offset than 0 is kept only if it is nearer by a twentieth.
+    A lower level is used only if it is at least 5 % closer to the teacher.
 
-    At t = 1 the network sees noise alone and can but answer with the mean of all data. Told that there is
-    less noise, it takes the noise for a sample's and answers with something like that sample. With four
-    steps that can be worth more than the true time, and training from an offset of 0 hardly finds it, for
-    without weights that are fitted to it every step towards it is worse.
+    At t = 1 the input is pure noise, so the network can only return the data mean. Evaluated at a lower noise
+    level, it treats the noise as structure. With four steps this can be better than the true level, and
+    training from an offset of 0 hardly finds it: without fitted weights every step towards it is worse.
 
     Parameters
     ----------
     solver : GeneralizedSolver
-        One whose weights are learned; changed in place. If its offsets are not learned, they stay.
+        Changed in place. Its preset learns weights; offsets that it does not learn stay unchanged.
     target : Tensor
         (samples, ...): the teacher's samples from this noise.
     denoiser, noise, condition, unconditional_condition, prediction_type, guidance_scale, batch_size
         As for `fit_corrections`.
     progress : callable, optional
-        Called with each candidate's part of the noise level at t = 1 and its distance.
+        Called with each candidate's fraction of the noise level at t = 1 and its distance.
 
     Returns
     -------
     float
-        The part of the noise level at t = 1 (sigma / alpha) that the first evaluation is told.
+        Noise level (sigma / alpha) of the first evaluation, as a fraction of the level at t = 1.
 
     Raises
     ------
     ValueError
-        As `fit_corrections` does.
+        As for `fit_corrections`.
     """
     schedule = solver.schedule
     parts = FIRST_LEVELS if OFFSETS in get_preset(solver.preset).learned else (1.0,)
     start = {name: value.clone() for name, value in solver.state_dict().items()}
     sampler = GASSampler(solver, denoiser, prediction_type, guidance_scale)
     inputs = _batches(noise, condition, unconditional_condition, batch_size)
-    wanted = _fine_states(sampler, inputs, _SUBSTEPS)  # the same for all offsets
-    found: list[tuple[float, float, dict[str, Tensor]]] = []
+    targets = _fine_states(sampler, inputs, _SUBSTEPS)  # the same for all levels
+    candidates: list[tuple[float, float, dict[str, Tensor]]] = []
     for part in parts:
         solver.load_state_dict(start)
         if part != 1.0:
@@ -432,32 +408,33 @@ def fit_start(
             level = schedule.lambda_(end) - math.log(part)
             solver.time_offsets[0] = schedule.inverse_lambda(level) - 1.0
         try:
-            distance = l1_distance(_fit_weights(sampler, inputs, wanted, _RIDGE), target)
+            distance = l1_distance(_fit_weights(sampler, inputs, targets, _RIDGE), target)
         except _NotFiniteError:
             if part == 1.0:
                 raise
             distance = math.nan
-        found.append((distance, part, {name: value.clone() for name, value in solver.state_dict().items()}))
+        values = {name: value.clone() for name, value in solver.state_dict().items()}
+        candidates.append((distance, part, values))
         if progress is not None:
             progress(part, distance)
-    _, part, best = min(found, key=_handicapped)
+    _, part, best = min(candidates, key=_handicapped)
     solver.load_state_dict(best)
     return part
 
 
 def _handicapped(candidate: tuple[float, float, dict[str, Tensor]]) -> tuple[bool, float]:
-    """Return what candidates are ranked by; a distance that is not a number comes last."""
+    """Return the ranking key of a candidate; NaN comes last."""
     distance, part, _ = candidate
     return math.isnan(distance), distance if part == 1.0 else distance / _CLEARLY
 
 
 def _fine_solver(solver: GeneralizedSolver, substeps: int) -> GeneralizedSolver:
-    """Return DPM-Solver++(3M) that passes through the solver's times, with `substeps` steps between two."""
+    """Return a DPM-Solver++(3M) through the solver's times, with `substeps` steps between two."""
     times = solver.timesteps()
     lam = solver.schedule.lambda_(times)
     parts = torch.arange(substeps, dtype=torch.float64, device=times.device) / substeps
-    places = (lam[:-1, None] + lam.diff()[:, None] * parts).flatten()
-    fine = torch.cat([solver.schedule.inverse_lambda(places), times[-1:]])
+    between = (lam[:-1, None] + lam.diff()[:, None] * parts).flatten()
+    fine = torch.cat([solver.schedule.inverse_lambda(between), times[-1:]])
     fine[::substeps] = times
     return GeneralizedSolver(
         solver.schedule, len(fine) - 1, min(3, len(fine) - 1), solver.t_eps, timesteps=fine.cpu()

@@ -13,10 +13,10 @@ from gas_ext.cli.demo_run import FILES, DemoConfig, run_demo
 from gas_ext.evaluation import Cell, Comparison
 from gas_ext.evaluation.judging import Numbers
 from gas_ext.evaluation.metrics import feature_statistics, frechet_distance
+from gas_ext.samples import SampleBatch
 from gas_ext.teachers.demo import load_demo_features, load_demo_statistics, load_demo_teacher
 from gas_ext.training import train_solver
 from gas_ext.training.baselines import classical_solver, select_baseline
-from gas_ext.training.batches import Batch
 
 TINY = DemoConfig(steps=2, iterations=2, seed=3, train_samples=8, held_out_samples=20)
 
@@ -86,7 +86,7 @@ def test_learning_starts_from_the_dpm_solver(monkeypatch, order, spacing):
     teacher = load_demo_teacher()
     classical = classical_solver(teacher.schedule, 3, order, spacing, teacher.t_eps)
     nothing = torch.empty(0)
-    data = Batch(nothing, nothing, nothing)
+    data = SampleBatch(nothing, nothing, nothing, None, None)
     demo_run.Demo(DemoConfig(steps=3), SilentReporter()).learn(classical, data)
     assert started[0] is started[1]
     expected = classical.solver.coefficients(teacher.prediction_type)

@@ -34,7 +34,7 @@ from gas_ext.teachers.edm.teacher import build_teacher
 from gas_ext.teachers.folder import _describe_files, load_teacher, save_teacher, weights_hash_of
 from gas_ext.teachers.ldm import load_checkpoint
 from gas_ext.training import read_log
-from gas_ext.training.checkpoints import check_state, newest_checkpoint, save_checkpoint
+from gas_ext.training.checkpoints import newest_checkpoint, save_checkpoint
 from gas_ext.training.discriminators import (
     R3GANDiscriminator,
     build_discriminator,
@@ -227,7 +227,7 @@ class RunCheckpoint(Sealed):
         return save_checkpoint(folder / "checkpoints", 2, state)
 
     def load(self, path):
-        return newest_checkpoint(path.parent, check=check_state)
+        return newest_checkpoint(path.parent)
 
 
 class TrainingConfig(Format):

@@ -104,5 +104,5 @@ def test_files_record_the_preset(tmp_path, preset):
 
 
 def test_one_step_has_no_times_to_learn():
-    with pytest.raises(ValueError, match="nothing to learn; take more steps or another preset"):
+    with pytest.raises(ValueError, match="nothing to learn; use more steps or another preset"):
         TrainingConfig().make_optimizer(make("learned-times", 1))

@@ -10,8 +10,10 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
+from toy_run import randn, same
 
 from gas_ext import GASSampler, GeneralizedSolver
+from gas_ext.samples import SampleBatch
 from gas_ext.training.adversarial import (
     ADVERSARIAL_LOSSES,
     AdversarialLoss,
@@ -20,7 +22,6 @@ from gas_ext.training.adversarial import (
     get_adversarial_loss,
     gradient_penalty,
 )
-from gas_ext.training.batches import Batch
 from gas_ext.training.discriminators import R3GANConfig, R3GANDiscriminator, build_discriminator
 from gas_ext.training.discriminators.snapshots import config_of, readable_state_dict
 from gas_ext.training.losses import l1_loss
@@ -28,10 +29,6 @@ from gas_ext.training.objective import Objective
 
 WEIGHTS = GOLDEN / "disc" / "latent_4_scaled16.safetensors"
 SMALL = R3GANConfig(widths=(2, 3), cardinalities=(2, 1), blocks=(1, 1), num_classes=2, embedding_dim=2)
-
-
-def randn(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def small_r3gan(shape=(2, 4, 4), config=SMALL):
@@ -42,9 +39,11 @@ def small_r3gan(shape=(2, 4, 4), config=SMALL):
 
 
 def teach(adversary, real, fake, labels=None):
-    """Make one step of the discriminator, as training does it; the fakes of this student are its noise."""
-    objective = Objective(lambda noise, *conditions: noise, l1_loss, adversary=adversary)
-    return objective.teach_discriminator([Batch(real, real, labels=labels, fresh_noise=fake)])
+    """Make one step of the discriminator as in training; the fakes of this student are its noise."""
+    objective = Objective(
+        lambda noise, *conditions: noise, l1_loss, adversary=adversary, labels=labels is not None
+    )
+    return objective.teach_discriminator([SampleBatch(real, real, labels, None, None)], [fake])
 
 
 # Golden data
@@ -136,13 +135,13 @@ def test_golden_iteration(dtype, limit, golden_record):
     contexts = [torch.sin(0.1 * (k + 1) * j).float().to(dtype)[None, None] for k in (*data["labels"], 1000)]
     adversary = Adversary(golden_discriminator(4, dtype), rate=1e-3)
     noise, fresh, target = (tensor(data[name], dtype) for name in ("noise", "disc_noise", "latents"))
-    batch = Batch(noise, target, torch.cat(contexts[:2]), fresh_noise=fresh)
+    batch = SampleBatch(noise, target, torch.cat(contexts[:2]), None, None)
     sampler = GASSampler(solver, network, prediction_type, 2.0)
     objective = Objective(sampler, l1_loss, adversary=adversary, unconditional_condition=contexts[2])
     with torch.no_grad():
         fake, samples = (objective.sample(x, batch.condition) for x in (fresh, noise))
     before = discriminator_loss(adversary.discriminator, target, fake)
-    taught = objective.teach_discriminator([batch]).numbers
+    taught = objective.teach_discriminator([batch], [fresh]).numbers
     found = objective.student_gradients([batch], list(solver.parameters())).numbers
     pairs = {
         "samples": (samples[:, 0], data["out/latents_s_ch0"]),
@@ -188,7 +187,7 @@ def test_losses_against_cross_entropy(fake, real):
     torch.testing.assert_close(gan.discriminator(fake, real), entropy(fake, 0.0) + entropy(real, 1.0))
 
 
-def test_losses_by_name_or_as_they_are():
+def test_losses_by_name_or_as_objects():
     own = AdversarialLoss(student=lambda fake, real: -fake, discriminator=lambda fake, real: fake - real)
     assert get_adversarial_loss(own) is own
     parts = discriminator_loss(lambda x, labels: x.sum(1), torch.ones(2, 3), torch.zeros(2, 3), loss=own)
@@ -234,9 +233,8 @@ def test_other_shapes_are_refused():
 
 @pytest.mark.parametrize("name", ["r3gan", "convolution"])
 def test_penalty_gradcheck_in_the_samples(name):
-    discriminator = (
-        small_r3gan() if name == "r3gan" else build_discriminator("convolution", (2, 5), seed=0, width=2)
-    ).double()
+    convolution = build_discriminator("convolution", (2, 5), seed=0, width=2)
+    discriminator = {"r3gan": small_r3gan(), "convolution": convolution}[name].double()
     x = randn(2, *discriminator.sample_shape, seed=3).requires_grad_()
     curved = Softened(discriminator)
 
@@ -304,13 +302,13 @@ def test_update_is_a_step_of_adam():
         optimizer.step()
         found = teach(adversary, real, fake, labels)
         assert found.numbers["discriminator"] == pytest.approx(expected.total.mean().item(), rel=1e-15)
-    assert all(torch.equal(a, b) for a, b in zip(discriminator.parameters(), twin.parameters(), strict=True))
+    assert same(discriminator, twin)
     assert all(parameter.grad is None for parameter in discriminator.parameters())
     assert adversary.rejected == 0
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_step_that_is_not_finite_is_left_out(value):
+def test_a_step_that_is_not_finite_is_skipped(value):
     adversary = Adversary(small_r3gan(), rate=1e-2)
     real, fake = randn(2, 3, 2, 4, 4)
     teach(adversary, real, fake)

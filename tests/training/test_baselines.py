@@ -3,12 +3,12 @@ import math
 import pytest
 import torch
 from mixture import SCHEDULE, mixture_denoiser
+from toy_run import randn
 
 from gas_ext.sampler import GASSampler
 from gas_ext.solvers.registry import names
 from gas_ext.training.baselines import (
     FAMILIES,
-    Baseline,
     classical_solver,
     classical_solvers,
     named_baselines,
@@ -18,7 +18,7 @@ from gas_ext.training.baselines import (
 
 @pytest.fixture(scope="module")
 def problem():
-    noise = torch.randn(40, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    noise = randn(40, 6)
     guide = classical_solver(SCHEDULE, 64, 3, "logsnr")
     with torch.no_grad():
         return noise, GASSampler(guide.solver, mixture_denoiser)(noise)
@@ -36,9 +36,10 @@ def test_orders_that_the_steps_cannot_reach_are_left_out(steps, orders):
     assert {b.order for b in classical_solvers(SCHEDULE, steps)} == orders
 
 
-def test_classical_solvers_have_nothing_to_learn():
-    solver = classical_solver(SCHEDULE, 4, 2, "quadratic").solver
-    assert not any(p.requires_grad for p in solver.parameters())
+def test_a_classical_solver_is_described_and_has_nothing_to_learn():
+    baseline = classical_solver(SCHEDULE, 4, 2, "quadratic")
+    assert (baseline.name, baseline.order, baseline.spacing) == ("dpm++-2@quadratic", 2, "quadratic")
+    assert not any(p.requires_grad for p in baseline.solver.parameters())
 
 
 def test_error_falls_with_the_steps(problem):
@@ -52,7 +53,7 @@ def test_error_falls_with_the_steps(problem):
 
 
 @pytest.mark.parametrize("batch_size", [7, 40])
-def test_selection_takes_the_nearest(problem, batch_size):
+def test_selection_takes_the_closest(problem, batch_size):
     noise, target = problem
     baselines = classical_solvers(SCHEDULE, 5)
     seen = []
@@ -71,7 +72,7 @@ def test_selection_takes_the_nearest(problem, batch_size):
     assert min(distances) == pytest.approx(direct, rel=1e-12)
 
 
-def test_rivals_are_chosen_like_baselines(problem):
+def test_all_families_are_compared(problem):
     noise, target = problem
     candidates = [*classical_solvers(SCHEDULE, 5), *named_baselines(SCHEDULE, 5)]
     best, distances = select_baseline(candidates, mixture_denoiser, noise, target)
@@ -106,27 +107,12 @@ def test_selection_needs_a_candidate(problem):
         select_baseline([], mixture_denoiser, *problem)
 
 
-def test_unknown_spacing_is_shown_as_it_is():
-    assert Baseline(1, "mine", None).description == "DPM-Solver++(1M), mine times"
-
-
 def test_selection_samples_with_guidance(problem):
     noise, target = problem
-    baseline, condition, empty = (
-        classical_solver(SCHEDULE, 3, 2, "edm"),
-        torch.arange(40) % 4,
-        torch.tensor([9]),
-    )
-    _, (distance,) = select_baseline(
-        [baseline],
-        mixture_denoiser,
-        noise,
-        target,
-        condition,
-        guidance_scale=3.0,
-        unconditional_condition=empty,
-        batch_size=7,
-    )
+    baseline = classical_solver(SCHEDULE, 3, 2, "edm")
+    condition, empty = torch.arange(40) % 4, torch.tensor([9])
+    options = {"guidance_scale": 3.0, "unconditional_condition": empty, "batch_size": 7}
+    _, (distance,) = select_baseline([baseline], mixture_denoiser, noise, target, condition, **options)
     with torch.no_grad():
         samples = GASSampler(baseline.solver, mixture_denoiser, guidance_scale=3.0)(noise, condition, empty)
     assert distance == pytest.approx((samples - target).abs().mean().item(), rel=1e-12)

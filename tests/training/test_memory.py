@@ -1,4 +1,4 @@
-"""The count of what a training solve keeps, against what autograd really keeps and against the paper."""
+"""The memory count, against what autograd really saves and against the paper."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def evaluate(network, device):
     return network(x, sigma, torch.zeros(3, device=device, dtype=torch.int64))
 
 
-def test_meta_tensors_are_kept_as_real_ones_are():
+def test_meta_tensors_are_saved_like_real_ones():
     real = load_demo_teacher().network
     meta = meta_network(load_config("demo"))
     counted = activation_bytes(lambda: evaluate(meta, "meta"), meta)
@@ -24,7 +24,7 @@ def test_meta_tensors_are_kept_as_real_ones_are():
     assert counted > 0
 
 
-def test_attention_keeps_inputs_and_output_alone():
+def test_attention_saves_inputs_and_output_alone():
     shape = (2, 4, 16, 8)
     q, k, v = (torch.empty(shape, device="meta", requires_grad=True) for _ in range(3))
     module = nn.Identity()
@@ -54,7 +54,7 @@ def test_every_config_can_be_counted(name):
 
 
 def test_imagenet_needs_what_the_paper_reports():
-    """Up to 66 GB at 7 evaluations (paper, appendix); there attention kept its matrix of weights."""
+    """Up to 66 GB at 7 evaluations (paper, appendix); there attention saved its matrix of weights."""
     pytest.importorskip("diffusers")
     assert 50e9 < training_bytes(load_config("imagenet"), 7)["total"] < 70e9
 
@@ -62,5 +62,5 @@ def test_imagenet_needs_what_the_paper_reports():
 def test_a_network_that_a_config_does_not_describe():
     config = load_config("cifar10")
     teacher = config.teacher.model_copy(update={"architecture": None})
-    with pytest.raises(ValueError, match=r"does not describe its network \(teacher\.architecture\)"):
+    with pytest.raises(ValueError, match=r"does not describe its network; set teacher\.architecture"):
         training_bytes(config.model_copy(update={"teacher": teacher}), 4)

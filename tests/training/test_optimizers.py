@@ -2,8 +2,13 @@ import copy
 
 import pytest
 import torch
+from toy_run import randn
 
 from gas_ext.training.optimizers import FullMatrixAdam
+
+
+def zeros(*shape, dtype=torch.float64):
+    return torch.nn.Parameter(torch.zeros(*shape, dtype=dtype))
 
 
 def valley(x, condition):
@@ -12,18 +17,16 @@ def valley(x, condition):
 
 
 def descend(optimizer_class, steps, **settings):
-    generator = torch.Generator().manual_seed(0)
     x = torch.nn.Parameter(torch.tensor([-1.0, -1.0], dtype=torch.float64))
     optimizer = optimizer_class([x], lr=0.05, **settings)
-    for _ in range(steps):
+    for noise in 0.1 * randn(steps, 2):
         optimizer.zero_grad()
-        noise = 0.1 * torch.randn(2, generator=generator, dtype=torch.float64)
         (valley(x, 1e4) + noise @ x).backward()
         optimizer.step()
     return valley(x.detach(), 1e4).item()
 
 
-def test_finds_the_bottom_of_a_narrow_valley_that_adam_does_not():
+def test_finds_the_bottom_of_a_narrow_valley_unlike_adam():
     assert descend(FullMatrixAdam, 300) < 0.05 * descend(torch.optim.Adam, 300, betas=(0.9, 0.98))
 
 
@@ -41,9 +44,8 @@ def test_first_step_without_correlation_is_adams():
 
 @pytest.mark.parametrize("shrink", [False, True])
 def test_step_is_the_inverse_root_of_the_gradient_correlation(shrink):
-    x = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    x, gradients = zeros(3), randn(6, 3)
     optimizer = FullMatrixAdam([x], lr=1.0, betas=(0.0, 0.5), damping=1e-2, shrink=shrink)
-    gradients = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for gradient in gradients:
         before = x.detach().clone()
         x.grad = gradient.clone()
@@ -59,35 +61,32 @@ def test_step_is_the_inverse_root_of_the_gradient_correlation(shrink):
     torch.testing.assert_close(x.detach() - before, expected, rtol=1e-9, atol=1e-12)
 
 
-def across(shrink, seen, size=20):
+def across(shrink, gradients, size=20):
     """How much farther than Adam's the last step goes where the gradients hardly vary."""
-    ours, adam = (torch.nn.Parameter(torch.zeros(size, dtype=torch.float64)) for _ in range(2))
+    ours, adam = zeros(size), zeros(size)
     pair = (
         (ours, FullMatrixAdam([ours], lr=1.0, shrink=shrink)),
         (adam, torch.optim.Adam([adam], lr=1.0, betas=(0.9, 0.98))),
     )
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(seen):
-        shared = torch.randn((), generator=generator, dtype=torch.float64)
-        gradient = shared + 1e-3 * torch.randn(size, generator=generator, dtype=torch.float64)
+    for shared, single in zip(randn(gradients), randn(gradients, size, seed=1), strict=True):
         moved = []
         for parameter, optimizer in pair:
             before = parameter.detach().clone()
-            parameter.grad = gradient.clone()
+            parameter.grad = shared + 1e-3 * single
             optimizer.step()
             step = parameter.detach() - before
             moved.append((step - step.mean()).norm().item())
     return moved[0] / moved[1]
 
 
-def test_with_shrinkage_flat_directions_are_followed_farther_as_more_gradients_are_seen():
-    assert 1 < across(True, seen=4) <= (24 / 20) ** 0.5 + 1e-6
-    assert 2 < across(True, seen=80) <= (100 / 20) ** 0.5 + 1e-6
-    assert across(False, seen=4) > 10
+def test_with_shrinkage_steps_in_flat_directions_grow_with_the_gradients_seen():
+    assert 1 < across(True, 4) <= (24 / 20) ** 0.5 + 1e-6
+    assert 2 < across(True, 80) <= (100 / 20) ** 0.5 + 1e-6
+    assert across(False, 4) > 10
 
 
 def test_shrinkage_stays_with_the_state():
-    x = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    x = zeros(3)
     shrinking, other = FullMatrixAdam([x], shrink=True), FullMatrixAdam([x])
     x.grad = torch.ones_like(x)
     shrinking.step()
@@ -98,7 +97,7 @@ def test_shrinkage_stays_with_the_state():
 
 
 def test_groups_have_their_own_rate_and_share_one_matrix():
-    a, b = (torch.nn.Parameter(torch.zeros(2, dtype=torch.float64)) for _ in range(2))
+    a, b = zeros(2), zeros(2)
     optimizer = FullMatrixAdam([{"params": [a], "lr": 1e-2}, {"params": [b], "lr": 0.0}])
     ((a.sum() - 1) ** 2 + (b.sum() - 1) ** 2).backward()
     optimizer.step()
@@ -108,7 +107,7 @@ def test_groups_have_their_own_rate_and_share_one_matrix():
 
 
 def test_parameters_without_gradient_stay():
-    a, b = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    a, b = zeros(2, dtype=torch.float32), zeros(2, dtype=torch.float32)
     optimizer = FullMatrixAdam([a, b], lr=0.1)
     a.sum().backward()
     optimizer.step()
@@ -118,27 +117,24 @@ def test_parameters_without_gradient_stay():
 
 
 def test_state_survives_saving():
-    def fresh():
-        x = torch.nn.Parameter(torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64))
-        return x, FullMatrixAdam([x], lr=0.1)
-
-    def advance(x, optimizer, steps):
-        for _ in range(steps):
+    def advance(x, optimizer):
+        for _ in range(3):
             optimizer.zero_grad()
             (x.square().sum() + x.prod()).backward()
             optimizer.step()
 
-    x, optimizer = fresh()
-    advance(x, optimizer, 3)
-    y, other = fresh()
-    y.data.copy_(x)
+    x = torch.nn.Parameter(torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64))
+    optimizer = FullMatrixAdam([x], lr=0.1)
+    advance(x, optimizer)
+    y = copy.deepcopy(x)
+    other = FullMatrixAdam([y], lr=0.1)
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    advance(x, optimizer, 3)
-    advance(y, other, 3)
+    advance(x, optimizer)
+    advance(y, other)
     assert torch.equal(x, y)
 
 
 @pytest.mark.parametrize("settings", [{"lr": -1.0}, {"betas": (0.9, 1.0)}, {"damping": 0.0}])
 def test_refuses_settings_out_of_range(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
-        FullMatrixAdam([torch.nn.Parameter(torch.zeros(1))], **settings)
+        FullMatrixAdam([zeros(1)], **settings)

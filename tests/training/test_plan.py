@@ -6,7 +6,7 @@ from gas_ext.configs import config_names, load_config
 from gas_ext.samples import generate_samples
 from gas_ext.teachers.demo import load_demo_teacher
 from gas_ext.training.baselines import classical_solver
-from gas_ext.training.plan import NeededFile, make_plan, samples_folder, teacher_folder
+from gas_ext.training.plan import NeededFile, make_plan, samples_folder
 
 
 @pytest.fixture(autouse=True)
@@ -24,13 +24,13 @@ def files(plan):
 def test_every_config_has_a_plan(name, loss):
     plan = make_plan(load_config(name), loss)
     text = "\n".join(plan.lines())
-    assert plan.title in text
-    assert f"NFE {plan.student_nfe}" in text
-    assert json.loads(json.dumps(plan.to_dict()))["student_nfe"] == plan.student_nfe
+    assert plan.config.title in text
+    assert f"NFE {plan.run.steps}" in text
+    assert json.loads(json.dumps(plan.to_dict()))["student_nfe"] == plan.run.steps
     assert all(bool(file.remedy) != file.present for file in plan.files)
 
 
-def test_what_is_absent_and_how_to_get_it():
+def test_absent_files_and_their_remedies():
     plan = make_plan(load_config("afhqv2"), "gas", 6)
     assert not plan.ready
     found = files(plan)
@@ -38,7 +38,7 @@ def test_what_is_absent_and_how_to_get_it():
     assert "https://nvlabs-fi-cdn.nvidia.com/edm" in found["weights"].remedy
     assert found["teacher"].remedy == "import it: gas-ext import afhqv2 -o teachers/afhqv2"
     assert found["teacher samples"].remedy == (
-        "make them: gas-ext teach --config afhqv2 --seeds 0-5999 -o samples/afhqv2"
+        "generate them: gas-ext teach --config afhqv2 --seeds 0-5999 -o samples/afhqv2"
     )
     assert found["discriminator"].place == "weights/r3gan-ffhq64.pkl"
     assert "perceptual loss" in found
@@ -71,7 +71,7 @@ def test_samples_are_present_only_when_they_are_complete_and_enough(tmp_path):
 
     assert planned() == NeededFile("teacher samples", "mine", True)
     more = config.training.model_copy(update={"validation_samples": 2})
-    assert planned(update={"training": more}).remedy == "it holds 3 of 4 samples; training makes the others"
+    assert planned(update={"training": more}).remedy == "it holds 3 of 4 samples; training generates the rest"
     (tmp_path / "mine/shard-00001.safetensors").unlink()
     assert not planned().present
     assert "shard-00001.safetensors is missing" in planned().remedy
@@ -80,22 +80,22 @@ def test_samples_are_present_only_when_they_are_complete_and_enough(tmp_path):
 
 
 def test_a_config_with_fewer_seeds_than_samples():
-    with pytest.raises(ValueError, match=r"cifar10 wants 2400 samples .* only 100 seeds"):
+    with pytest.raises(ValueError, match=r"cifar10 needs 2400 samples .* has 100 seeds"):
         _ = make_plan(load_config("cifar10", ["seeds.teacher=0-99"])).files
 
 
 def test_a_teacher_without_times_for_so_many_steps():
-    with pytest.raises(
-        ValueError, match=r"takes 21 steps for a student of 20, .* for 5, 6, 7, 8 steps alone"
-    ):
+    with pytest.raises(ValueError, match=r"takes 21 steps for a student of 20, .* only for 5, 6, 7, 8 steps"):
         make_plan(load_config("coco"), steps=20).to_dict()
 
 
-def test_commands_for_a_config_of_one_s_own():
+def test_commands_for_a_custom_config():
     config = load_config("cifar10", ["name=mine", "teacher.megabytes=null", "teacher.address=null"])
     found = files(make_plan(config))
     assert found["teacher"].remedy == "import it: gas-ext import mine --config CONFIG.yaml -o teachers/mine"
-    assert found["teacher samples"].remedy.startswith("make them: gas-ext teach --config CONFIG.yaml --seeds")
+    assert found["teacher samples"].remedy.startswith(
+        "generate them: gas-ext teach --config CONFIG.yaml --seeds"
+    )
     assert found["weights"].remedy == "download edm-cifar10-32x32-uncond-vp.pkl"
 
 
@@ -112,7 +112,7 @@ def test_numbers_of_the_paper():
     assert gas.evaluations["without gradient, for the discriminator"] == 10_000 * 24 * 4
 
 
-def test_what_the_discriminator_is_shown_costs_evaluations():
+def test_the_discriminator_s_view_costs_evaluations():
     """Per level: of the student's sample with gradient; of a fake and twice of the teacher's without."""
     config = load_config("cifar10", ["adversarial.noise_levels=[0.05, 0.3]"])
     alone, gas = make_plan(load_config("cifar10"), "gas", 4), make_plan(config, "gas", 4)
@@ -124,11 +124,11 @@ def test_what_the_discriminator_is_shown_costs_evaluations():
     assert f"{drawn * 6:,} in training, {drawn * 10:,} without gradient" in "\n".join(gas.lines())
 
 
-def test_recomputation_keeps_one_evaluation_at_a_time():
+def test_recomputation_stores_one_evaluation_at_a_time():
     options = ["training.recompute=true", "adversarial.noise_levels=[0.05, 0.3]"]
-    kept, recomputed = (make_plan(load_config("cifar10", options[n:]), "gas", 4).memory for n in (1, 0))
-    assert recomputed["activations"] == kept["activations"] // 6
-    assert recomputed["total"] == kept["total"] - kept["activations"] // 6 * 5
+    stored, recomputed = (make_plan(load_config("cifar10", options[n:]), "gas", 4).memory for n in (1, 0))
+    assert recomputed["activations"] == stored["activations"] // 6
+    assert recomputed["total"] == stored["total"] - stored["activations"] // 6 * 5
 
 
 def test_the_teacher_s_solver_in_words():
@@ -139,7 +139,7 @@ def test_the_teacher_s_solver_in_words():
     assert text in make_plan(load_config("demo")).lines()
 
 
-def test_the_student_s_kind():
+def test_the_student_s_preset():
     assert "student: NFE 4" in make_plan(load_config("demo")).lines()
     plan = make_plan(load_config("demo", ["student.preset=ld3"]), "gas")
     assert "student: LD3, NFE 4" in plan.lines()
@@ -154,20 +154,18 @@ def test_a_teacher_that_depends_on_the_student():
     assert "--student-steps 6 --prompts PROMPTS.txt -o samples/coco-6" in remedy
 
 
-def test_the_embedded_teacher_is_there():
-    config = load_config("demo")
-    assert teacher_folder(config) == "demo"
-    assert files(make_plan(config))["teacher"].present
+def test_the_embedded_teacher_is_present():
+    assert files(make_plan(load_config("demo")))["teacher"].present
 
 
-def test_memory_that_cannot_be_told():
+def test_unknown_memory():
     config = load_config("cifar10")
     teacher = config.teacher.model_copy(update={"architecture": None})
     plan = make_plan(config.model_copy(update={"teacher": teacher}))
-    assert "memory: not known (The config cifar10" in "\n".join(plan.lines())
+    assert "memory: unknown (The config cifar10" in "\n".join(plan.lines())
 
 
-def test_what_a_run_is_asked_for_replaces_what_the_config_says():
+def test_arguments_override_the_config():
     plan = make_plan(load_config("demo"), "gas", 6, samples="here")
     assert (plan.run.steps, plan.run.loss, plan.run.samples) == (6, "gas", "here")
     assert make_plan(plan.config) == plan

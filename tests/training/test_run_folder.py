@@ -39,15 +39,15 @@ def test_a_run_is_found_by_its_settings(tmp_path):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (settings(batch_size=2), r"has training\.batch_size 4, not 2: resume it with its own settings, .*"),
-        (settings(steps=4), r"has run\.steps 3, not 4: "),
-        (settings(seed=1, ema=0.5), r"has training\.ema 0\.9, not 0\.5, training\.seed 0, not 1: "),
-        (settings(iterations=21), r"has training\.iterations\.gs 20, not 21: "),
-        (settings("gas"), r"has training\.iterations\.gs 20, not None, .*, and \d+ more: "),
+        (settings(batch_size=2), r"has training\.batch_size 4, not 2; resume it with its own settings, .*"),
+        (settings(steps=4), r"has run\.steps 3, not 4; "),
+        (settings(seed=1, ema=0.5), r"has training\.ema 0\.9, not 0\.5, training\.seed 0, not 1; "),
+        (settings(iterations=21), r"has training\.iterations\.gs 20, not 21; "),
+        (settings("gas"), r"has training\.iterations\.gs 20, not None, .*, and \d+ more; "),
         ({**settings(), "teacher": "other"}, r"has teacher None, not 'other'"),
     ],
 )
-def test_what_differs_is_named(tmp_path, other, message):
+def test_differences_are_listed(tmp_path, other, message):
     folder = begun(tmp_path / "run")
     save_checkpoint(folder.path / "checkpoints", 4, state(settings()))
     with pytest.raises(ValueError, match=message) as caught:
@@ -57,17 +57,17 @@ def test_what_differs_is_named(tmp_path, other, message):
 
 
 @pytest.mark.parametrize("loss", ["gs", "gas"])
-def test_a_run_from_before_there_was_a_setting_goes_on_with_its_default(tmp_path, loss):
+def test_a_run_from_before_a_setting_existed_resumes_with_its_default(tmp_path, loss):
     folder = begun(tmp_path / "run", loss)
     later = ("student.preset", "adversarial.noise_levels", "training.scale_rates")
-    here = settings(loss, scale_rates=False)
-    there = {name: value for name, value in here.items() if name not in later}
-    assert len(there) == len(here) - (3 if loss == "gas" else 2)
-    save_checkpoint(folder.path / "checkpoints", 4, state(there))
-    assert folder.find(here).iteration == 4
-    with pytest.raises(ValueError, match=r"has student\.preset 'gs', not 'ld3': "):
-        folder.find({**here, "student.preset": "ld3"})
-    with pytest.raises(ValueError, match=r"has training\.scale_rates False, not True: resume it with"):
+    new = settings(loss, scale_rates=False)
+    saved = {name: value for name, value in new.items() if name not in later}
+    assert len(saved) == len(new) - (3 if loss == "gas" else 2)
+    save_checkpoint(folder.path / "checkpoints", 4, state(saved))
+    assert folder.find(new).iteration == 4
+    with pytest.raises(ValueError, match=r"has student\.preset 'gs', not 'ld3'; "):
+        folder.find({**new, "student.preset": "ld3"})
+    with pytest.raises(ValueError, match=r"has training\.scale_rates False, not True; resume it with"):
         folder.find(settings(loss))
 
 
@@ -75,13 +75,13 @@ def test_a_run_at_constant_rates_may_be_made_longer(tmp_path):
     folder = begun(tmp_path / "run")
     save_checkpoint(folder.path / "checkpoints", 20, state(settings(schedule="constant"), 20))
     assert folder.find(settings(schedule="constant", iterations=30)).iteration == 20
-    with pytest.raises(ValueError, match=r"has training\.iterations\.gs 20, not 19: "):
+    with pytest.raises(ValueError, match=r"has training\.iterations\.gs 20, not 19; "):
         folder.find(settings(schedule="constant", iterations=19))
     with pytest.raises(ValueError, match=r"training\.schedule 'constant', not 'cosine'"):
         folder.find(settings(iterations=30))
 
 
-def test_what_does_not_change_the_solver_may_differ():
+def test_settings_that_do_not_change_the_solver_may_differ():
     other = settings(accumulation=2, recompute=True, checkpoint_every=7, shown_images=3)
     assert other == settings()
     moved = make_plan(toy_config(), "gs", 3, samples="elsewhere").config
@@ -110,7 +110,7 @@ def test_starting_over_removes_the_run_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["solver.safetensors", "config.yaml", "last.safetensors"])
-def test_what_others_wrote_is_not_replaced(tmp_path, name):
+def test_foreign_files_are_not_replaced(tmp_path, name):
     text = config_text(toy_config()) if name == "config.yaml" else "mine"
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=f"{name} exists, but .* is not the folder of a run; choose another"):
@@ -124,7 +124,7 @@ def test_a_folder_that_cannot_be(tmp_path):
         RunFolder(tmp_path / "file" / "run")
 
 
-def test_what_a_killed_process_was_writing_is_removed(tmp_path):
+def test_half_written_files_of_a_killed_process_are_removed(tmp_path):
     folder = begun(tmp_path)
     for name in (".solver.safetensors.ab12", ".log.jsonl.x", ".config.yaml.y"):
         (tmp_path / name).write_text("half")
@@ -132,27 +132,27 @@ def test_what_a_killed_process_was_writing_is_removed(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
-def test_a_folder_is_held_by_one_process_until_that_ends(tmp_path):
+def test_a_folder_is_locked_by_one_process_until_that_ends(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    ready, tell = os.pipe()
+    ready, done = os.pipe()
 
     def hold():
-        with folder.held():
-            os.write(tell, b"!")
+        with folder.lock():
+            os.write(done, b"!")
             signal.pause()
 
     child = in_child(hold)
-    os.close(tell)
+    os.close(done)
     try:
         assert os.read(ready, 1) == b"!"
-        holder = rf"run is in use by process {child} on {platform.node()}: wait .* another folder with -o\.$"
-        with pytest.raises(ValueError, match=holder), folder.held():
+        holder = rf"run is in use by process {child} on {platform.node()}; wait .* another folder with -o\.$"
+        with pytest.raises(ValueError, match=holder), folder.lock():
             pass
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    for _ in range(2):  # free after a process was killed, and after one that let go
-        with folder.held():
+    for _ in range(2):  # free after a process was killed, and after one that released it
+        with folder.lock():
             pass
     assert [path.name for path in folder.path.iterdir()] == [".lock"]
 
@@ -163,16 +163,16 @@ def test_a_file_system_without_locks_is_warned_of_once(tmp_path, monkeypatch, er
         raise error
 
     monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
-    with pytest.warns(UserWarning, match=r"could not be locked \(.*\)") as caught, RunFolder(tmp_path).held():
+    with pytest.warns(UserWarning, match=r"could not be locked \(.*\)") as caught, RunFolder(tmp_path).lock():
         (tmp_path / "log.jsonl").write_text("")
     assert len(caught) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
 
 
 def test_a_refused_run_leaves_no_new_folder(tmp_path):
-    (tmp_path / "there").mkdir()
-    for name, left in (("new", False), ("there", True)):
+    (tmp_path / "old").mkdir()
+    for name, exists in (("new", False), ("old", True)):
         folder = RunFolder(tmp_path / name)
-        with pytest.raises(ValueError, match="refused"), folder.held():
+        with pytest.raises(ValueError, match="refused"), folder.lock():
             raise ValueError("refused")
-        assert folder.path.exists() == left
+        assert folder.path.exists() == exists

@@ -28,7 +28,7 @@ def opened(folder, count, config=None, reporter=None):
     )
 
 
-def test_samples_are_those_of_the_config_s_solver_and_guidance(tmp_path):
+def test_samples_are_made_with_the_config_s_solver_and_guidance(tmp_path):
     config, denoiser = toy_config(teacher_solver={**SOLVER, "guidance_scale": 2.0}), toy_denoiser()
     samples = make_samples(config, denoiser, [3, 7], tmp_path, student_steps=3, labels=[1, 2])
     sampler = GASSampler(config.teacher_solver.build(SCHEDULE, 3), denoiser, guidance_scale=2.0)
@@ -56,7 +56,7 @@ def test_gs_then_gas_in_one_folder_of_samples(tmp_path):
 
 
 @pytest.mark.parametrize("begun", [4, TRAIN + VALIDATION, 40])
-def test_a_folder_is_gone_on_with_as_it_was_begun(tmp_path, begun):
+def test_a_folder_is_resumed_with_its_own_settings(tmp_path, begun):
     solver = toy_config().teacher_solver.build(SCHEDULE, 3)
     options = {"batch_size": 2, "shard_size": 2, "autocast": torch.bfloat16, "images": True}
     generate_samples(toy_denoiser(), solver, range(begun), tmp_path, rank=0, world_size=2, **options)
@@ -84,13 +84,13 @@ def published(path, count):
     return path
 
 
-def test_converted_data_sets_are_taken_to_have_the_config_s_guidance(tmp_path):
+def test_converted_data_sets_are_assumed_to_have_the_config_s_guidance(tmp_path):
     convert_dataset(published(tmp_path / "dataset.pkl", 8), tmp_path / "samples", range(20))
     denoiser = Denoiser.from_callable(
         lambda x, t, c: x.tanh(), schedule=SCHEDULE, prediction_type="sample", sample_shape=(2, 8), name="any"
     )
 
-    def told(guidance_scale, count=8):
+    def messages(guidance_scale, count=8):
         lines = []
         config = toy_config(
             teacher_solver={**SOLVER, "guidance_scale": guidance_scale}, conditions={"kind": "none"}
@@ -107,7 +107,8 @@ def test_converted_data_sets_are_taken_to_have_the_config_s_guidance(tmp_path):
         assert len(samples) == 8
         return lines
 
-    assert told(None) == []
-    (line,) = told(7.5, count=99)  # and do not grow
-    assert line.startswith(f"{tmp_path / 'samples'} does not say how its samples were made; they are taken")
-    assert "guidance scale 7.5" in line
+    assert messages(None) == []
+    (line,) = messages(7.5, count=99)  # and are not extended
+    assert line.startswith(
+        f"{tmp_path / 'samples'} does not record how its samples were made; guidance scale 7.5"
+    )

@@ -9,10 +9,11 @@ from gas_ext.training import read_log
 from gas_ext.training.logs import JsonLines, Logs, Wandb, open_logs
 
 
-def test_lines_of_later_iterations_and_half_written_ones_are_cut_off(tmp_path):
+def test_later_and_half_written_lines_are_removed(tmp_path):
     path = tmp_path / "log.jsonl"
     log = JsonLines(path)
     log.write("validation", 0, {"loss": 0.5})
+    assert len(read_log(tmp_path)) == 1  # every line is on disk at once
     for iteration in (1, 2, 3):
         log.write("train", iteration, {"loss": 1.0 / iteration, "gradient_norm": math.nan})
     log.close()
@@ -26,24 +27,11 @@ def test_lines_of_later_iterations_and_half_written_ones_are_cut_off(tmp_path):
     assert [line["iteration"] for line in lines] == [0, 1, 2, 3]
     assert lines[1] == {"kind": "train", "iteration": 1, "loss": 1.0, "gradient_norm": None}
     assert lines[3] == {"kind": "train", "iteration": 3, "loss": 0.25}
+    JsonLines(path).close()  # a new run
+    assert read_log(path) == []
 
 
-def test_a_new_run_begins_a_new_file(tmp_path):
-    for _ in range(2):
-        log = JsonLines(tmp_path / "log.jsonl")
-        log.write("validation", 0, {"loss": 0.5})
-        log.close()
-    assert len(read_log(tmp_path / "log.jsonl")) == 1
-
-
-def test_every_line_is_on_disk_at_once(tmp_path):
-    log = JsonLines(tmp_path / "log.jsonl")
-    log.write("train", 1, {"loss": 1.0})
-    assert len(read_log(tmp_path)) == 1
-    log.close()
-
-
-def test_tensorboard_is_used_if_it_is_there(tmp_path):
+def test_tensorboard_is_used_if_it_is_installed(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -57,7 +45,7 @@ def test_tensorboard_is_used_if_it_is_there(tmp_path):
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 9), (2, 21), (3, 31)]
 
 
-def test_without_tensorboard_there_are_lines_alone(tmp_path, monkeypatch):
+def test_without_tensorboard_there_is_only_the_file(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     logs = open_logs(tmp_path, -1, {})
     logs.write("train", 1, {"loss": 1.0})
@@ -80,17 +68,12 @@ class FakeRun:
 def wandb(monkeypatch):
     module = types.ModuleType("wandb")
     module.runs = []
-
-    def init(**options):
-        module.runs.append(FakeRun(options))
-        return module.runs[-1]
-
-    module.init = init
+    module.init = lambda **options: module.runs.append(FakeRun(options)) or module.runs[-1]
     monkeypatch.setitem(sys.modules, "wandb", module)
     return module
 
 
-def test_wandb_goes_on_with_its_run(tmp_path, wandb):
+def test_wandb_resumes_its_run(tmp_path, wandb):
     for iteration in (1, 2):
         log = Logs([Wandb("solvers", tmp_path, {"training.seed": 3})])
         log.write("train", iteration, {"loss": 0.5})
@@ -103,7 +86,7 @@ def test_wandb_goes_on_with_its_run(tmp_path, wandb):
     assert first.finished
 
 
-def test_wandb_is_used_only_if_asked_for(tmp_path, wandb):
+def test_wandb_is_used_only_on_request(tmp_path, wandb):
     open_logs(tmp_path, -1, {}).close()
     assert wandb.runs == []
     open_logs(tmp_path, -1, {}, "solvers").close()

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 
@@ -16,9 +18,7 @@ def test_a_config_with_a_rate_means_the_published_recipe():
     assert make_plan(config, "gas").training_config == TrainingConfig(
         iterations=10_000,
         batch_size=24,
-        time_rate=1e-3,
-        offset_rate=1e-3,
-        coefficient_rate=1e-3,
+        **dict.fromkeys(("time_rate", "offset_rate", "coefficient_rate"), 1e-3),
         scale_rates=False,
         optimizer="adam",
         betas=(0.9, 0.999),
@@ -32,47 +32,46 @@ def test_a_config_with_a_rate_means_the_published_recipe():
 
 
 def test_every_setting_of_the_iterations_can_be_configured():
-    config = load_config(
-        "demo",
-        [
-            "training.iterations={gs: 3, gas: 4}",
-            "training.optimizer=adam",
-            "training.betas=[0.5, 0.6]",
-            "training.schedule=constant",
-            "training.warmup=7",
-            "training.ema=0.5",
-            "training.clip=2",
-            "training.accumulation=2",
-            "training.recompute=true",
-            "training.autocast=bfloat16",
-            "training.max_rejected=3",
-            "training.seed=9",
-            "training.time_rate=1e-4",
-            "training.loss=huber",
-        ],
-    )
-    assert make_plan(config, "gas").training_config == TrainingConfig(
-        iterations=4,
-        optimizer="adam",
-        betas=(0.5, 0.6),
-        schedule="constant",
-        warmup=7,
-        ema=0.5,
-        clip=2.0,
-        accumulation=2,
-        recompute=True,
-        autocast="bfloat16",
-        max_rejected=3,
-        seed=9,
-        time_rate=1e-4,
-        loss="huber",
-    )
+    settings = {
+        "optimizer": "adam",
+        "betas": [0.5, 0.6],
+        "schedule": "constant",
+        "warmup": 7,
+        "ema": 0.5,
+        "clip": 2.0,
+        "accumulation": 2,
+        "recompute": True,
+        "autocast": "bfloat16",
+        "max_rejected": 3,
+        "seed": 9,
+        "time_rate": 1e-4,
+        "loss": "huber",
+    }
+    overrides = [f"training.{name}={value}" for name, value in settings.items()]
+    config = load_config("demo", ["training.iterations={gs: 3, gas: 4}", *overrides])
+    assert make_plan(config, "gas").training_config == TrainingConfig(iterations=4, **settings)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("accumulation", 0), ("max_rejected", 0), ("autocast", "float32")]
+    ("name", "value"),
+    [
+        ("iterations", 0),
+        ("batch_size", 0),
+        ("warmup", -1),
+        ("time_rate", -1.0),
+        ("offset_rate", math.inf),
+        ("coefficient_rate", math.nan),
+        ("optimizer", "sgd"),
+        ("schedule", "linear"),
+        ("loss", "lpip"),
+        ("ema", 1.0),
+        ("clip", 0.0),
+        ("accumulation", 0),
+        ("max_rejected", 0),
+        ("autocast", "float32"),
+    ],
 )
-def test_settings_out_of_range(name, value):
+def test_settings_out_of_range_are_refused_by_name(name, value):
     with pytest.raises(ValueError, match=f"^{name} is {value!r}: "):
         TrainingConfig(**{name: value})
 

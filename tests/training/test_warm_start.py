@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from mixture import SCHEDULE, mixture_denoiser
+from toy_run import randn
 
 from gas_ext import GASSampler, GeneralizedSolver, NoiseSchedule
 from gas_ext.solvers import DEISSolver, DPMSolver, IPNDMSolver, UniPCSolver
@@ -26,10 +27,6 @@ def solve(solver, noise):
         return GASSampler(solver, mixture_denoiser, "sample")(noise)
 
 
-def gaussian(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
 @given(
     steps=st.integers(1, 8),
     order=st.integers(1, 8),
@@ -37,12 +34,12 @@ def gaussian(*shape, seed=0, dtype=torch.float64):
     spacing=st.sampled_from(["uniform", "quadratic", "logsnr", "edm"]),
     seed=st.integers(0, 1000),
 )
-def test_corrections_come_back(steps, order, theory_order, spacing, seed):
+def test_corrections_are_recovered(steps, order, theory_order, spacing, seed):
     order = min(order, steps)
     times = spaced_timesteps(SCHEDULE, steps, 1e-3, spacing)
     # Row i acts from step i on.
     active = torch.arange(order)[:, None] <= torch.arange(steps)
-    data, state = gaussian(2, order, steps, seed=seed) * active
+    data, state = randn(2, order, steps, seed=seed) * active
     weights = guided_weights(SCHEDULE, times, data, state, theory_order)
     found = corrections_from_weights(SCHEDULE, times, weights, theory_order)
     again = guided_weights(SCHEDULE, times, *found, theory_order)
@@ -67,7 +64,7 @@ def test_corrections_come_back(steps, order, theory_order, spacing, seed):
 )
 @pytest.mark.parametrize("theory_order", [1, 2, 3])
 def test_a_classical_solver_is_reproduced(classical, theory_order):
-    noise = gaussian(4, 3, 5)
+    noise = randn(4, 3, 5)
     learnable = from_solver(classical, theory_order=theory_order)
     found, wanted = solve(learnable, noise), solve(classical, noise)
     # The times pass through their logits.
@@ -79,9 +76,9 @@ def test_a_learned_solver_is_rewritten_for_another_theory_order_and_exported(tmp
     solver = GeneralizedSolver(SCHEDULE, 5, theory_order=2, timesteps="quadratic")
     with torch.no_grad():
         for parameter in solver.parameters():
-            parameter.add_(0.05 * gaussian(*parameter.shape, dtype=torch.float32))
+            parameter.add_(0.05 * randn(*parameter.shape, dtype=torch.float32))
     rewritten = from_solver(solver)
-    noise = gaussian(4, 3, 5)
+    noise = randn(4, 3, 5)
     assert (solve(rewritten, noise) - solve(solver, noise)).abs().max() <= 1e-9
     rewritten.save_reference_checkpoint(tmp_path / "student.pt")
     again = GeneralizedSolver.from_reference_checkpoint(tmp_path / "student.pt", SCHEDULE, steps=5)
@@ -90,7 +87,7 @@ def test_a_learned_solver_is_rewritten_for_another_theory_order_and_exported(tmp
 
 
 def test_too_low_an_order_and_weights_out_of_reach_are_refused():
-    with pytest.raises(ValueError, match="uses 4 of the past"):
+    with pytest.raises(ValueError, match="uses 4 past states"):
         from_solver(UniPCSolver(SCHEDULE, 5, 3), order=2)
     flow = NoiseSchedule.flow()
     free = GeneralizedSolver(flow, 4, theory_guidance=False)
@@ -119,8 +116,8 @@ def test_other_numbers_of_steps_keep_the_curve():
 
 
 @pytest.mark.parametrize(("spacing", "theory_order"), [("uniform", 3), ("quadratic", 2), ("logsnr", 1)])
-def test_fitting_brings_a_solver_nearer_to_the_fine_solution(spacing, theory_order):
-    noise, held_out = gaussian(64, 8, seed=1), gaussian(64, 8, seed=2)
+def test_fitting_brings_a_solver_closer_to_the_fine_solution(spacing, theory_order):
+    noise, held_out = randn(64, 8, seed=1), randn(64, 8, seed=2)
     target = solve(classical_solver(SCHEDULE, 60, 3, "logsnr").solver, held_out)
     solver = GeneralizedSolver(SCHEDULE, 4, theory_order=theory_order, timesteps=spacing).double()
     before = (solve(solver, held_out) - target).square().mean()
@@ -133,10 +130,10 @@ def test_fitting_brings_a_solver_nearer_to_the_fine_solution(spacing, theory_ord
 
 
 @pytest.mark.parametrize(("steps", "factor", "lower"), [(2, 1.0, True), (2, 0.95, False), (5, 1.0, False)])
-def test_a_lower_first_level_is_kept_if_it_is_clearly_nearer(monkeypatch, steps, factor, lower):
-    """It is nearer by a thousandth at 2 steps."""
+def test_a_lower_first_level_is_used_if_it_is_clearly_closer(monkeypatch, steps, factor, lower):
+    """It is closer by a thousandth at 2 steps."""
     monkeypatch.setattr("gas_ext.training.warm_start._CLEARLY", factor)
-    noise = gaussian(48, 8, seed=1)
+    noise = randn(48, 8, seed=1)
     target = solve(classical_solver(SCHEDULE, 60, 3, "logsnr").solver, noise)
     solver = GeneralizedSolver(SCHEDULE, steps, theory_order=1, timesteps="logsnr").double()
     seen = []
@@ -153,10 +150,10 @@ def test_a_lower_first_level_is_kept_if_it_is_clearly_nearer(monkeypatch, steps,
     distance, best = min(seen)
     assert (best < 1.0 and distance < factor * seen[0][0]) == lower
     assert part == (best if lower else 1.0)
-    kept = next(distance for distance, tried in seen if tried == part)
-    assert (solve(solver, noise) - target).abs().mean().item() == pytest.approx(kept, rel=1e-9)
-    told = torch.exp(-SCHEDULE.lambda_(1.0 + solver.time_offsets[0].detach()))
-    assert told.item() == pytest.approx(part * torch.exp(-SCHEDULE.lambda_(torch.ones(()).double())).item())
+    best = next(distance for distance, tried in seen if tried == part)
+    assert (solve(solver, noise) - target).abs().mean().item() == pytest.approx(best, rel=1e-9)
+    level = torch.exp(-SCHEDULE.lambda_(1.0 + solver.time_offsets[0].detach()))
+    assert level.item() == pytest.approx(part * torch.exp(-SCHEDULE.lambda_(torch.ones(()).double())).item())
     assert (solver.time_offsets[1:] == 0).all()
     plain = GeneralizedSolver(SCHEDULE, steps, theory_order=1, timesteps="logsnr").double()
     fit_corrections(plain, mixture_denoiser, noise, prediction_type="sample", batch_size=20)
@@ -164,7 +161,7 @@ def test_a_lower_first_level_is_kept_if_it_is_clearly_nearer(monkeypatch, steps,
 
 
 def test_offsets_that_are_not_learned_stay():
-    noise = gaussian(16, 8)
+    noise = randn(16, 8)
     solver = GeneralizedSolver(SCHEDULE, 3, preset="s4s", theory_guidance=False).double()
     assert fit_start(solver, mixture_denoiser, noise, noise.tanh(), prediction_type="sample") == 1.0
     assert (solver.time_offsets == 0).all()
@@ -172,7 +169,7 @@ def test_offsets_that_are_not_learned_stay():
 
 def test_fitting_a_single_step_is_least_squares():
     """With one step the fit is the regression of the fine solution on noise and data prediction."""
-    noise = gaussian(200, 4)
+    noise = randn(200, 4)
     solver = GeneralizedSolver(SCHEDULE, 1, t_eps=0.05).double()
     fit_corrections(solver, mixture_denoiser, noise, prediction_type="sample", substeps=8, ridge=0.0)
     weights = solver.weights()
@@ -188,8 +185,8 @@ def test_fitting_a_single_step_is_least_squares():
 
 @pytest.mark.parametrize("preset", ["gs", "s4s"])
 def test_free_weights_are_fitted_as_corrections_are(preset):
-    """What is fitted is the weights; where those of the states are free too, it makes no difference how."""
-    noise = gaussian(40, 3)
+    """Fits give the same weights in both forms, if those of the states are free too."""
+    noise = randn(40, 3)
     free = GeneralizedSolver(SCHEDULE, 3, theory_guidance=False, timesteps="logsnr", preset=preset)
     guided = GeneralizedSolver(SCHEDULE, 3, timesteps="logsnr")
     before = free.state_corrections.detach().clone()
@@ -209,8 +206,8 @@ def test_free_weights_are_fitted_as_corrections_are(preset):
 @pytest.mark.parametrize(
     ("call", "where"),
     [
-        (1, r"step 1 of the 12 steps to be fitted to \(t = 1\)"),
-        (4, r"step 4 of the 12 steps to be fitted to \(t = 0\.7\d*\)"),
+        (1, r"step 1 of the fine trajectory's 12 \(t = 1\)"),
+        (4, r"step 4 of the fine trajectory's 12 \(t = 0\.7\d*\)"),
         (13, r"step 1 of the solver's 2 \(t = 1\)"),
         (14, r"step 2 of the solver's 2 \(t = 0\.3\d*\)"),
     ],
@@ -219,14 +216,14 @@ def test_free_weights_are_fitted_as_corrections_are(preset):
 def test_an_evaluation_that_is_not_finite_is_named(call, where, value):
     solver = GeneralizedSolver(SCHEDULE, 2, timesteps="logsnr")
     network = faulty([call], value)
-    noise = gaussian(4, 3, dtype=torch.float32)
+    noise = randn(4, 3, dtype=torch.float32)
     with pytest.raises(ValueError, match=f"^The network returned NaN or infinity at {where}, so .*float32.$"):
         fit_start(solver, network, noise, noise, prediction_type="sample")
 
 
-def test_another_first_level_that_is_not_finite_is_left_out():
+def test_another_first_level_that_is_not_finite_is_skipped():
     solver = GeneralizedSolver(SCHEDULE, 2, timesteps="logsnr")
-    distances, noise = {}, gaussian(4, 3)
+    distances, noise = {}, randn(4, 3)
     network, progress = faulty([15], math.nan), distances.__setitem__
     assert fit_start(solver, network, noise, noise, prediction_type="sample", progress=progress) != 1 / 4
     assert [part for part, distance in distances.items() if math.isnan(distance)] == [1 / 4]
@@ -246,11 +243,11 @@ def faulty(calls, value):
     return network
 
 
-def test_what_cannot_be_fitted_says_why():
-    noise = gaussian(2, 3)
-    with pytest.raises(ValueError, match="preset ld3 has no weights that can be fitted"):
+def test_solvers_without_weights_to_fit():
+    noise = randn(2, 3)
+    with pytest.raises(ValueError, match="preset ld3 has no weights to fit"):
         fit_corrections(GeneralizedSolver(SCHEDULE, 2, preset="ld3"), mixture_denoiser, noise)
     with pytest.raises(ValueError, match="preset reference-s4s has no weights"):
         fit_corrections(GeneralizedSolver(SCHEDULE, 3, compat="reference-s4s"), mixture_denoiser, noise)
-    with pytest.raises(ValueError, match="infinite in lambda"):
+    with pytest.raises(ValueError, match="Lambda is infinite at t = 1"):
         fit_corrections(GeneralizedSolver(NoiseSchedule.flow(), 2), lambda x, t, c: x, noise)

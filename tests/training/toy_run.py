@@ -1,6 +1,6 @@
-"""A run that takes seconds, and a program that runs it, kills it and joins several processes in it.
+"""A run that takes seconds, what its tests share, and a program that kills it or runs several processes.
 
-python toy_run.py kill FOLDER KILLS SEED           kill it at random moments, until it is let to the end
+python toy_run.py kill FOLDER KILLS SEED           kill it at random moments, then let it finish
 python toy_run.py join FOLDER COUNT                run it in COUNT processes
 torchrun toy_run.py torchrun FOLDER RANK CALL      run it in those of torchrun; RANK dies at a network call
 """
@@ -27,6 +27,22 @@ from gas_ext.training import train
 from gas_ext.training.learner import Learner
 
 TRAIN, VALIDATION = 12, 6
+
+
+def randn(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def same(a, b):
+    """Whether two solvers or networks have the same parameters, bit for bit."""
+    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def close(a, b, tolerance=1e-6):
+    return all(
+        torch.allclose(p, q, rtol=0, atol=tolerance)
+        for p, q in zip(a.parameters(), b.parameters(), strict=True)
+    )
 
 
 def toy_denoiser(function=mixture_denoiser, **options) -> Denoiser:
@@ -146,9 +162,9 @@ def lines(path: Path) -> int:
 def join(folder: Path, count: int) -> None:
     """Run GS, GAS, and GS with one NaN in one process, in processes that share every batch."""
     for name, loss, fault in (("gs", "gs", 0), ("gas", "gas", 0), ("fault", "gs", 40)):
-        with socket.socket() as place:
-            place.bind(("127.0.0.1", 0))
-            port = place.getsockname()[1]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
         os.environ |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         children = []
@@ -159,7 +175,7 @@ def join(folder: Path, count: int) -> None:
 
 
 def share(folder: Path, name: str, loss: str, fault: int) -> None:
-    """Run one of several processes, and write down what it ends with."""
+    """Run one of several processes, and write its result."""
     torch.set_num_threads(1)
     denoiser = toy_denoiser(at_call(fault, lambda output: output * math.nan))
     learners = []
@@ -186,7 +202,7 @@ def torchrun(folder: Path, rank: int, call: int) -> None:
 
 
 def at_call(number: int, change):
-    """Return the toy's network with something done to the output of one call, counted from 1."""
+    """Return the toy's network with the output of one call changed, counted from 1."""
     calls = 0
 
     def network(x, t, condition):
@@ -199,7 +215,7 @@ def at_call(number: int, change):
 
 
 if __name__ == "__main__":
-    # What a run imports on the way, so that children need not do it each.
+    # A run imports this later; here once for all children.
     import torch._dynamo
 
     command, folder, *numbers = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""Networks that tell a student's samples from its teacher's, for the adversarial term of GAS."""
+"""Discriminators, which separate a student's samples from its teacher's, for the adversarial term of GAS."""
 
 from gas_ext.training.discriminators.base import (
     Discriminator,

@@ -1,4 +1,4 @@
-"""The one interface behind which every discriminator stands, and the names they are built by."""
+"""The interface of all discriminators, and their registry by name."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 class Discriminator(nn.Module, ABC):
     """A network that scores samples: the higher the logit, the more a sample looks like the teacher's.
 
-    Subclasses implement `features` and pass their constructor's arguments up as `settings`; registered under
-    a name they can be built, saved and loaded. The logit is the sum of the features or, where there are class
-    labels, their inner product with the label's embedding.
+    Subclasses implement `features` and pass their constructor's arguments to `super` as `settings`; once
+    registered under a name, they can be built, saved and loaded. The logit is the sum of the features or,
+    with class labels, their inner product with the label's embedding.
 
     Parameters
     ----------
@@ -28,12 +28,12 @@ class Discriminator(nn.Module, ABC):
     num_classes : int
         Number of class labels; 0 for an unconditional discriminator.
     embedding_dim : int
-        Number of features E, which is also the size of a label's embedding.
+        Number of features E and size of a label's embedding.
 
     Raises
     ------
     ValueError
-        If a size is impossible.
+        If a size is out of range.
 
     Examples
     --------
@@ -78,30 +78,19 @@ class Discriminator(nn.Module, ABC):
     def features(self, samples: Tensor) -> Tensor:
         """Return (B, E) for samples (B, *sample_shape) in the dtype of the parameters.
 
-        It must be twice differentiable, as the gradient penalties are, and treat every sample alone.
+        It must be twice differentiable for the gradient penalties, and independent of the other samples.
         """
 
     def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return one logit per sample.
+        """Return one logit per sample (B,), computed in the dtype of the parameters.
 
         Parameters
         ----------
         samples : Tensor
-            (B, *sample_shape), floating point; computed in the dtype of the parameters.
+            (B, *sample_shape), floating point.
         labels : Tensor, optional
-            int64 (B,), for a conditional discriminator; the label `num_classes` means "no label". Without
-            labels every embedding is 1, which is how GAS uses a class-conditional discriminator for a teacher
-            without classes.
-
-        Returns
-        -------
-        Tensor
-            (B,), in the dtype of the parameters.
-
-        Raises
-        ------
-        ValueError
-            If samples or labels do not fit.
+            int64 (B,), for a conditional discriminator; `num_classes` means "no label". Without labels every
+            embedding is 1, as GAS uses a class-conditional discriminator for a teacher without classes.
         """
         if tuple(samples.shape[1:]) != self.sample_shape or samples.ndim == 0:
             raise ValueError(
@@ -115,7 +104,7 @@ class Discriminator(nn.Module, ABC):
 
     def _embedded(self, labels: Tensor, batch: int) -> Tensor:
         if self.embedding is None:
-            raise ValueError("This discriminator takes no labels, but got some; leave them out.")
+            raise ValueError("This discriminator takes no labels, but got some; omit them.")
         if labels.dtype != torch.int64 or tuple(labels.shape) != (batch,):
             raise ValueError(
                 f"Labels are {labels.dtype} of shape {tuple(labels.shape)}, but must be int64 ({batch},)."
@@ -124,7 +113,7 @@ class Discriminator(nn.Module, ABC):
         if not labels.is_cuda and not bool(((labels >= 0) & (labels <= self.num_classes)).all()):
             raise ValueError(
                 f"Labels are {labels.min().item()} to {labels.max().item()}, but must be 0 to "
-                f"{self.num_classes - 1}, or {self.num_classes} for none."
+                f"{self.num_classes - 1}, or {self.num_classes} for no label."
             )
         no_label = self.embedding.weight.new_ones(self.embedding.out_features, 1)
         return F.embedding(labels, torch.cat([self.embedding.weight, no_label], dim=1).T)
@@ -149,19 +138,10 @@ _REGISTRY: dict[str, type[Discriminator]] = {}
 
 
 def register_discriminator(name: str) -> Callable[[_Class], _Class]:
-    """Return a class decorator that makes a discriminator known to `build_discriminator` and to files.
+    """Return a class decorator that registers a discriminator for `build_discriminator` and files.
 
-    To read a file, it is first built on torch's "meta" device, so its constructor must not look at numbers.
-
-    Parameters
-    ----------
-    name : str
-        Its name, which no other class has.
-
-    Raises
-    ------
-    ValueError
-        If another class has the name.
+    A file is first built on torch's "meta" device, so the constructor must not read tensor values.
+    ValueError if another class has the name.
 
     Examples
     --------
@@ -178,9 +158,11 @@ def register_discriminator(name: str) -> Callable[[_Class], _Class]:
 
     def register(cls: _Class) -> _Class:
         known = _REGISTRY.get(name)
-        # A class that is defined again, as in a notebook, replaces itself.
+        # A class that is defined again, e.g. in a notebook, replaces itself.
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(f"A discriminator {name!r} exists already ({known.__qualname__}); rename yours.")
+            raise ValueError(
+                f"A discriminator {name!r} exists already ({known.__qualname__}); use another name."
+            )
         cls.name = name
         _REGISTRY[name] = cls
         return cls
@@ -189,13 +171,7 @@ def register_discriminator(name: str) -> Callable[[_Class], _Class]:
 
 
 def discriminator_names() -> list[str]:
-    """Return the names that `build_discriminator` knows.
-
-    Examples
-    --------
-    >>> {"convolution", "r3gan"} <= set(discriminator_names())
-    True
-    """
+    """Return the names that `build_discriminator` knows."""
     return sorted(_REGISTRY)
 
 
@@ -211,14 +187,14 @@ def build_discriminator(
     sample_shape : sequence of int
         Shape of one sample, without the batch.
     seed : int, optional
-        Seed of the weights, which then do not depend on, or change, torch's global generator.
+        Seed of the weights; without it they come from torch's global generator.
     **settings
         Keyword arguments of the class.
 
     Raises
     ------
     ValueError
-        If there is no such name, or the class refuses the shape or the settings.
+        If the name is unknown, or the class rejects the shape or the settings.
 
     Examples
     --------
@@ -228,8 +204,8 @@ def build_discriminator(
     """
     if name not in _REGISTRY:
         raise ValueError(
-            f"There is no discriminator {name!r}; use one of {', '.join(discriminator_names())}, or add one "
-            "with register_discriminator."
+            f"There is no discriminator {name!r}; use one of {', '.join(discriminator_names())}, or register "
+            "one with register_discriminator."
         )
     build = _REGISTRY[name]
     if seed is None:

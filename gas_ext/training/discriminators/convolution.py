@@ -1,4 +1,4 @@
-"""A small discriminator for signals, images and videos alike."""
+"""A small discriminator for signals, images and videos."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _CONVOLUTIONS: tuple[Callable[..., nn.Conv1d | nn.Conv2d | nn.Conv3d], ...] = (
 
 @register_discriminator("convolution")
 class ConvolutionDiscriminator(Discriminator):
-    """Convolutions that halve every long axis until four places are left, and a linear layer.
+    """Convolutions that halve every axis down to four positions, and a linear layer.
 
-    There is no normalization, so samples do not see one another and the gradient penalties mean what they
-    say. For 64x64 images and the default width: 1.7 million parameters.
+    There is no normalization, so samples are independent, as the gradient penalties require. For 64x64 images
+    and the default width it has 1.7 million parameters.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class ConvolutionDiscriminator(Discriminator):
     width : int
         Channels at full resolution; they double at every level.
     max_width : int
-        Where the doubling ends.
+        Largest number of channels.
     num_classes : int
         Number of class labels; 0 for none.
 
@@ -59,7 +59,7 @@ class ConvolutionDiscriminator(Discriminator):
         if not 1 <= len(sizes) <= len(_CONVOLUTIONS):
             raise ValueError(
                 f"sample_shape is {tuple(sample_shape)}, but 'convolution' needs channels and one to three "
-                "axes; register a discriminator of your own for other data."
+                "axes; register a custom discriminator for other data."
             )
         if not 1 <= width <= max_width:
             raise ValueError(f"width is {width}, but must be from 1 to max_width, which is {max_width}.")

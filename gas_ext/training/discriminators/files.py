@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from gas_ext._utils.building import check_weights, described_by
 from gas_ext._utils.records import RECORD, SHAPE, TEXT, Fields, reason_of
@@ -19,19 +16,12 @@ _FIELDS: Fields = {"name": TEXT, "sample_shape": SHAPE, "settings": RECORD}
 
 
 def save_discriminator(discriminator: Discriminator, path: str | os.PathLike[str]) -> None:
-    """Write a discriminator; `path` appears, or changes, only when the file is complete.
-
-    Parameters
-    ----------
-    discriminator : Discriminator
-        Of a registered class.
-    path : path
-        A .safetensors file.
+    """Write a discriminator of a registered class to a .safetensors file, atomically.
 
     Raises
     ------
     ValueError
-        If its class has no name, so that no file could be read back.
+        If its class is not registered.
 
     Examples
     --------
@@ -46,8 +36,8 @@ def save_discriminator(discriminator: Discriminator, path: str | os.PathLike[str
     """
     if not discriminator.name:
         raise ValueError(
-            f"{type(discriminator).__name__} has no name: decorate it with register_discriminator, so that "
-            "files can be read back."
+            f"{type(discriminator).__name__} has no name; decorate it with register_discriminator, so that "
+            "its files can be loaded."
         )
     record = {
         "format_version": FORMAT_VERSION,
@@ -59,21 +49,18 @@ def save_discriminator(discriminator: Discriminator, path: str | os.PathLike[str
 
 
 def load_discriminator(path: str | os.PathLike[str]) -> Discriminator:
-    """Read what `save_discriminator` wrote, on the CPU and in the dtype it had.
-
-    Parameters
-    ----------
-    path : path
-        The file.
+    """Load a file of `save_discriminator`, on the CPU and in the dtype it was saved with.
 
     Raises
     ------
     FileNotFoundError
-        If there is no file.
+        If the file does not exist.
     ValueError
-        If it is damaged, holds something else, or needs a class that is not registered.
+        If it is damaged, is not a discriminator, or needs a class that is not registered.
     """
-    record, tensors = _read(Path(path))
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no discriminator file {path}.")
+    record, tensors = read_sealed(Path(path), _KEY, "discriminator", _FIELDS, version=FORMAT_VERSION)
     arguments = record["name"], record["sample_shape"]
     try:
         with described_by(tensors):
@@ -84,9 +71,3 @@ def load_discriminator(path: str | os.PathLike[str]) -> Discriminator:
         reason = reason_of(error)
         raise ValueError(f"{path} cannot be rebuilt: {reason}.") from error
     return discriminator
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no discriminator file {path}.")
-    return read_sealed(path, _KEY, "discriminator", _FIELDS, version=FORMAT_VERSION)

@@ -1,12 +1,11 @@
 """R3GAN's discriminator (Huang, Gokaslan, Kuleshov and Tompkin 2024, arXiv 2501.05441).
 
-A 1x1 convolution, then stages of residual blocks, each of which halves the resolution but the last, which
-weighs all places that are left. There is no normalization anywhere. A residual block is
+A 1x1 convolution, then stages of residual blocks. Each stage halves the resolution, and the last one weighs
+all remaining positions. There is no normalization. A residual block is
 
     x + W3 a(W2 * a(W1 x + b1) + b2),    a(y) = max(y, y / 5),
 
-with 1x1 convolutions W1 and W3 to and from a wider space, in which W2 is a grouped 3x3 convolution. The
-structure and the names of the published networks were read off their weights, and their logits are met.
+with 1x1 convolutions W1 and W3 to and from a wider space, in which W2 is a grouped 3x3 convolution.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from gas_ext.training.discriminators.base import Discriminator, register_discrim
 
 _SLOPE = 0.2  # of leaky ReLU
 _GAIN = math.sqrt(2.0 / (1.0 + _SLOPE**2))  # keeps the variance through it (He et al. 2015)
-_HEAD = 4  # places along an axis that the published networks end with
+_HEAD = 4  # positions along an axis at the end of the published networks
 _WIDEST = 768
 _GROUP = 8  # channels of a stage per group of its 3x3 convolutions
 
@@ -44,14 +43,14 @@ class R3GANConfig:
     expansion : int
         How many times wider the blocks are inside.
     resampling_filter : tuple of float
-        Low-pass filter along one axis before every second place is kept; an even number of taps of any
-        scale. (1, 3, 3, 1) is the published [1, 2, 1] smoothed by [1, 1].
+        Low-pass filter along one axis before downsampling; an even number of taps of any scale.
+        (1, 3, 3, 1) is the published [1, 2, 1] smoothed by [1, 1].
     num_classes : int
         Number of class labels; 0 for none.
     embedding_dim : int
         Size of a label's embedding, 1 for an unconditional network.
     bfloat16_stages : tuple of int
-        Stages (from 0) that compute in bfloat16, whatever the parameters' dtype.
+        Stages (from 0) that compute in bfloat16.
 
     Raises
     ------
@@ -101,9 +100,9 @@ class R3GANConfig:
     def published(cls, sample_shape: Sequence[int], num_classes: int = 0) -> R3GANConfig:
         """Return the published proportions for images (or latents) of any size.
 
-        Four places along the shorter side (four to seven, if it is no power of two) are left at the end; the
-        last four stages have 768 channels, and each earlier one half of the next. For 3x64x64 and 4x64x64
-        this is the network that GAS trains on latents.
+        Four to seven positions along the shorter side remain at the end. The last four stages have 768
+        channels, and each earlier one half of the next. For 3x64x64 and 4x64x64 this is the network that GAS
+        trains on latents.
 
         Examples
         --------
@@ -114,7 +113,9 @@ class R3GANConfig:
         stages = max(1, (min(height, width) // _HEAD).bit_length())
         widths = tuple(_WIDEST >> max(0, stages - 4 - stage) for stage in range(stages))
         if min(widths) < _GROUP:
-            raise ValueError(f"sample_shape is {tuple(sample_shape)}; pass a config for images of this size.")
+            raise ValueError(
+                f"sample_shape is {tuple(sample_shape)}, which is too large; pass a config for this size."
+            )
         return cls(
             widths=widths,
             cardinalities=tuple(width // _GROUP for width in widths),
@@ -128,21 +129,21 @@ class R3GANConfig:
 class R3GANDiscriminator(Discriminator):
     """R3GAN's discriminator for images or latents of any size and number of channels.
 
-    Weights are random normal with variance gain^2 / inputs, where the gain undoes what leaky ReLU takes; in
-    residual blocks W1 and W2 are L^(-1/4) times smaller, with L blocks, and W3 is zero (Fixup, Zhang et al.
-    2019), so that every block starts as the identity. Published weights: `load_r3gan_snapshot`.
+    Weights are random normal with variance gain^2 / inputs, where the gain compensates leaky ReLU. In the
+    blocks W1 and W2 are L^(-1/4) times smaller, with L blocks, and W3 is zero (Fixup, Zhang et al. 2019), so
+    that every block starts as the identity. `load_r3gan_snapshot` loads published weights.
 
     Parameters
     ----------
     sample_shape : sequence of int
         (channels, height, width).
     config : R3GANConfig or mapping of its fields, optional
-        The network; ``R3GANConfig.published(sample_shape)`` if not given.
+        The network. Default: ``R3GANConfig.published(sample_shape)``.
 
     Raises
     ------
     ValueError
-        If the sample is no image, or too small for the number of stages.
+        If the sample is not an image, or too small for the number of stages.
 
     Examples
     --------
@@ -170,7 +171,7 @@ class R3GANDiscriminator(Discriminator):
         if min(size) < 1:
             raise ValueError(
                 f"sample_shape is {self.sample_shape}, but {halvings + 1} stages need at least "
-                f"{1 << halvings} places along each axis; use fewer stages."
+                f"{1 << halvings} positions along each axis; use fewer stages."
             )
         self.extraction = _convolution(channels, config.widths[0], 1)
         self.stages = nn.ModuleList([_Stage(config, index) for index in range(halvings + 1)])
@@ -189,7 +190,7 @@ class R3GANDiscriminator(Discriminator):
 
 
 class _Stage(nn.Module):
-    """Residual blocks and, but for the last stage, the way down to the next."""
+    """Residual blocks and, except in the last stage, downsampling."""
 
     def __init__(self, config: R3GANConfig, index: int) -> None:
         super().__init__()
@@ -229,7 +230,7 @@ class _Block(nn.Module):
 
 
 class _Downsample(nn.Module):
-    """Low-pass filter, every second place, and a 1x1 convolution where the width changes."""
+    """Low-pass filter, every second position, and a 1x1 convolution if the width changes."""
 
     kernel: Tensor
 
@@ -249,7 +250,7 @@ class _Downsample(nn.Module):
 
 
 class _Head(nn.Module):
-    """One weight for every place and channel, summed over the places, and a linear layer."""
+    """One weight per position and channel, summed over positions, and a linear layer."""
 
     def __init__(self, width: int, size: tuple[int, int], features: int) -> None:
         super().__init__()
@@ -285,7 +286,7 @@ def _activated(x: Tensor, bias: Tensor) -> Tensor:
 def _image_shape(sample_shape: Sequence[int]) -> tuple[int, int, int]:
     if len(sample_shape) != 3:
         raise ValueError(
-            f"sample_shape is {tuple(sample_shape)}, but R3GAN's discriminator is for (channels, height, "
+            f"sample_shape is {tuple(sample_shape)}, but R3GAN's discriminator needs (channels, height, "
             "width); use 'convolution' for signals and videos."
         )
     channels, height, width = sample_shape

@@ -1,4 +1,4 @@
-"""Published R3GAN snapshots: read without running anything in them, under this library's names."""
+"""Published R3GAN snapshots, read without running code and with this library's names."""
 
 from __future__ import annotations
 
@@ -34,26 +34,22 @@ _NAMES = (
 def load_r3gan_snapshot(
     path: str | os.PathLike[str], *, network: str = "D", bfloat16: bool = True
 ) -> R3GANDiscriminator:
-    """Load the discriminator of a published R3GAN snapshot (.pkl); nothing in the file is run.
+    """Load the discriminator of a published R3GAN snapshot (.pkl) without running code in it.
 
     Parameters
     ----------
     path : path
         A snapshot of R3GAN's training, in the older naming (``BaselineGAN``) or the newer one (``R3GAN``).
-        Only the discriminator is used; save it with `save_discriminator` for a file that holds nothing else.
+        Use `save_discriminator` for a file without the other networks.
     network : str
         Entry of the snapshot.
     bfloat16 : bool
-        Compute in bfloat16 in the stages that the snapshot says; otherwise in float32 throughout.
-
-    Returns
-    -------
-    R3GANDiscriminator
+        Compute the snapshot's bfloat16 stages in bfloat16; if False, compute all in float32.
 
     Raises
     ------
     ValueError
-        If the file is refused (`gas_ext.safe_pickle`), or holds no such network.
+        If the file is refused (`gas_ext.safe_pickle`), or has no such network.
 
     Examples
     --------
@@ -63,7 +59,7 @@ def load_r3gan_snapshot(
     content = read_pickle(path)
     record = content.get(network) if isinstance(content, dict) else None
     if not isinstance(record, PickledObject) or record.name != "Discriminator":
-        raise ValueError(f"{path} is no R3GAN snapshot: it has no discriminator under {network!r}.")
+        raise ValueError(f"{path} is not an R3GAN snapshot: it has no discriminator under {network!r}.")
     inner = _child(record, "Model")
     try:
         tensors = readable_state_dict(state_dict_of(inner or record))
@@ -78,17 +74,12 @@ def load_r3gan_snapshot(
         discriminator.load_state_dict({n: tensor.clone() for n, tensor in tensors.items()}, assign=True)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = reason_of(error)
-        raise ValueError(f"{path} holds another discriminator than R3GAN's: {reason}.") from error
+        raise ValueError(f"{path} is not a discriminator of R3GAN: {reason}.") from error
     return discriminator
 
 
 def readable_state_dict(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a published state dict under the names of `R3GANDiscriminator`.
-
-    Raises
-    ------
-    ValueError
-        If a name is unknown.
+    """Return a published state dict under the names of `R3GANDiscriminator`; ValueError for other names.
 
     Examples
     --------
@@ -107,13 +98,7 @@ def _readable(name: str) -> str:
 
 
 def config_of(tensors: Mapping[str, Tensor]) -> R3GANConfig:
-    """Return the config that a state dict (under our names) was built with, in full precision.
-
-    Raises
-    ------
-    KeyError
-        If a tensor is missing.
-    """
+    """Return the config of a state dict (under our names), in full precision; KeyError without a tensor."""
     stages = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("stages."))
     first = [tensors[f"stages.{n}.blocks.0.spatial.weight"] for n in range(stages)]
     widths = [len(tensors[f"stages.{n}.blocks.0.project.weight"]) for n in range(stages)]
@@ -135,7 +120,7 @@ def config_of(tensors: Mapping[str, Tensor]) -> R3GANConfig:
 
 
 def _sample_shape(tensors: Mapping[str, Tensor], config: R3GANConfig) -> tuple[int, int, int]:
-    """Return the image size: what is left at the end, doubled for every stage before the last."""
+    """Return the image size: the final one, doubled for every stage before the last."""
     height, width = tensors["head.basis.weight"].shape[-2:]
     halvings = len(config.widths) - 1
     return tensors["extraction.weight"].shape[1], height << halvings, width << halvings

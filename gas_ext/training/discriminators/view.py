@@ -1,4 +1,4 @@
-"""What a discriminator is shown besides a sample: what the teacher would change in it."""
+"""The teacher's corrections of a sample, as further input of a discriminator."""
 
 from __future__ import annotations
 
@@ -24,33 +24,31 @@ class _Level(NamedTuple):
 
 
 class TeacherView:
-    """A sample beside the teacher's corrections to it, taken for an image with a little noise.
+    """A sample together with the teacher's corrections of it at some noise levels.
 
-    For each noise level k, with t such that sigma(t) / alpha(t) = k, the channels (D(alpha x, t) - x) / k
-    follow those of the sample x. Taken at a small k, they are large wherever a student with too few steps
-    left noise; at larger k, where shapes are not the data's. A discriminator that starts from random weights
-    would need many iterations to see either.
-
-    No noise is added, so that real samples have one view each. The teacher is asked without guidance.
+    For each noise level k, with t such that sigma(t) / alpha(t) = k, the channels (D(alpha x, t) - x) / k are
+    appended to those of the sample x. At a small k they are large where a student with too few steps left
+    noise, at larger k where shapes are wrong. A discriminator with random weights would take many iterations
+    to detect either. No noise is added, and the teacher is evaluated without guidance.
 
     Parameters
     ----------
     denoiser : Denoiser
-        The teacher; nothing of it learns.
+        The teacher, which is not trained.
     noise_levels : sequence of float
-        The levels k, greater than 0 and within the schedule; data are taken to be of order 1.
+        The levels k, greater than 0 and within the schedule, for data of order 1.
     recompute : bool
-        Evaluate the network again in the backward pass instead of keeping its activations; see `GASSampler`.
+        Recompute the network's activations in the backward pass instead of storing them; see `GASSampler`.
 
     Attributes
     ----------
     sample_shape : tuple of int
-        Shape of what is shown, for the discriminator: (1 + number of levels) times the channels.
+        Shape of the view, for the discriminator: (1 + number of levels) times the channels.
 
     Raises
     ------
     ValueError
-        If there is no level, or one is not within the schedule.
+        If there is no level, or one is outside the schedule.
 
     Examples
     --------
@@ -72,7 +70,7 @@ class TeacherView:
         if len(levels) == 0 or not bool(inside.all()):
             raise ValueError(
                 f"noise_levels are {levels.tolist()}, but must be one or more numbers greater than 0 and "
-                f"from {low:.4g} to {high:.4g}, where {schedule!r} begins and ends."
+                f"from {low:.4g} to {high:.4g}, the range of {schedule!r}."
             )
         times = schedule.inverse_lambda(-levels.log())
         p, q = data_prediction_coefficients(schedule, times, times, denoiser.prediction_type)
@@ -84,23 +82,15 @@ class TeacherView:
         self.sample_shape = ((1 + len(levels)) * channels, *axes)
 
     def __call__(self, samples: Tensor, condition: Any = None) -> Tensor:
-        """Return (B, *sample_shape) for samples of the teacher's shape; gradients reach the samples.
-
-        Parameters
-        ----------
-        samples : Tensor
-            (B, C, ...).
-        condition : optional
-            The samples' conditions, as for `GASSampler`.
-        """
+        """Return (B, *sample_shape) for samples (B, C, ...) with a condition; gradients reach samples."""
         condition = self.denoiser.encode_condition(condition)
-        shown = [samples]
+        view = [samples]
         for level in self._levels:
             if self.recompute and torch.is_grad_enabled():
-                shown.append(checkpoint(self._correction, samples, condition, level, use_reentrant=False))
+                view.append(checkpoint(self._correction, samples, condition, level, use_reentrant=False))
             else:
-                shown.append(self._correction(samples, condition, level))
-        return torch.cat(shown, dim=1)
+                view.append(self._correction(samples, condition, level))
+        return torch.cat(view, dim=1)
 
     def _correction(self, samples: Tensor, condition: Condition, level: _Level) -> Tensor:
         """Return (D(alpha x, t) - x) / k."""

@@ -3,12 +3,9 @@ import torch
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from toy_run import randn
 
 from gas_ext.training.discriminators import ConvolutionDiscriminator, build_discriminator
-
-
-def randn(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 @examples(max_examples=40)
@@ -21,7 +18,7 @@ def test_any_shape(channels, sizes, width, conditional):
     discriminator = build_discriminator(
         "convolution", (channels, *sizes), seed=0, width=width, max_width=8, num_classes=classes
     ).double()
-    x = randn(3, channels, *sizes, dtype=torch.float64).requires_grad_()
+    x = randn(3, channels, *sizes).requires_grad_()
     labels = torch.tensor([0, 2, 3]) if conditional else None
     logits = discriminator(x, labels)
     assert logits.shape == (3,)
@@ -34,10 +31,10 @@ def test_any_shape(channels, sizes, width, conditional):
     assert discriminator.head.in_features <= discriminator.layers[-1].out_channels * 4 ** len(sizes)
 
 
-@pytest.mark.parametrize(("axes", "kind"), [(1, "Conv1d"), (2, "Conv2d"), (3, "Conv3d")])
-def test_dimension_chooses_the_convolution(axes, kind):
+@pytest.mark.parametrize(("axes", "layer_type"), [(1, "Conv1d"), (2, "Conv2d"), (3, "Conv3d")])
+def test_dimension_chooses_the_convolution(axes, layer_type):
     discriminator = ConvolutionDiscriminator((2, *[8] * axes), width=2)
-    assert {type(layer).__name__ for layer in discriminator.layers} == {kind}
+    assert {type(layer).__name__ for layer in discriminator.layers} == {layer_type}
 
 
 def test_widths_double_to_their_limit():
@@ -46,7 +43,7 @@ def test_widths_double_to_their_limit():
 
 
 def test_logits_of_a_new_discriminator_are_of_order_one():
-    logits = build_discriminator("convolution", (3, 32, 32), seed=0, width=16)(randn(64, 3, 32, 32))
+    logits = build_discriminator("convolution", (3, 32, 32), seed=0, width=16)(randn(64, 3, 32, 32).float())
     assert 0.1 < logits.std() < 3
 
 

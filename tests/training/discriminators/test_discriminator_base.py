@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from toy_run import same
 
 from gas_ext.training.discriminators import (
     Discriminator,
@@ -59,7 +60,7 @@ def test_seed_decides_the_weights_and_leaves_the_generator_alone():
     torch.manual_seed(5)
     first, again, other = (build_discriminator("convolution", (1, 16), seed=s, width=4) for s in (3, 3, 4))
     assert torch.equal(torch.rand(1), expected)
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert same(first, again)
     assert not torch.equal(first.head.weight, other.head.weight)
 
 
@@ -104,10 +105,10 @@ def test_other_labels_are_refused():
         with pytest.raises(ValueError, match=r"must be int64 \(2,\)"):
             discriminator(x, labels)
     for labels in ([0, 4], [-1, 0]):
-        with pytest.raises(ValueError, match="must be 0 to 2, or 3 for none"):
+        with pytest.raises(ValueError, match="must be 0 to 2, or 3 for no label"):
             discriminator(x, torch.tensor(labels))
 
 
-def test_repr_says_name_and_shape():
+def test_repr_has_name_and_shape():
     text = repr(build_discriminator("convolution", (2, 8), width=4))
     assert "'convolution', (2, 8), num_classes=0" in text

@@ -1,4 +1,4 @@
-"""The page's Python runs as it stands, and the discriminator that it adds works everywhere."""
+"""The page's Python runs, and the discriminator that it adds works everywhere."""
 
 import torch
 from docs_runner import Page

@@ -7,6 +7,7 @@ from golden_data import GOLDEN, arrays
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from toy_run import randn, same
 
 from gas_ext._utils.building import described_by
 from gas_ext._utils.sealed_files import write_sealed
@@ -46,16 +47,15 @@ def test_round_trip(tmp_path, name, shape, settings, dtype):
     assert type(again) is type(discriminator)
     assert again.sample_shape == shape
     assert again.state_dict().keys() == discriminator.state_dict().keys()
-    for key, value in discriminator.state_dict().items():
-        assert torch.equal(again.state_dict()[key], value), key
+    assert same(again, discriminator)
     assert all(parameter.requires_grad for parameter in again.parameters())
-    x = torch.randn(2, *shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    x = randn(2, *shape, seed=1, dtype=dtype)
     labels = torch.tensor([1, 3]) if discriminator.num_classes else None
     assert torch.equal(again(x, labels), discriminator(x, labels))
 
 
-def test_kept_file_meets_the_published_logits():
-    """A converted snapshot of long ago: the format stays readable, and the network stays what it is."""
+def test_a_stored_file_gives_the_published_logits():
+    """An early converted snapshot: the format stays readable, and the network the same."""
     discriminator = load_discriminator(GOLDEN / "r3gan" / "r3gan_cond32.safetensors")
     for name, key, conditional in (
         ("r3gan_cond32", "logits", True),
@@ -68,16 +68,12 @@ def test_kept_file_meets_the_published_logits():
             assert (discriminator(images, labels) - expected).abs().max() <= 3e-2  # bfloat16
 
 
-def test_saving_again_gives_the_same_file(saved, tmp_path):
-    _, path = saved
-    save_discriminator(load_discriminator(path), tmp_path / "again.safetensors")
-    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
-
-
-def test_nothing_else_is_left_in_the_folder(saved):
+def test_saving_again_gives_the_same_file_and_nothing_else(saved, tmp_path):
     _, path = saved
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
     assert path.stat().st_mode & stat.S_IRUSR
+    save_discriminator(load_discriminator(path), tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
 
 
 def test_missing_file(tmp_path):
@@ -90,18 +86,23 @@ def test_unregistered_class_cannot_be_saved(tmp_path):
         def features(self, samples):
             return samples.flatten(1)
 
-    with pytest.raises(ValueError, match="Nameless has no name: decorate it with register_discriminator"):
+    with pytest.raises(ValueError, match="Nameless has no name; decorate it with register_discriminator"):
         save_discriminator(Nameless((2,)), tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
 
 
-def rewrite(path, change=None, tensors=None):
-    """Write the file again with its record or tensors changed, checksum as it was."""
+def read(path):
+    """Return the record and the tensors of a file."""
     with safe_open(path, framework="pt") as file:
         record = json.loads(file.metadata()["gas_ext_discriminator"])
-        kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return record, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def rewrite(path, change=None, tensors=None):
+    """Write the file again with its record or tensors changed, but the old checksum."""
+    record, old = read(path)
     record.update(change or {})
-    save_file({**kept, **(tensors or {})}, path, {"gas_ext_discriminator": json.dumps(record)})
+    save_file({**old, **(tensors or {})}, path, {"gas_ext_discriminator": json.dumps(record)})
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_other_files_are_refused(tmp_path, content):
         load_discriminator(path)
 
 
-def test_cut_file_is_refused(saved):
+def test_truncated_file_is_refused(saved):
     _, path = saved
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(ValueError, match="not a safetensors file, or is damaged"):
@@ -172,9 +173,7 @@ def test_file_of_an_unknown_class_names_the_remedy(tmp_path, monkeypatch):
 def test_sizes_are_compared_with_the_file_before_anything_is_built(tmp_path, settings, message):
     path = tmp_path / "discriminator.safetensors"
     save_discriminator(build_discriminator("convolution", (1, 8), seed=0, width=2), path)
-    with safe_open(path, framework="pt") as file:
-        record = json.loads(file.metadata()["gas_ext_discriminator"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    record, tensors = read(path)
     record["settings"].update(settings)
     write_sealed(path, "gas_ext_discriminator", record, tensors)
     with pytest.raises(ValueError, match=message):

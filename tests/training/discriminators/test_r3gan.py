@@ -8,16 +8,13 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from toy_run import randn, same
 
 from gas_ext.training.discriminators import R3GANConfig, R3GANDiscriminator, build_discriminator
 from gas_ext.training.discriminators.snapshots import config_of, readable_state_dict
 
 LATENT = GOLDEN / "disc" / "latent_4_scaled16.safetensors"
 SMALL = R3GANConfig(widths=(4, 6), cardinalities=(2, 3), blocks=(2, 1))
-
-
-def randn(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def randomize(discriminator, scale=0.3, seed=0):
@@ -181,7 +178,7 @@ def test_settings_as_plain_values_build_the_same_network():
     first = build_discriminator("r3gan", (3, 8, 8), seed=1, config=SMALL)
     again = build_discriminator("r3gan", (3, 8, 8), seed=1, config=config)
     assert first.config == again.config
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert same(first, again)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +207,7 @@ def test_only_images(shape):
 
 
 def test_too_small_images_are_refused():
-    with pytest.raises(ValueError, match="2 stages need at least 2 places"):
+    with pytest.raises(ValueError, match="2 stages need at least 2 positions"):
         R3GANDiscriminator((3, 1, 8), SMALL)
-    with pytest.raises(ValueError, match="pass a config"):
+    with pytest.raises(ValueError, match="too large; pass a config"):
         R3GANConfig.published((3, 4096, 4096))

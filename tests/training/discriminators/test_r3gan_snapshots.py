@@ -117,9 +117,8 @@ def write(path, content) -> str:
 
 def test_other_pickles_are_refused_by_name(tmp_path):
     path = write(tmp_path / "other.pkl", {"ema": [1, 2]})
-    with pytest.raises(
-        ValueError, match=r"other.pkl is no R3GAN snapshot: it has no discriminator under 'D'"
-    ):
+    message = r"other.pkl is not an R3GAN snapshot: it has no discriminator under 'D'"
+    with pytest.raises(ValueError, match=message):
         load_r3gan_snapshot(path)
     path = write(tmp_path / "code.pkl", {"D": print})
     with pytest.raises(ValueError, match=re.escape("code.pkl is refused")):
@@ -139,7 +138,7 @@ def test_other_discriminators_are_refused(tmp_path, damage, monkeypatch):
         weights["MainLayers.99999999999.Layers.0.NonLinearity1.Bias"] = torch.zeros(3)
     monkeypatch.setattr("fake_r3gan.published_state_dict", lambda discriminator: weights)
     path = write(tmp_path / "odd.pkl", snapshot_bytes(randomized((2, 8, 8), CONFIG)))
-    with pytest.raises(ValueError, match=r"odd.pkl holds another discriminator than R3GAN's"):
+    with pytest.raises(ValueError, match=r"odd.pkl is not a discriminator of R3GAN"):
         load_r3gan_snapshot(path)
 
 
@@ -151,7 +150,7 @@ def test_huge_claims_take_no_memory(tmp_path, monkeypatch):
         weights[f"MainLayers.{stage}.Layers.0.LinearLayer2.Layer.weight"] = torch.zeros(1_000_000, 1, 1, 1)
     monkeypatch.setattr("fake_r3gan.published_state_dict", lambda discriminator: weights)
     path = write(tmp_path / "huge.pkl", snapshot_bytes(randomized((2, 8, 8), CONFIG)))
-    with pytest.raises(ValueError, match="another discriminator"):
+    with pytest.raises(ValueError, match="is not a discriminator of R3GAN"):
         load_r3gan_snapshot(path)
 
 

@@ -1,7 +1,8 @@
-"""What the teacher says about samples, shown to a discriminator."""
+"""The teacher's corrections of samples, as input of a discriminator."""
 
 import pytest
 import torch
+from toy_run import randn
 
 from gas_ext import NoiseSchedule
 from gas_ext.denoisers import Denoiser
@@ -42,7 +43,7 @@ def gaussian_teacher(schedule, prediction_type, shape=(2, 5)):
 )
 def test_corrections_of_a_gaussian_are_those_of_wiener_s_filter(schedule, prediction_type):
     levels = (0.02, 0.3, 1.5)
-    samples = torch.randn(3, 2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    samples = randn(3, 2, 5)
     view = TeacherView(gaussian_teacher(schedule, prediction_type), levels)
     shown = view(samples)
     assert tuple(shown.shape[1:]) == view.sample_shape == (8, 5)
@@ -108,7 +109,7 @@ def test_labels_may_be_a_list():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_what_is_shown_has_the_samples_dtype_whatever_the_network_s(dtype):
+def test_the_view_has_the_samples_dtype_whatever_the_network_s(dtype):
     network = torch.nn.Linear(4, 4)
     teacher = Denoiser.from_callable(
         lambda x, t, condition: network(x.float()),
@@ -116,7 +117,7 @@ def test_what_is_shown_has_the_samples_dtype_whatever_the_network_s(dtype):
         prediction_type="epsilon",
         sample_shape=(1, 4),
     )
-    view, samples = TeacherView(teacher, [0.1]), torch.randn(3, 1, 4, dtype=dtype)
+    view, samples = TeacherView(teacher, [0.1]), randn(3, 1, 4, dtype=dtype)
     with torch.autocast("cpu", torch.bfloat16):
         shown = view(samples)
     assert shown.dtype == dtype
@@ -128,7 +129,7 @@ def test_what_is_shown_has_the_samples_dtype_whatever_the_network_s(dtype):
 
 def test_recomputation_evaluates_twice_and_changes_nothing():
     teacher = gaussian_teacher(NoiseSchedule.vp_linear(), "sample")
-    samples = torch.randn(3, 2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    samples = randn(3, 2, 5)
     gradients, counts = [], []
     for recompute in (False, True):
         x = samples.clone().requires_grad_()
@@ -140,12 +141,11 @@ def test_recomputation_evaluates_twice_and_changes_nothing():
     assert counts == [2, 4]
 
 
-def test_noise_that_a_student_left_is_seen_by_the_embedded_teacher():
+def test_residual_noise_is_seen_by_the_embedded_teacher():
     teacher = load_demo_teacher()
     view = TeacherView(teacher, [0.05])
-    generator = torch.Generator().manual_seed(0)
     clean = -torch.ones(4, 1, 32, 32)
-    noisy = clean + 0.02 * torch.randn(clean.shape, generator=generator)
+    noisy = clean + 0.02 * randn(4, 1, 32, 32, dtype=torch.float32)
     labels = torch.arange(4)
     with torch.no_grad():
         strength = [view(images, labels)[:, 1].std().item() for images in (clean, noisy)]
@@ -160,10 +160,10 @@ def test_impossible_levels_are_refused(levels):
 
 @pytest.mark.parametrize("level", [0.001, 100.0])
 def test_levels_beyond_the_schedule_are_refused(level):
-    with pytest.raises(ValueError, match=r"from 0\.002 to 80, where NoiseSchedule\.edm\(.*\) begins"):
+    with pytest.raises(ValueError, match=r"from 0\.002 to 80, the range of NoiseSchedule\.edm\(.*\)"):
         TeacherView(gaussian_teacher(NoiseSchedule.edm(0.002, 80.0), "sample"), [0.1, level])
 
 
-def test_a_schedule_that_starts_at_noise_alone_has_every_level():
+def test_a_schedule_that_starts_at_pure_noise_has_every_level():
     view = TeacherView(gaussian_teacher(NoiseSchedule.flow(), "flow_prediction"), [1e-6, 1e6])
     assert bool(view(torch.ones(1, 2, 5, dtype=torch.float64)).isfinite().all())
