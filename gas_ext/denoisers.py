@@ -209,7 +209,7 @@ class Denoiser(nn.Module, ABC):
         self.check_channels(x)
         if torch.compiler.is_compiling():
             return self.predict(x, t, condition)
-        self.evaluations += 1
+        vars(self)["evaluations"] += 1  # a microsecond less than through nn.Module's own assignment
         try:
             return self.predict(x, t, condition)
         except torch.OutOfMemoryError:  # a RuntimeError too, but not one of the shape
@@ -401,7 +401,7 @@ def doubled_condition(unconditional: Condition, condition: Condition, batch: int
     )
 
 
-def check_noise(noise: Tensor, denoiser: Any) -> None:
+def check_noise(noise: Tensor) -> None:
     """Raise TypeError or ValueError unless a solve can begin with this; warn once if it is not finite."""
     check_dense("The noise", noise, "use torch.randn")
     if noise.dtype not in STATE_DTYPES:
@@ -410,8 +410,6 @@ def check_noise(noise: Tensor, denoiser: Any) -> None:
         )
     if noise.ndim == 0:
         raise ValueError("The noise is a single number, but needs a batch dimension; add one in front.")
-    if isinstance(denoiser, Denoiser):
-        denoiser.check_channels(noise)
     # A sum finds NaN and infinity in a hundredth of the time; it may also overflow.
     if _is_readable(noise) and not math.isfinite(noise.sum().item()) and not bool(noise.isfinite().all()):
         _warn_of_noise()
@@ -440,15 +438,15 @@ def check_device(noise: Tensor, device: torch.device) -> None:
         raise ValueError(f"The noise is on {noise.device} and the solver on {device}; move one of them.")
 
 
-def check_output(output: Any, seen: Tensor) -> None:
-    """Raise TypeError or ValueError unless a network returned one output per input."""
+def check_output(output: Any, shape: Sequence[int]) -> None:
+    """Raise TypeError or ValueError unless a network returned one output for an input of this shape."""
     if not isinstance(output, Tensor):
         raise TypeError(
             f"The network returned a {type(output).__name__}, but the denoiser must return a tensor; "
             "wrap the network to return e.g. its output's .sample, or its first element."
         )
-    if output.shape != seen.shape:
+    if output.shape != shape:
         raise ValueError(
             f"The network returned shape {tuple(output.shape)} for an input of shape "
-            f"{tuple(seen.shape)}; it must return one output per input."
+            f"{tuple(shape)}; it must return one output per input."
         )

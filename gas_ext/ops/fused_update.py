@@ -104,6 +104,13 @@ def fused_update(
         raise
 
 
+def operator_without_gradients(device: torch.device) -> Any:
+    """Return the compiled forward operator, or None where autograd or a transform must see its calls."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or is_transformed():
+        return None
+    return _operator if library.has_kernels(device) else None
+
+
 def _update(
     history: list[Tensor],
     output: Tensor,
