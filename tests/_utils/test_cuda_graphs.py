@@ -228,7 +228,7 @@ def test_recorded_gradients_run_step_by_step(graphs):
 
 
 def test_a_trajectory_runs_step_by_step(graphs):
-    check_fallback(*pair(), "a trajectory is asked for", noise_of(3, 2), return_trajectory=True)
+    check_fallback(*pair(), "a trajectory is requested", noise_of(3, 2), return_trajectory=True)
     assert not graphs
 
 

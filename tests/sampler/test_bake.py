@@ -195,7 +195,7 @@ def test_another_stream_computes_its_own(monkeypatch):
 
 def test_captured_graphs_keep_what_they_read(monkeypatch):
     sampler, noise = GASSampler(UniPCSolver(VP, 4), network), noise_of(3, 2)
-    monkeypatch.setattr("gas_ext.sampler.is_captured", lambda device: True)
+    monkeypatch.setattr("gas_ext.sampler.sampler.is_captured", lambda device: True)
     with torch.no_grad():
         sampler(noise)
         first = sampler._baked.coefficients
