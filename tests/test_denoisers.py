@@ -202,7 +202,7 @@ def test_decoding_is_the_identity_unless_said_otherwise():
 
 
 def test_what_cannot_be_kept_says_so(tmp_path):
-    with pytest.raises(TypeError, match="cannot be kept in a folder"):
+    with pytest.raises(TypeError, match="cannot be stored in a folder"):
         labelled().save_weights(tmp_path)
 
 

@@ -84,5 +84,5 @@ def sentence(fault: Any) -> str:
         return f"{place} is missing; add it."
     if fault["type"] == "model_type":
         return f"{place} is {shown(fault['input'])}: expected settings by name."
-    reason = fault["msg"].removeprefix("Value error, ")
+    reason = fault["msg"].removeprefix("Value error, ").rstrip(".")
     return f"{place} is {shown(fault['input'])}: {reason[0].lower()}{reason[1:]}."

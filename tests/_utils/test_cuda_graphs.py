@@ -11,7 +11,7 @@ from sampler_networks import VP, noise_of, randomize
 from torch import nn
 
 from gas_ext import Denoiser, GASSampler, GeneralizedSolver
-from gas_ext._utils.cuda_graphs import GRAPHS_KEPT
+from gas_ext._utils.cuda_graphs import MAX_GRAPHS
 from gas_ext.solvers import UniPCSolver
 
 CALLS = 4 * 4  # of the network for one graph: three solves of four steps to warm up, and the recorded one
@@ -142,15 +142,15 @@ def test_settings_of_the_sampler_and_autocast_have_their_own_graphs(graphs):
 
 def test_the_latest_graphs_are_kept(graphs):
     graphed, _ = pair()
-    batches = range(1, GRAPHS_KEPT + 2)
+    batches = range(1, MAX_GRAPHS + 2)
     for batch in batches:
         graphed(noise_of(batch, 2))
         graphed(noise_of(1, 2))
-    assert len(graphs) == GRAPHS_KEPT + 1
+    assert len(graphs) == MAX_GRAPHS + 1
     graphed(noise_of(1, 2))  # in use all the time
-    assert len(graphs) == GRAPHS_KEPT + 1
+    assert len(graphs) == MAX_GRAPHS + 1
     graphed(noise_of(2, 2))  # let go
-    assert len(graphs) == GRAPHS_KEPT + 2
+    assert len(graphs) == MAX_GRAPHS + 2
 
 
 def test_a_graph_recorded_in_inference_mode_serves_outside(graphs):

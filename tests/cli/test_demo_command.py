@@ -52,7 +52,7 @@ def test_output_that_cannot_be_written_is_named_before_any_work(tmp_path):
     assert outcome.exit_code == 1
     assert (
         outcome.stderr.strip()
-        == f"error: {tmp_path / 'file'} is a file; choose another output folder with --out"
+        == f"error: {tmp_path / 'file'} is a file; choose another output folder with --out."
     )
 
 

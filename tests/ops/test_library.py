@@ -101,7 +101,7 @@ def copy_clone(tmp_path: Path, pattern: str = "") -> Path:
         (
             "",
             True,
-            "not loaded: _ops_cpu.so in {0}/gas_ext was built from other sources than those in {0}/csrc",
+            "not loaded: _ops_cpu.so in {0}/gas_ext was not built from the sources in {0}/csrc",
         ),
         ("_build_info*", False, "not loaded: {0}/gas_ext has no _build_info for Python"),
         (
@@ -148,7 +148,7 @@ def test_a_damaged_library_is_named_and_the_reference_runs(tmp_path: Path) -> No
     done = run_beside(package, UPDATE)
     assert done.returncode == 0, done.stderr
     _, cpu, _ = json.loads(done.stdout)
-    assert cpu.startswith("not loaded: _ops_cpu.so could not be loaded beside torch")
+    assert cpu.startswith("not loaded: _ops_cpu.so could not be loaded with torch")
 
 
 def test_without_a_usable_instruction_set_the_reference_runs() -> None:
