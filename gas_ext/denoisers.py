@@ -287,7 +287,7 @@ class Denoiser(nn.Module, ABC):
 
     @property
     def input_dtype(self) -> torch.dtype | None:
-        """The half precision to which `predict` casts its states before anything else; None (default) if it does not.
+        """The half precision to which `predict` first casts its states; None (default) if it does not.
 
         Float32 states are then passed to it in this precision, as the update before wrote them, and it
         answers in the same, which saves two passes over memory and gives the same numbers. Under autocast
@@ -386,7 +386,7 @@ def doubled_condition(unconditional: Condition, condition: Condition, batch: int
 
 
 def check_noise(noise: Tensor) -> None:
-    """Raise TypeError or ValueError unless a solve can begin with this noise; warn once if it is not finite."""
+    """Raise TypeError or ValueError if a solve cannot begin with this noise; warn if it is not finite."""
     check_dense("The noise", noise, "use torch.randn")
     if noise.dtype not in STATE_DTYPES:
         raise TypeError(

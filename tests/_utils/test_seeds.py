@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from gas_ext._utils.seeds import MOST_SEEDS, SeedList, common_seeds, format_seeds, parse_seeds
 
+UNREADABLE = ["", "a", "3-", "1,,2", "1.5", "5-2"]
+TOO_LARGE = ["0-99999999999", "0-99999998", "0-9999999,0", "9223372036854775808", "9" * 5000]
 SEEDS = st.lists(st.integers(-3, 12), max_size=12)
 
 
@@ -49,22 +51,7 @@ def test_integers_and_ranges_are_read_in_order(runs, comma):
     assert parse_seeds(comma.join(parts)) == expected
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "a",
-        "3-",
-        "1,,2",
-        "1.5",
-        "5-2",
-        "0-99999999999",
-        "0-99999998",
-        "0-9999999,0",
-        f"{2**63}",
-        "9" * 5000,
-    ],
-)
+@pytest.mark.parametrize("text", [*UNREADABLE, *TOO_LARGE])
 def test_anything_else_is_refused_in_a_short_sentence(text):
     with pytest.raises(ValueError, match=r"[Ss]eed.*\.$") as caught:
         parse_seeds(text)
