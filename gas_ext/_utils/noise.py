@@ -17,46 +17,7 @@ from torch import Tensor
 from gas_ext._utils.checks import whole_numbers
 from gas_ext._utils.files import partial_file
 
-__all__ = [
-    "StackedGenerator",
-    "image_grid",
-    "save_png",
-    "seed_labels",
-    "stacked_noise",
-    "take",
-    "to_bytes",
-    "to_uint8",
-]
-
 _SEED_MODULUS = 2**32  # mt19937 is seeded with 32 bits; larger and negative seeds wrap around
-
-
-class StackedGenerator:
-    """One random generator per sample, seeded modulo 2**32; each call continues every sample's own stream.
-
-    Numbers are drawn on the CPU (mt19937) and then moved, so a seed means the same noise on every device.
-    """
-
-    def __init__(self, seeds: Sequence[int]) -> None:
-        numbers = whole_numbers("seeds", seeds)
-        self._generators = [torch.Generator().manual_seed(seed % _SEED_MODULUS) for seed in numbers]
-
-    def randn(
-        self,
-        shape: Sequence[int],
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> Tensor:
-        """Draw standard normal noise of shape ``(len(seeds), *shape)``."""
-        sizes = tuple(whole_numbers("shape", shape))
-        if min(sizes, default=0) < 0 or not dtype.is_floating_point:
-            raise ValueError(
-                f"Noise cannot be {dtype} of shape {sizes}; give sizes from 0, and a float dtype."
-            )
-        if not self._generators:
-            return torch.empty((0, *sizes), dtype=dtype, device=device)
-        draws = [torch.randn(sizes, generator=g, dtype=dtype, device="cpu") for g in self._generators]
-        return torch.stack(draws).to(device)
 
 
 def stacked_noise(
@@ -90,7 +51,15 @@ def stacked_noise(
     >>> torch.equal(a[2:], b)
     True
     """
-    return StackedGenerator(seeds).randn(shape, dtype, device)
+    numbers, sizes = whole_numbers("seeds", seeds), tuple(whole_numbers("shape", shape))
+    if min(sizes, default=0) < 0 or not dtype.is_floating_point:
+        raise ValueError(f"Noise cannot be {dtype} of shape {sizes}; give sizes from 0, and a float dtype.")
+    if not numbers:
+        return torch.empty((0, *sizes), dtype=dtype, device=device)
+    # Always drawn on the CPU (mt19937), so that a seed means the same noise on every device.
+    generators = [torch.Generator().manual_seed(seed % _SEED_MODULUS) for seed in numbers]
+    draws = [torch.randn(sizes, generator=g, dtype=dtype, device="cpu") for g in generators]
+    return torch.stack(draws).to(device)
 
 
 def seed_labels(seeds: Sequence[int], num_classes: int, device: torch.device | str = "cpu") -> Tensor:
