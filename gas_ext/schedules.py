@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -178,7 +178,7 @@ class NoiseSchedule(ABC):
             raise TypeError(f"The record of a schedule is {record!r}, but must be what to_dict returns.")
         values = dict(record)
         family = values.pop("family", None)
-        families = {
+        families: dict[str, Callable[..., NoiseSchedule]] = {
             "vp_linear": NoiseSchedule.vp_linear,
             "vp_knots": NoiseSchedule.from_knots,
             "edm": NoiseSchedule.edm,
