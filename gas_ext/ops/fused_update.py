@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +16,11 @@ from gas_ext.ops.reference import FIRST_WEIGHT, UpdateResult, fused_update_refer
 MAX_TERMS = 64
 _HALF_TYPES = (torch.float16, torch.bfloat16)
 STATE_DTYPES = (torch.float64, torch.float32, *_HALF_TYPES)
+ForwardOperator = Callable[..., tuple[Tensor, Tensor, Tensor]]
 if library.CPU_STATUS.loaded:
     registration.register()
     # Looked up once: finding the operator takes almost as long as a small update.
-    _operator = torch.ops.gas_ext.fused_update.default
+    _operator: ForwardOperator = torch.ops.gas_ext.fused_update.default
     _operator_out = torch.ops.gas_ext.fused_update_out.default
 
 
@@ -100,7 +101,7 @@ def fused_update(
         raise
 
 
-def operator_without_gradients(device: torch.device) -> Any:
+def operator_without_gradients(device: torch.device) -> ForwardOperator | None:
     """Return the compiled operator for direct calls; None where autograd or a transform must see them.
 
     It takes (history, output, coefficients, guided, next_input_dtype) and checks everything itself.
