@@ -287,10 +287,10 @@ def _check_arguments(history: Sequence[Tensor], output: Tensor, coefficients: Te
         )
     if coefficients.dtype not in (torch.float64, torch.float32):
         raise TypeError(f"The coefficients are {coefficients.dtype}; give float64 or float32.")
-    for name, tensor in (("The output", output), ("The coefficients", coefficients)):
+    for name, tensor in (("The output is", output), ("The coefficients are", coefficients)):
         if tensor.device != x.device:
             raise ValueError(
-                f"{name} is on {tensor.device}, but the history is on {x.device}; move it there."
+                f"{name} on {tensor.device}, but the history is on {x.device}; move it there."
             )
 
 
