@@ -289,9 +289,7 @@ def _check_arguments(history: Sequence[Tensor], output: Tensor, coefficients: Te
         raise TypeError(f"The coefficients are {coefficients.dtype}; give float64 or float32.")
     for name, tensor in (("The output is", output), ("The coefficients are", coefficients)):
         if tensor.device != x.device:
-            raise ValueError(
-                f"{name} on {tensor.device}, but the history is on {x.device}; move it there."
-            )
+            raise ValueError(f"{name} on {tensor.device}, but the history is on {x.device}; move it there.")
 
 
 def _check_float(dtype: Any) -> None:
