@@ -1,15 +1,15 @@
 """Noise schedules: alpha(t), sigma(t), lambda(t) = log(alpha / sigma) and the inverse of lambda.
 
-A schedule says how a clean sample x_0 is blended with noise eps: x_t = alpha(t) x_0 + sigma(t) eps. Sampling
-runs from t = 1 (noise) down to a small t_eps (data). Everything is float64, differentiable in t, and written
-without cancellation (expm1, log1p, logaddexp), so that sigma(1e-4) is right to the last digits.
+A schedule blends a clean sample x_0 with noise eps: x_t = alpha(t) x_0 + sigma(t) eps. Sampling runs from
+t = 1 (noise) down to a small t_eps (data). Everything is float64, differentiable in t, and written without
+cancellation (expm1, log1p, logaddexp), so that sigma(1e-4) has all its digits.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,13 +20,14 @@ from gas_ext._utils.records import shown
 
 Times = Tensor | float
 
-# A network may be asked slightly beyond t = 1 (learned time offsets); published solvers reach 1.08.
+# Learned time offsets may evaluate a network slightly beyond t = 1; published solvers reach 1.08.
 _T_MAX = 1.25
 _LEAST_RHO, _MOST_RHO = 0.01, 1000.0
+_WRONG_KNOTS = "Knots need increasing times >= 0 and finite, decreasing log alpha <= 0."
 
 
 def as_float64(value: Times) -> Tensor:
-    """Turn a number or a tensor into a float64 tensor, exactly, keeping device and gradient."""
+    """Return a number or tensor as a float64 tensor, exactly, with the same device and gradient."""
     # torch.as_tensor would move a tensor to torch's default device.
     return value.to(torch.float64) if isinstance(value, Tensor) else float64_table("The time", value)
 
@@ -76,17 +77,17 @@ class NoiseSchedule(ABC):
     def vp_from_edm(
         sigma_min: float = 0.0, sigma_max: float = math.inf, t_eps: float = 1e-3
     ) -> NoiseSchedule:
-        """Linear VP schedule that stays in the sigma range of an EDM network.
+        """Linear VP schedule restricted to the sigma range of an EDM network.
 
-        The range of sigma / alpha on [t_eps, 1] of the usual VP schedule (beta 0.1 to 20) is cut to
-        [sigma_min, sigma_max], and beta solved so that both ends are met (EDM, Karras et al. 2022, table 1).
+        The range of sigma / alpha on [t_eps, 1] of the usual VP schedule (beta 0.1 to 20) is clipped to
+        [sigma_min, sigma_max], and beta is solved to match both ends (EDM, Karras et al. 2022, table 1).
 
         Parameters
         ----------
         sigma_min, sigma_max : float
-            What the network declares; 0 and inf leave the usual schedule as it is.
+            The range that the network declares. Default: 0 and inf, which leave the usual schedule unchanged.
         t_eps : float
-            Last time of the solve, in (0, 1).
+            Last time of the solve, in (0, 1). Default: 1e-3.
         """
         if not 0.0 < real_number("t_eps", t_eps) < 1.0:
             raise ValueError(f"t_eps is {t_eps}, but must lie between 0 and 1.")
@@ -126,7 +127,7 @@ class NoiseSchedule(ABC):
         """Variance exploding (EDM): alpha = 1, time is the rho-warped sigma of Karras et al. (2022), eq. 5.
 
         sigma(t) = (a + t (b - a))^rho with a = sigma_min^(1/rho), b = sigma_max^(1/rho), so that sigma(0) =
-        sigma_min, sigma(1) = sigma_max, and uniform times are EDM's own spacing.
+        sigma_min, sigma(1) = sigma_max, and uniform times are EDM's spacing.
         """
         return _EDM(sigma_min, sigma_max, rho)
 
@@ -145,9 +146,9 @@ class NoiseSchedule(ABC):
 
     @abstractmethod
     def sigma(self, t: Times) -> Tensor:
-        """Return sigma(t), float64, shape of t; NaN where the formula has no value.
+        """Return sigma(t), float64, shape of t; NaN outside the domain of the formula.
 
-        The formula of VP linear is not cut off at t = 0, as in published solvers: at -0.5 it has a value.
+        As in published solvers, VP linear is not cut off at t = 0: it has a value at -0.5.
         """
 
     @abstractmethod
@@ -168,6 +169,8 @@ class NoiseSchedule(ABC):
 
         Raises
         ------
+        TypeError
+            If the record is not a mapping.
         ValueError
             If the family is unknown or a value is missing.
         """
@@ -175,20 +178,20 @@ class NoiseSchedule(ABC):
             raise TypeError(f"The record of a schedule is {record!r}, but must be what to_dict returns.")
         values = dict(record)
         family = values.pop("family", None)
+        families: dict[str, Callable[..., NoiseSchedule]] = {
+            "vp_linear": NoiseSchedule.vp_linear,
+            "vp_knots": NoiseSchedule.from_knots,
+            "edm": NoiseSchedule.edm,
+            "flow": NoiseSchedule.flow,
+        }
+        if not isinstance(family, str) or family not in families:
+            raise ValueError(
+                f"Schedule family {shown(family)} is unknown; expected vp_linear, vp_knots, edm or flow."
+            )
         try:
-            if family == "vp_linear":
-                return NoiseSchedule.vp_linear(**values)
-            if family == "vp_knots":
-                return NoiseSchedule.from_knots(**values)
-            if family == "edm":
-                return NoiseSchedule.edm(**values)
-            if family == "flow":
-                return NoiseSchedule.flow(**values)
+            return families[family](**values)
         except (TypeError, ArithmeticError, RuntimeError) as error:
             raise ValueError(f"The record of a {family} schedule is incomplete: {error}.") from error
-        raise ValueError(
-            f"Schedule family {shown(family)} is unknown; expected vp_linear, vp_knots, edm or flow."
-        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, NoiseSchedule) and self.to_dict() == other.to_dict()
@@ -253,7 +256,7 @@ class _VPKnots(_VariancePreserving):
             )
         falling = bool((times.diff() > 0).all()) and bool((log_alpha.diff() < 0).all())
         if not (falling and bool(torch.isfinite(times + log_alpha).all()) and log_alpha[0] <= 0 <= times[0]):
-            raise ValueError("Knots need increasing times >= 0 and finite, decreasing log alpha <= 0.")
+            raise ValueError(_WRONG_KNOTS)
         # The domain begins where the first segment, continued downwards, reaches alpha = 1.
         slope = (log_alpha[1] - log_alpha[0]) / (times[1] - times[0])
         self.t_min = max(0.0, (times[0] - log_alpha[0] / slope).item())
@@ -265,7 +268,7 @@ class _VPKnots(_VariancePreserving):
             raise ValueError(f"The last knot is at t = {times[-1].item()}, but a schedule must reach t = 1.")
 
     def knots(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return (times, log alpha) of the knots on `device`; copied there once."""
+        """Return (times, log alpha) of the knots on `device`; they are copied there once."""
         if device in self._knots:
             return self._knots[device]
         times, log_alpha = next(iter(self._knots.values()))
@@ -289,7 +292,7 @@ class _VPKnots(_VariancePreserving):
 
 
 class _VPZeroTerminal(_VPKnots):
-    """Knots whose last log alpha is -inf: in the last interval alpha itself is linear, down to 0."""
+    """Knots with a last log alpha of -inf: in the last interval alpha itself is linear, down to 0."""
 
     t_max = 1.0
     zero_terminal_snr = True
@@ -304,11 +307,11 @@ class _VPZeroTerminal(_VPKnots):
 
     def _check_end(self, times: Tensor) -> None:
         if not times[-1] < 1.0:
-            raise ValueError("Knots need increasing times >= 0 and finite, decreasing log alpha <= 0.")
+            raise ValueError(_WRONG_KNOTS)
 
     def log_alpha(self, t: Times) -> Tensor:
         t = as_float64(t)
-        # Selected rather than clamped: at the last knot exactly, clamp has no gradient on either side.
+        # Selected rather than clamped: exactly at the last knot, clamp has no gradient on either side.
         in_tail = t > self._tail_start
         tail = torch.where(in_tail, (1.0 - t) / (1.0 - self._tail_start), 1.0)
         ended = tail == 0.0  # the logarithm and its gradient are kept away from zero
@@ -330,10 +333,8 @@ class _EDM(NoiseSchedule):
     family = "edm"
 
     def __init__(self, sigma_min: float, sigma_max: float, rho: float) -> None:
-        self.sigma_min, self.sigma_max = (
-            real_number("sigma_min", sigma_min),
-            real_number("sigma_max", sigma_max),
-        )
+        self.sigma_min = real_number("sigma_min", sigma_min)
+        self.sigma_max = real_number("sigma_max", sigma_max)
         self.rho = real_number("rho", rho)
         if not (0.0 < self.sigma_min < self.sigma_max < math.inf and 0.0 < self.rho < math.inf):
             raise ValueError(
@@ -347,7 +348,7 @@ class _EDM(NoiseSchedule):
         if not (0.0 < self._start < math.inf and 0.0 < self._slope < math.inf):
             raise ValueError(
                 f"sigma_min = {sigma_min} and sigma_max = {sigma_max} are too far apart, or too close, for "
-                f"rho = {rho}; take others."
+                f"rho = {rho}; choose others."
             )
         self.t_min = -0.5 * self._start / self._slope  # sigma = sigma_min / 2^rho; 0 at twice this
         self.init_noise_sigma = self.sigma_max

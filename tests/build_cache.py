@@ -1,4 +1,4 @@
-"""What tests compile or unpack, kept in build/tests under the hash of everything it is made of."""
+"""Files that tests compile or unpack, cached in build/tests under the hash of their sources."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def cached(name: str, digest: str, make: Callable[[Path], Path]) -> Path:
             made = make(Path(folder))
             try:
                 os.replace(made, target)
-            except OSError:  # a folder that another process has made meanwhile
+            except OSError:  # another process has made the folder first
                 if not target.exists():
                     raise
     return target

@@ -1,4 +1,4 @@
-"""What a test says that needs a GPU."""
+"""Skips tests without a GPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def require_cuda(devices: int = 1) -> None:
-    """Skip without so many CUDA devices; fail instead where FAIL_WITHOUT_CUDA=1 says they must be there."""
+    """Skip without `devices` CUDA devices; fail instead with FAIL_WITHOUT_CUDA=1."""
     if torch.cuda.is_available() and torch.cuda.device_count() >= devices:
         return
     reason = f"needs {devices} CUDA device{'s' if devices > 1 else ''}"

@@ -53,7 +53,7 @@ def test_a_guided_step_is_one_evaluation():
     assert denoiser.evaluations == sampler.evaluations == 4
 
 
-def test_guidance_takes_the_denoiser_s_own_unconditional_condition():
+def test_guidance_takes_the_unconditional_condition():
     denoiser, noise = labelled(), torch.randn(3, 2, 4)
     solver = GeneralizedSolver(SCHEDULE, steps=4)
     by_itself = GASSampler(solver, denoiser, guidance_scale=2.0)(noise, [0, 1, 2])
@@ -161,18 +161,18 @@ def test_a_solver_of_another_teacher_is_used_with_a_warning(learned_for, warned,
     )
     solver = GeneralizedSolver(denoiser.schedule, 2)
     solver.teacher = learned_for
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         GASSampler(solver, denoiser)
-    assert len(told) == (warned and named)
+    assert len(caught) == (warned and named)
     denoiser.weights_hash = "1" * 64
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         GASSampler(solver, denoiser)
-    assert len(told) == (learned_for.get("weights_hash") == "0" or (warned and named))
+    assert len(caught) == (learned_for.get("weights_hash") == "0" or (warned and named))
 
 
-def test_a_schedule_of_another_kind_is_a_type_error():
+def test_a_schedule_of_another_type_is_a_type_error():
     with pytest.raises(TypeError, match="NoiseSchedule"):
         labelled(schedule="linear")
 
@@ -195,14 +195,14 @@ def test_a_wrapped_module_moves_with_its_denoiser():
     assert network.weight.dtype == torch.float64
 
 
-def test_decoding_is_the_identity_unless_said_otherwise():
+def test_decoding_is_the_identity_unless_replaced():
     x = torch.randn(2, 2, 4)
     assert labelled().decode(x) is x
     assert torch.equal(labelled(decode=torch.tanh).decode(x), torch.tanh(x))
 
 
-def test_what_cannot_be_kept_says_so(tmp_path):
-    with pytest.raises(TypeError, match="cannot be kept in a folder"):
+def test_a_denoiser_that_cannot_be_stored_raises(tmp_path):
+    with pytest.raises(TypeError, match="cannot be stored in a folder"):
         labelled().save_weights(tmp_path)
 
 

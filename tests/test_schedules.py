@@ -74,10 +74,10 @@ def test_against_fifty_digits(name, t):
 
 def test_discrete_against_fifty_digits():
     table, schedule = discrete_table(), SCHEDULES["vp_discrete"]
-    for place in (0, 1, 17, 499, 999):
-        alpha = mpmath.sqrt(mpmath.mpf(table[place].item()))
+    for i in (0, 1, 17, 499, 999):
+        alpha = mpmath.sqrt(mpmath.mpf(table[i].item()))
         sigma = mpmath.sqrt(1 - alpha**2)
-        t = (place + 1) / 1000
+        t = (i + 1) / 1000
         assert abs(schedule.alpha(t).item() / alpha - 1) < 1e-12
         assert abs(schedule.sigma(t).item() / sigma - 1) < 1e-12
         lam = mpmath.log(alpha / sigma)
@@ -90,7 +90,7 @@ def test_inverse(t):
         assert schedule.inverse_lambda(schedule.lambda_(t)).item() == pytest.approx(t, rel=1e-11), name
 
 
-def test_float64_whatever_comes_in(schedule):
+def test_everything_becomes_float64(schedule):
     for t in (0.3, torch.tensor(0.3), torch.tensor([[0.3]], dtype=torch.float64)):
         for function in (schedule.alpha, schedule.sigma, schedule.lambda_, schedule.log_alpha):
             value = function(t)
@@ -128,7 +128,7 @@ def test_zero_terminal(name):
     assert bool(torch.isfinite(t.grad).all())
 
 
-def test_zero_terminal_is_continuous_and_keeps_the_other_knots():
+def test_zero_terminal_is_continuous_and_preserves_the_other_knots():
     table, schedule = zero_terminal_table(), SCHEDULES["vp_zero_terminal"]
     times = torch.arange(1, 1001, dtype=torch.float64) / 1000
     torch.testing.assert_close(schedule.alpha(times), table.sqrt(), rtol=1e-12, atol=1e-15)
@@ -211,7 +211,7 @@ def test_errors_name_what_is_wrong(build, words):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_nothing_is_defined_outside_the_domain(name):
+def test_values_are_nan_outside_the_domain(name):
     schedule = SCHEDULES[name]
     # The formula of VP linear is not cut off, see the golden data; its inner root is where it has no value.
     below = -0.001 if name == "vp_linear" else 2.0 * schedule.t_min - 0.5

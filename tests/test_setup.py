@@ -1,4 +1,4 @@
-"""What setup.py says when something that the build needs is missing: one sentence, no traceback."""
+"""Errors of setup.py for missing requirements: one sentence, no traceback."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,17 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def build(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run setup.py's build into an empty folder."""
+    folders = ["-b", str(tmp_path / "lib"), "-t", str(tmp_path / "tmp")]
     return subprocess.run(
-        [
-            sys.executable,
-            "setup.py",
-            "-q",
-            "build_ext",
-            "-b",
-            str(tmp_path / "lib"),
-            "-t",
-            str(tmp_path / "tmp"),
-        ],
+        [sys.executable, "setup.py", "-q", "build_ext", *folders],
         cwd=ROOT,
         env={**{k: v for k, v in os.environ.items() if k not in SWITCHES}, **environment},
         capture_output=True,
@@ -46,60 +39,47 @@ def fake_nvcc(tmp_path: Path, release: str) -> str:
     return str(path)
 
 
-def last_line(text: str) -> str:
-    return text.strip().splitlines()[-1]
+def only_compiler(tmp_path: Path) -> str:
+    """Return a folder for PATH with a compiler and no nvcc."""
+    compiler = shutil.which("c++") or shutil.which("g++")
+    assert compiler is not None
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "c++").symlink_to(compiler)
+    return str(tmp_path / "bin")
 
 
 @pytest.mark.parametrize(
     ("environment", "sentence"),
     [
-        ({"CXX": "no-such-compiler"}, "'no-such-compiler' named by CXX was not found"),
-        ({"GAS_EXT_CUDA": "yes"}, "give auto, 0 or 1"),
-        ({"CUDACXX": "/nonexistent/nvcc"}, "no nvcc at /nonexistent/nvcc"),
-        ({"GAS_EXT_CUDA_ARCHS": "80,90"}, "give numbers joined by semicolons"),
+        (lambda _: {"CXX": "no-such-compiler"}, "'no-such-compiler' named by CXX was not found"),
+        (lambda tmp: {"PATH": str(tmp), "CXX": ""}, "no C++ compiler was found"),
+        (lambda _: {"GAS_EXT_CUDA": "yes"}, "give auto, 0 or 1"),
+        (lambda _: {"CUDACXX": "/nonexistent/nvcc"}, "no nvcc at /nonexistent/nvcc"),
+        (lambda _: {"GAS_EXT_CUDA_ARCHS": "80,90"}, "give numbers joined by semicolons"),
+        (lambda tmp: {"GAS_EXT_CUDA": "1", "CUDACXX": fake_nvcc(tmp, "11.8")}, "is CUDA 11.8, too old"),
+        (
+            lambda tmp: {"GAS_EXT_CUDA": "1", "PATH": only_compiler(tmp), "CUDACXX": "", "CUDA_HOME": ""},
+            "GAS_EXT_CUDA=1, but no nvcc was found",
+        ),
     ],
 )
-def test_each_missing_thing_is_one_sentence(
-    tmp_path: Path, environment: dict[str, str], sentence: str
+def test_each_missing_requirement_is_one_sentence(
+    tmp_path: Path, environment: Callable[[Path], dict[str, str]], sentence: str
 ) -> None:
-    done = build(tmp_path, **environment)
+    done = build(tmp_path, **environment(tmp_path))
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
-    assert last_line(done.stderr).startswith("gas_ext: ")
-    assert sentence in last_line(done.stderr)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("gas_ext: ")
+    assert sentence in last
     assert not list(tmp_path.glob("lib/**/*.so"))
-
-
-def test_forced_cuda_with_an_old_toolkit_is_refused(tmp_path: Path) -> None:
-    done = build(tmp_path, GAS_EXT_CUDA="1", CUDACXX=fake_nvcc(tmp_path, "11.8"))
-    assert done.returncode != 0
-    assert "Traceback" not in done.stderr
-    assert "is CUDA 11.8, too old" in last_line(done.stderr)
-
-
-def test_forced_cuda_without_nvcc_is_refused(tmp_path: Path) -> None:
-    compiler = shutil.which("c++") or shutil.which("g++")
-    assert compiler is not None
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "c++").symlink_to(compiler)
-    done = build(tmp_path, GAS_EXT_CUDA="1", PATH=str(tmp_path / "bin"), CUDACXX="", CUDA_HOME="")
-    assert done.returncode != 0
-    assert "Traceback" not in done.stderr
-    assert "GAS_EXT_CUDA=1, but no nvcc was found" in last_line(done.stderr)
-
-
-def test_no_compiler_on_path_is_one_sentence(tmp_path: Path) -> None:
-    done = build(tmp_path, PATH=str(tmp_path), CXX="")
-    assert done.returncode != 0
-    assert "Traceback" not in done.stderr
-    assert "no C++ compiler was found" in last_line(done.stderr)
 
 
 @pytest.mark.parametrize("in_place", [False, True])
 def test_libraries_also_go_into_the_source_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_place: bool
 ) -> None:
-    """It hides the installed package from what is started in the clone."""
+    """They hide the installed package from programs started in the clone."""
     monkeypatch.setattr("setuptools.setup", lambda **arguments: None)
     spec = importlib.util.spec_from_file_location("setup_py", ROOT / "setup.py")
     assert spec is not None

@@ -1,1 +1,1 @@
-"""What every room uses: files, seeds and noise, progress, processes, optional imports."""
+"""Shared by all rooms: files, seeds and noise, progress, processes, optional imports."""

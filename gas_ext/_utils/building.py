@@ -1,4 +1,4 @@
-"""Networks that a file describes, built only as far as the file has weights for them."""
+"""Networks described by a file: built only as far as the file has weights for them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,12 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from gas_ext._utils.records import shown
 
 _Network = TypeVar("_Network", bound=nn.Module)
-_SPARE = 100  # parameters that a constructor may make and drop again
+_SPARE = 100  # parameters that a constructor may make and discard
 
 
 @contextmanager
 def counted(weights: Collection[object]) -> Iterator[None]:
-    """Stop, with ValueError, where modules are built of far more parameters than a file has weights.
-
-    Parameters
-    ----------
-    weights : collection
-        What the file holds, one entry per tensor.
-    """
+    """Raise ValueError if modules are built with far more parameters than a file has weights."""
     left = 4 * len(weights) + _SPARE
     thread = threading.get_ident()
 
@@ -46,8 +40,6 @@ def counted(weights: Collection[object]) -> Iterator[None]:
 def described_by(weights: Collection[object]) -> Iterator[None]:
     """As `counted`, and on "meta", where sizes take no memory.
 
-    Examples
-    --------
     >>> with described_by(["weight", "bias"]):
     ...     layer = nn.Linear(10**9, 10**9)
     >>> layer.weight.device
@@ -58,21 +50,21 @@ def described_by(weights: Collection[object]) -> Iterator[None]:
 
 
 def check_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Raise ValueError, naming the first difference, unless weights are those of a network."""
+    """Raise ValueError, naming the first difference, unless the weights are those of the network."""
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
+    described = f"{type(network).__name__} as described"
     for name in {**wanted, **found}:
         if wanted.get(name) != found.get(name):
             has, needs = found.get(name, "absent"), wanted.get(name, "no such tensor")
-            kind = type(network).__name__
-            raise ValueError(f"its tensor {shown(name)} is {has}, but the {kind} as described has {needs}")
+            raise ValueError(f"its tensor {shown(name)} is {has}, but the {described} has {needs}")
     for name, value in network.state_dict().items():
         if weights[name].is_floating_point() != value.is_floating_point():
             raise ValueError(f"its tensor {shown(name)} is {weights[name].dtype} instead of {value.dtype}")
 
 
 def filled(network: _Network, weights: Mapping[str, Tensor]) -> _Network:
-    """Give a network without memory its weights, once they are found right, and freeze it.
+    """Give a network on "meta" its weights, once they are checked, and freeze it.
 
     They are copied out of the mapped file, which may change later.
     """

@@ -1,4 +1,4 @@
-"""Checks of arguments that many functions share; each refuses in one sentence."""
+"""Checks of arguments that many functions share; each raises an error of one sentence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def whole_number(name: str, value: Any, low: int | None = None) -> int:
-    """Return an integer as an int; TypeError if it is none, ValueError if it is below `low`."""
+    """Return an integer as an int; TypeError if it is not one, ValueError if it is below `low`."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -25,7 +25,7 @@ def whole_number(name: str, value: Any, low: int | None = None) -> int:
 
 
 def real_number(name: str, value: Any) -> float:
-    """Return a number, or a tensor or array of one, as a float; infinity if it is too large for one."""
+    """Return a number, or a tensor or array of one, as a float; infinity if float64 cannot hold it."""
     try:
         if isinstance(value, (str, bytes)):
             raise TypeError
@@ -44,7 +44,7 @@ def flag(name: str, value: Any) -> bool:
 
 
 def whole_numbers(name: str, values: Any) -> list[int]:
-    """Return integers as a list; TypeError if one is none, or they are no sequence of one dimension."""
+    """Return integers as a list; TypeError unless they are a one-dimensional sequence of integers."""
     if isinstance(values, Tensor):
         values = values.tolist()
     if not isinstance(values, Iterable):
@@ -53,7 +53,7 @@ def whole_numbers(name: str, values: Any) -> list[int]:
 
 
 def float64_table(name: str, values: Any) -> Tensor:
-    """Return numbers as a float64 tensor on the CPU, without gradient; TypeError if they are none."""
+    """Return numbers as a float64 tensor on the CPU, without gradient; TypeError if they are not numbers."""
     if isinstance(values, Tensor):
         return values.detach().to("cpu", torch.float64)
     try:
@@ -63,7 +63,7 @@ def float64_table(name: str, values: Any) -> Tensor:
 
 
 def path_of(name: str, value: Any) -> Path:
-    """Return a path as a Path; TypeError if it is none."""
+    """Return a path as a Path; TypeError if it is not one."""
     try:
         return Path(value)
     except TypeError:
@@ -71,13 +71,13 @@ def path_of(name: str, value: Any) -> Path:
 
 
 def default_device() -> torch.device:
-    """Return the device where torch puts new parameters; not "meta", where numbers are lost, but the CPU."""
+    """Return the device where torch puts new parameters; the CPU instead of "meta", which has no values."""
     device = torch.get_default_device()
     return torch.device("cpu") if device.type == "meta" else device
 
 
 def check_dense(name: str, value: Any, remedy: str = "convert it") -> None:
-    """Raise TypeError unless the value is a tensor with ordinary memory: not sparse, not nested."""
+    """Raise TypeError unless the value is a dense tensor: not sparse, not nested."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} is a {type(value).__name__}, but must be a tensor; {remedy}.")
     if value.layout != torch.strided or value.is_nested:

@@ -1,11 +1,8 @@
-"""A whole solve as one CUDA graph: recorded once per kind of input, then replayed with a single launch.
+"""A whole solve as one CUDA graph: recorded once per type of input, then replayed with a single launch.
 
 A small network is bound by the launches of its kernels, some ten microseconds each from Python, rather than
-by the GPU. A CUDA graph repeats all of them on the same memory. So inputs are copied into fixed tensors
-first, and whatever reads them, the parameters of solver and network among it, is read anew in each replay.
-
-Written after the documentation of `torch.cuda.graph` and tested against a stand-in on the CPU; not run on a
-GPU yet.
+by the GPU. A CUDA graph repeats all of them on the same memory. So inputs are first copied into fixed
+tensors; the parameters of solver and network are read again in each replay.
 """
 
 from __future__ import annotations
@@ -18,23 +15,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-GRAPHS_KEPT = 4  # each holds the memory of a solve
+MAX_GRAPHS = 4  # each holds the memory of a solve
 _WARM_UP = 3  # solves before recording, in which libraries choose algorithms and allocate workspaces
 _DEVICE_TYPE = "cuda"
 
-# From noise and condition to a sample, and whatever must live as long as the recording reads it.
+# From noise and condition to a sample, and what must live as long as the recording, which reads it.
 SolveFunction = Callable[[Tensor, Any], tuple[Tensor, Any]]
 
 
 class _NotCapturable(Exception):
-    """Why a solve is run step by step."""
+    """Reason why a solve runs step by step."""
 
 
 class _Recording(NamedTuple):
     graph: torch.cuda.CUDAGraph
     inputs: list[Tensor]  # the noise, then the tensors of the condition
     sample: Tensor
-    kept: Any
+    reads: Any  # kept alive
 
 
 class SolveGraphs:
@@ -42,26 +39,17 @@ class SolveGraphs:
 
     def __init__(self) -> None:
         self._recordings: OrderedDict[Hashable, _Recording | None] = OrderedDict()  # None: failed
-        self._told: set[str] = set()
+        self._explained: set[str] = set()
 
     def __reduce__(self) -> tuple[type[SolveGraphs], tuple[()]]:
-        """Make copies, and what is unpickled, start empty."""
+        """Let copies and unpickled objects start empty."""
         return SolveGraphs, ()
 
     def solve(self, function: SolveFunction, noise: Tensor, condition: Any, key: Hashable) -> Tensor | None:
-        """Return the sample of function(noise, condition) in memory of its own, or None where no graph can.
+        """Return the sample of function(noise, condition) in new memory, or None where no graph is possible.
 
-        Parameters
-        ----------
-        function : callable
-            The solve. It is called a few times before and while it is recorded.
-        noise : Tensor
-            Its first argument.
-        condition : optional
-            Its second argument: a tensor, a plain value (None, number, str), or a dict, list or tuple of
-            such. Other tensors of the same shapes are replayed, other plain values recorded anew.
-        key : hashable
-            Whatever else must be the same for a replay.
+        `function` is called a few times before and while it is recorded. Another noise or condition with
+        tensors of the same shapes is replayed; other plain values and another `key` need a new graph.
         """
         try:
             inputs = [noise]
@@ -70,14 +58,14 @@ class SolveGraphs:
         except _NotCapturable as reason:
             self.explain(str(reason))
             return None
-        if torch.cuda.is_current_stream_capturing():  # into somebody else's graph
+        if torch.cuda.is_current_stream_capturing():  # into the caller's graph
             return None
         autocast = torch.is_autocast_enabled(_DEVICE_TYPE), torch.get_autocast_dtype(_DEVICE_TYPE)
         key = key, signature, noise.shape, noise.stride(), noise.dtype, noise.device, autocast
         if key in self._recordings:
             self._recordings.move_to_end(key)
         else:
-            if len(self._recordings) == GRAPHS_KEPT:
+            if len(self._recordings) == MAX_GRAPHS:
                 self._recordings.popitem(last=False)
             self._recordings[key] = self._record(function, inputs, condition)
         recording = self._recordings[key]
@@ -90,8 +78,8 @@ class SolveGraphs:
 
     def explain(self, reason: str) -> None:
         """Warn why no graph is used, once for each reason."""
-        if reason not in self._told:
-            self._told.add(reason)
+        if reason not in self._explained:
+            self._explained.add(reason)
             warnings.warn(
                 f"cuda_graph=True has no effect on this solve, which runs step by step: {reason}.",
                 RuntimeWarning,
@@ -107,7 +95,7 @@ class SolveGraphs:
 
 
 def _record(function: SolveFunction, inputs: list[Tensor], condition: Any) -> _Recording:
-    """Run the solve a few times beside the current stream, then record it."""
+    """Run the solve a few times on a side stream, then record it."""
     # In inference mode the fixed tensors could not be written to later. Autocast's cache of converted weights
     # would be read by the graph after it is gone.
     autocast = torch.autocast(
@@ -130,10 +118,10 @@ def _record(function: SolveFunction, inputs: list[Tensor], condition: Any) -> _R
         try:
             # Other threads, of a data loader for example, may keep using the GPU.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                sample, kept = function(noise, condition)
+                sample, reads = function(noise, condition)
         except RuntimeError as error:
             raise _NotCapturable(f"it cannot be recorded ({error})") from error
-    return _Recording(graph, fixed, sample, kept)
+    return _Recording(graph, fixed, sample, reads)
 
 
 def _check_capturable(inputs: list[Tensor]) -> None:
@@ -145,7 +133,7 @@ def _check_capturable(inputs: list[Tensor]) -> None:
 
 
 def _signature(condition: Any, tensors: list[Tensor]) -> Hashable:
-    """Return what conditions must share to be served by one graph, appending their tensors to `tensors`."""
+    """Append the condition's tensors to `tensors`; return what conditions of one graph must share."""
     if isinstance(condition, Tensor):
         tensors.append(condition)
         return condition.shape, condition.dtype, condition.device

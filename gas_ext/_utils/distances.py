@@ -1,4 +1,4 @@
-"""Distances of samples to the teacher's samples from the same noise, one by one."""
+"""Distances between samples and the teacher's samples from the same noise."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from gas_ext._utils.checks import check_dense, real_number
 
 
 def finite_or_none(value: float | None) -> float | None:
-    """Return the value if it is a finite number, else None: JSON has no NaN.
+    """Return the value if it is a finite number, else None, since JSON has no NaN.
 
-    Examples
-    --------
     >>> finite_or_none(0.5), finite_or_none(float("nan"))
     (0.5, None)
     """
@@ -82,9 +80,9 @@ def psnr_values(samples: Tensor, reference: Tensor, data_range: float = 2.0) -> 
     Parameters
     ----------
     samples, reference : Tensor
-        Shape ``(B, ...)``; taken as they are, neither clipped nor rounded.
+        ``(B, ...)``, neither clipped nor rounded.
     data_range : float
-        Largest minus smallest value of the data: 2 for images in [-1, 1].
+        Largest minus smallest value of the data. Default: 2, for images in [-1, 1].
 
     Returns
     -------
@@ -97,7 +95,7 @@ def psnr_values(samples: Tensor, reference: Tensor, data_range: float = 2.0) -> 
     tensor([20.], dtype=torch.float64)
     """
     if not 0 < real_number("data_range", data_range) < math.inf:
-        raise ValueError(f"data_range is {data_range}; expected a finite number greater than 0")
+        raise ValueError(f"data_range is {data_range}, but must be finite and greater than 0.")
     return 10 * (data_range**2 / l2_distances(samples, reference)).log10()
 
 
@@ -109,18 +107,22 @@ def _difference(samples: Tensor, reference: Tensor) -> Tensor:
 
 def _each(differences: Tensor) -> Tensor:
     if differences.ndim == 0:
-        raise ValueError("the samples are a single number, without a batch dimension; add one in front")
+        raise ValueError("The samples are a single number, but need a batch dimension; add one in front.")
     return differences.flatten(1).mean(dim=1)
 
 
 def _some(values: Tensor) -> Tensor:
     if values.numel() == 0:
-        raise ValueError("there are no samples, whose mean would be NaN; give at least one")
+        raise ValueError("There are no samples, and their mean would be NaN; give at least one.")
     return values
 
 
 def check_pair(samples: Tensor, reference: Tensor) -> None:
-    check_dense("samples", samples)
-    check_dense("the reference", reference)
+    """Raise TypeError or ValueError unless these are two dense tensors of one shape."""
+    check_dense("The samples", samples)
+    check_dense("The reference", reference)
     if samples.shape != reference.shape:
-        raise ValueError(f"samples have shape {tuple(samples.shape)}, the reference {tuple(reference.shape)}")
+        raise ValueError(
+            f"The samples have shape {tuple(samples.shape)} and the reference {tuple(reference.shape)}; "
+            "give one reference for each sample."
+        )

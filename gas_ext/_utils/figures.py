@@ -1,6 +1,6 @@
 """Matplotlib figures outside of pyplot's global state, in one set of colors.
 
-The colors are from the set of Okabe and Ito, which people with any common color vision can tell apart.
+The colors are those of Okabe and Ito, which remain distinct in any common type of color vision.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MUTED_COLOR = "#595959"
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of the given size in inches, outside of pyplot's global state."""
+    """Return an empty figure of the given size in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Files that are complete or absent, their checksums, and folders that can be written."""
+"""Files that are complete or absent, their checksums, and checks of output folders."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _CHUNK = 1 << 22
 def write_file(path: Path, data: bytes | memoryview, *, replace: bool = True) -> None:
     """Write a file that appears, or changes, only when it is complete; missing folders are made.
 
-    Without `replace`, a file that is there stays as it is, even if it appeared a moment ago (where the file
-    system has hard links).
+    Without `replace`, an existing file stays as it is, even one that appeared a moment ago (on file systems
+    with hard links).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -29,7 +29,7 @@ def write_file(path: Path, data: bytes | memoryview, *, replace: bool = True) ->
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~umask())  # mkstemp lets only the owner read
         if not replace:
-            with contextlib.suppress(OSError):  # it is there, or there are no links here
+            with contextlib.suppress(OSError):  # it exists, or there are no links here
                 os.link(temporary, path)
         if replace or not path.exists():
             os.replace(temporary, path)
@@ -43,32 +43,26 @@ def write_file(path: Path, data: bytes | memoryview, *, replace: bool = True) ->
 
 
 def name_file(error: OSError, path: Path) -> None:
-    """Let the message of an error say which file it is about: that of a full disk does not."""
+    """Add the file to the message of an error; that of a full disk does not name it."""
     if error.errno is not None:
         error.filename, error.filename2 = str(path), None
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what processes that were killed in `write_file` left beside this file."""
+    """Remove the temporary files of processes that were killed while they wrote this file."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
         leftover.unlink(missing_ok=True)
 
 
 def check_output_folder(folder: str | Path) -> Path:
-    """Return `folder` as a path if files can be written there, before long work is done for it.
-
-    Raises
-    ------
-    ValueError
-        If it is a file or a broken link, or no folder can be made or written there.
-    """
+    """Return `folder` as a path; ValueError unless files can be written there. Call it before long work."""
     path = Path(folder).absolute()
     nearest = next(parent for parent in (path, *path.parents) if os.path.lexists(parent))
     if not nearest.is_dir():
-        kind = "file" if nearest.exists() else "broken link"
-        raise ValueError(f"{nearest} is a {kind}; choose another output folder with --out")
+        found = "file" if nearest.exists() else "broken link"
+        raise ValueError(f"{nearest} is a {found}; choose another output folder with --out.")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ValueError(f"{nearest} is not writable; choose another output folder with --out")
+        raise ValueError(f"{nearest} is not writable; choose another output folder with --out.")
     return path
 
 

@@ -1,4 +1,4 @@
-"""Exports of a package that are imported on first use, so that `gas-ext --help` does not wait for torch."""
+"""Exports that are imported on first use, so that `gas-ext --help` does not wait for torch."""
 
 from __future__ import annotations
 
@@ -8,17 +8,8 @@ from typing import Any
 
 
 def lazy_exports(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a module-level ``__getattr__`` (PEP 562) that imports each name from its module on first use.
+    """Return a module's ``__getattr__`` (PEP 562) that imports each name from its module on first use.
 
-    Parameters
-    ----------
-    package : str
-        The package whose ``__init__`` calls this.
-    modules : mapping
-        Exported name -> module that defines it.
-
-    Examples
-    --------
     >>> lazy_exports("gas_ext", {"sqrt": "math"})("sqrt")(4.0)
     2.0
     """

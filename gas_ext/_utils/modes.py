@@ -1,4 +1,4 @@
-"""Contexts in which a network is evaluated: mode, gradients, precision, and the same bits every time."""
+"""Contexts in which a network is evaluated: mode, gradients, precision, determinism."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 
 def in_precision(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
-    """Return the context of autocast to a dtype, or of none."""
+    """Return autocast to a dtype, or a context without effect for None."""
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
@@ -21,8 +21,6 @@ def evaluating(
 ) -> Iterator[None]:
     """Compute without gradients, in evaluation mode, and in the given precision.
 
-    Examples
-    --------
     >>> layer = nn.Linear(2, 1)
     >>> with evaluating(layer, torch.device("cpu")):
     ...     layer.training, layer(torch.zeros(1, 2)).requires_grad
@@ -42,7 +40,7 @@ def evaluating(
 
 @contextmanager
 def deterministic(threads: int | None = None) -> Iterator[None]:
-    """Let cuDNN choose only deterministic algorithms; use so many CPU threads, if given."""
+    """Restrict cuDNN to deterministic algorithms; use `threads` CPU threads, if given."""
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic, torch.get_num_threads()
     cudnn.benchmark, cudnn.deterministic = False, True
@@ -58,15 +56,7 @@ def deterministic(threads: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def frozen(network: Any) -> Iterator[None]:
-    """Keep a network's parameters out of graphs that are built inside the context; a function has none.
-
-    Examples
-    --------
-    >>> layer = nn.Linear(2, 1)
-    >>> with frozen(layer):
-    ...     layer(torch.zeros(1, 2)).requires_grad
-    False
-    """
+    """Keep a network's parameters out of graphs built inside the context; a function has none."""
     parameters = network.parameters() if isinstance(network, nn.Module) else ()
     wanted = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in wanted:

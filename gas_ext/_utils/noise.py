@@ -1,7 +1,7 @@
 """Seeds, noise and images: everything between a list of integers and a PNG file.
 
-A sample belongs to its seed. The noise of seed s is drawn by a generator of its own, so a sample does not
-depend on the batch it was drawn in, on the batch size, or on the device that computes it.
+A sample belongs to its seed: its noise is drawn by its own generator, and so does not depend on the batch,
+the batch size, or the device.
 """
 
 from __future__ import annotations
@@ -17,58 +17,7 @@ from torch import Tensor
 from gas_ext._utils.checks import whole_numbers
 from gas_ext._utils.files import partial_file
 
-__all__ = [
-    "StackedGenerator",
-    "image_grid",
-    "save_png",
-    "seed_labels",
-    "stacked_noise",
-    "take",
-    "to_bytes",
-    "to_uint8",
-]
-
 _SEED_MODULUS = 2**32  # mt19937 is seeded with 32 bits; larger and negative seeds wrap around
-
-
-class StackedGenerator:
-    """One random generator per sample; each call continues every sample's own stream.
-
-    The numbers are always drawn on the CPU (mt19937) and then moved, so a seed means the same noise on
-    every device.
-
-    Parameters
-    ----------
-    seeds : sequence of int
-        One seed per sample, taken modulo 2**32.
-
-    Examples
-    --------
-    >>> generator = StackedGenerator([0, 1])
-    >>> generator.randn((3, 8, 8)).shape
-    torch.Size([2, 3, 8, 8])
-    """
-
-    def __init__(self, seeds: Sequence[int]) -> None:
-        numbers = whole_numbers("seeds", seeds)
-        self._generators = [torch.Generator().manual_seed(seed % _SEED_MODULUS) for seed in numbers]
-
-    def randn(
-        self,
-        shape: Sequence[int],
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> Tensor:
-        """Draw standard normal noise of shape ``(len(seeds), *shape)``."""
-        sizes = tuple(whole_numbers("shape", shape))
-        if min(sizes, default=0) < 0 or not dtype.is_floating_point:
-            raise ValueError(
-                f"Noise cannot be {dtype} of shape {sizes}; give sizes from 0, and a float dtype."
-            )
-        if not self._generators:
-            return torch.empty((0, *sizes), dtype=dtype, device=device)
-        draws = [torch.randn(sizes, generator=g, dtype=dtype, device="cpu") for g in self._generators]
-        return torch.stack(draws).to(device)
 
 
 def stacked_noise(
@@ -77,7 +26,7 @@ def stacked_noise(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Draw the initial noise of each seed from a generator of its own.
+    """Draw the initial noise of each seed from its own generator.
 
     Parameters
     ----------
@@ -86,14 +35,14 @@ def stacked_noise(
     shape : sequence of int
         Shape of one sample, without the batch dimension.
     dtype : torch.dtype
-        Floating dtype of the draw. float32 and float64 draws of one seed are different numbers.
+        Floating dtype of the draw. Default: float32. float64 draws of a seed are different numbers.
     device : torch.device or str
-        Where the result is put; the draw itself is made on the CPU.
+        Where the result is put. Default: the CPU, where it is always drawn.
 
     Returns
     -------
     Tensor
-        Shape ``(len(seeds), *shape)``.
+        ``(len(seeds), *shape)``.
 
     Examples
     --------
@@ -102,26 +51,26 @@ def stacked_noise(
     >>> torch.equal(a[2:], b)
     True
     """
-    return StackedGenerator(seeds).randn(shape, dtype, device)
+    numbers, sizes = whole_numbers("seeds", seeds), tuple(whole_numbers("shape", shape))
+    if min(sizes, default=0) < 0 or not dtype.is_floating_point:
+        raise ValueError(f"Noise cannot be {dtype} of shape {sizes}; give sizes from 0, and a float dtype.")
+    if not numbers:
+        return torch.empty((0, *sizes), dtype=dtype, device=device)
+    # Always drawn on the CPU (mt19937), so that a seed means the same noise on every device.
+    generators = [torch.Generator().manual_seed(seed % _SEED_MODULUS) for seed in numbers]
+    draws = [torch.randn(sizes, generator=g, dtype=dtype, device="cpu") for g in generators]
+    return torch.stack(draws).to(device)
 
 
 def seed_labels(seeds: Sequence[int], num_classes: int, device: torch.device | str = "cpu") -> Tensor:
-    """Class label of each seed, ``seed % num_classes``, as an int64 tensor of shape ``(len(seeds),)``.
-
-    Examples
-    --------
-    >>> seed_labels([0, 9, 10], num_classes=10).tolist()
-    [0, 9, 0]
-    """
+    """Return the class label of each seed, ``seed % num_classes``, as an int64 tensor."""
     labels = np.fromiter((int(seed) % num_classes for seed in seeds), np.int64, len(seeds))
     return torch.from_numpy(labels).to(device)
 
 
 def take(condition: Any, index: Tensor | slice) -> Any:
-    """Select samples of a condition: a tensor, None, or a dict, list or tuple of such.
+    """Select samples of a condition: a tensor, None, or a dict, list or tuple of these.
 
-    Examples
-    --------
     >>> take({"label": torch.arange(5), "scale": None}, slice(1, 3))
     {'label': tensor([1, 2]), 'scale': None}
     """
@@ -136,19 +85,17 @@ def take(condition: Any, index: Tensor | slice) -> Any:
         # A named tuple takes its fields one by one.
         return type(condition)(*parts) if hasattr(condition, "_fields") else type(condition)(parts)
     raise TypeError(
-        f"a condition of type {type(condition).__name__} cannot be split: use tensors or containers of them"
+        f"A condition of type {type(condition).__name__} cannot be split; use tensors or containers of them."
     )
 
 
 def to_uint8(images: Tensor, *, truncate: bool = False) -> Tensor:
     """Quantize images from [-1, 1] to 0..255.
 
-    The rule is ``floor(127.5 x + 128)`` clamped to 0..255: -1 becomes 0, +1 becomes 255, and what lies
-    between is rounded to the nearest level; with `truncate`, ``floor(127.5 (x + 1))``, the level below, as
-    the published pipelines of latent diffusion have it (see `Denoiser.truncates`).
+    The rule is ``floor(127.5 x + 128)``, clamped: values are rounded to the nearest level. With `truncate` it
+    is ``floor(127.5 (x + 1))``, the level below, as in the published pipelines of latent diffusion (see
+    `Denoiser.truncates`).
 
-    Examples
-    --------
     >>> images = torch.tensor([-1.2, -1.0, 0.0, 1.0])
     >>> to_uint8(images).tolist(), to_uint8(images, truncate=True).tolist()
     ([0, 0, 128, 255], [0, 0, 127, 255])
@@ -157,47 +104,22 @@ def to_uint8(images: Tensor, *, truncate: bool = False) -> Tensor:
 
 
 def to_bytes(images: Tensor, *, truncate: bool = False) -> Tensor:
-    """Return the levels of `to_uint8` as floats; NaN stays NaN.
-
-    Examples
-    --------
-    >>> to_bytes(torch.tensor([-1.5, -1.0, 0.0, torch.nan]))
-    tensor([  0.,   0., 128.,  nan])
-    """
+    """Return the levels of `to_uint8` as floats; NaN stays NaN."""
     levels = (images + 1.0) * 127.5 if truncate else images * 127.5 + 128.0
     return levels.floor().clamp(0, 255)
 
 
 def image_grid(images: Tensor, columns: int, padding: int = 2, background: float = 1.0) -> Tensor:
-    """Tile images into one, row by row.
+    """Tile images ``(B, C, H, W)`` into one, row by row.
 
-    Parameters
-    ----------
-    images : Tensor
-        Shape ``(B, C, H, W)``.
-    columns : int
-        Images per row, at least 1.
-    padding : int
-        Pixels between neighbors and around the edge.
-    background : float
-        Value of the padding and of empty places.
-
-    Returns
-    -------
-    Tensor
-        Shape ``(C, rows (H + padding) + padding, columns (W + padding) + padding)``.
-
-    Examples
-    --------
-    >>> image_grid(torch.zeros(5, 1, 8, 8), columns=3, padding=1).shape
-    torch.Size([1, 19, 28])
+    `padding` pixels of value `background` separate neighbors and surround the grid.
     """
     if images.ndim != 4:
         raise ValueError(
-            f"images have shape {tuple(images.shape)}; expected (batch, channels, height, width)"
+            f"The images have shape {tuple(images.shape)}; expected (batch, channels, height, width)."
         )
     if columns < 1:
-        raise ValueError(f"columns is {columns}; expected at least 1")
+        raise ValueError(f"columns is {columns}, but must be at least 1.")
     batch, channels, height, width = images.shape
     rows = -(-batch // columns)
     grid = images.new_full(
@@ -211,23 +133,14 @@ def image_grid(images: Tensor, columns: int, padding: int = 2, background: float
 
 
 def save_png(image: Tensor, path: str | Path, scale: int = 1, *, truncate: bool = False) -> None:
-    """Write one image of shape ``(C, H, W)`` in [-1, 1], C = 1 or 3, as a PNG file, atomically.
+    """Write an image ``(C, H, W)`` in [-1, 1], C = 1 or 3, as a PNG file, atomically.
 
-    Parameters
-    ----------
-    image : Tensor
-        The image.
-    path : str or Path
-        The file; missing folders are made.
-    scale : int
-        Integer enlargement by pixel repetition.
-    truncate : bool
-        How it is quantized; see `to_uint8`.
+    `scale` enlarges it by repeating pixels; for `truncate` see `to_uint8`.
     """
     from PIL import Image
 
     if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise ValueError(f"image has shape {tuple(image.shape)}; expected (1 or 3, height, width)")
+        raise ValueError(f"The image has shape {tuple(image.shape)}; expected (1 or 3, height, width).")
     pixels = to_uint8(image.detach().float().cpu(), truncate=truncate).permute(1, 2, 0)
     pixels = pixels.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
     array = pixels.squeeze(-1).numpy()

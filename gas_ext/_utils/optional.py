@@ -1,4 +1,4 @@
-"""Libraries that only some teachers need."""
+"""Imports of optional dependencies."""
 
 from __future__ import annotations
 
@@ -7,22 +7,8 @@ from types import ModuleType
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import a module of an optional dependency.
+    """Import a module of an optional dependency; ImportError names the extra that installs it.
 
-    Parameters
-    ----------
-    module : str
-        What to import, e.g. "diffusers" or "diffusers.loaders".
-    extra : str
-        The extra of gas_ext that installs it.
-
-    Raises
-    ------
-    ImportError
-        If it is not installed; the message names the extra.
-
-    Examples
-    --------
     >>> require("math", "diffusers").sqrt(4.0)
     2.0
     """

@@ -12,20 +12,15 @@ import torch
 from torch import Tensor
 
 # How long a process waits for another, e.g. for its share of the teacher's samples. torchrun ends the others
-# as soon as one has died, so this is no time that anybody waits for a dead one.
+# as soon as one has died, so nobody waits this long for a dead one.
 _PATIENCE = timedelta(hours=24)
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Place of this process among those that torchrun (or ``accelerate launch``) started.
+    """Position of this process among those that torchrun (or ``accelerate launch``) started.
 
-    Parameters
-    ----------
-    rank, count : int
-        Which process this is, and of how many.
-    local_rank : int or None
-        Its number on this machine; None if nothing started it.
+    `local_rank` is its number on this machine; None if nothing started it.
     """
 
     rank: int
@@ -34,13 +29,7 @@ class Launch:
 
     @classmethod
     def read(cls) -> Launch:
-        """Read the environment: RANK, WORLD_SIZE and LOCAL_RANK; an empty one counts as absent.
-
-        Raises
-        ------
-        ValueError
-            If one is not an integer.
-        """
+        """Read RANK, WORLD_SIZE and LOCAL_RANK; empty ones count as absent, ValueError unless integers."""
         rank, count, local = map(_environment_integer, ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         return cls(rank or 0, 1 if count is None else count, local)
 
@@ -54,43 +43,37 @@ def _environment_integer(name: str) -> int | None:
 
 
 class Processes:
-    """One process alone; see `join_processes` for several.
-
-    Attributes
-    ----------
-    rank, count : int
-        Which process this is, and of how many.
-    """
+    """A single process; see `join_processes` for several."""
 
     rank = 0
     count = 1
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes the files and tells of the progress."""
+        """Whether this process writes the files and reports the progress."""
         return self.rank == 0
 
     def add(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors by their sums over all processes, the same bits in each."""
+        """Replace tensors by their sums over all processes, with the same bits in each."""
 
     def any(self, value: bool) -> bool:
         """Return whether the value is true in any process."""
         return value
 
     def wait(self) -> None:
-        """Return when all processes have come here."""
+        """Return when all processes have called this."""
 
     def leave(self) -> None:
         """End what `join_processes` began."""
 
 
 class _JoinedProcesses(Processes):
-    """Processes that accelerate has joined: NCCL between GPUs, gloo between CPUs."""
+    """Processes joined by accelerate: NCCL between GPUs, gloo between CPUs."""
 
     def __init__(self, device: torch.device) -> None:
-        # Its functions have the process group of the moment of their import as a default. Imported later, as
-        # torch._dynamo does on the way, it would keep the group for good: threads of gloo would outlive the
-        # interpreter and abort the process at its end.
+        # Its functions take the process group at import time as a default. Imported later, as torch._dynamo
+        # does, it would hold the group forever: threads of gloo would outlive the interpreter and abort the
+        # process at its end.
         import torch.distributed.nn.functional  # noqa: F401
         from accelerate import PartialState
 
@@ -128,13 +111,6 @@ class _JoinedProcesses(Processes):
 def join_processes(device: str | torch.device) -> Processes:
     """Join the processes that torchrun (or ``accelerate launch``) started for one run.
 
-    Parameters
-    ----------
-    device : device
-        Where this process computes.
-
-    Examples
-    --------
     >>> join_processes("cpu").count
     1
     """

@@ -16,8 +16,6 @@ _LOG_EVERY = 15.0  # seconds between log lines of one task
 def printable(text: str) -> str:
     r"""Return text with its control characters escaped: names from files must not steer the terminal.
 
-    Examples
-    --------
     >>> print(printable("red \x1b[31m"))
     red \x1b[31m
     """
@@ -25,23 +23,17 @@ def printable(text: str) -> str:
 
 
 class Reporter(Protocol):
-    """What long-running functions tell their caller."""
+    """Receives the progress of long-running functions."""
 
     def task(self, name: str, total: int) -> Any:
-        """Context manager that yields ``advance(amount=1, note="")`` for a task of `total` units."""
+        """Return a context manager that yields ``advance(amount=1, note="")`` for a task of `total` units."""
 
     def message(self, text: str) -> None:
-        """Tell one line."""
+        """Report one line."""
 
 
 class SilentReporter:
-    """Says nothing.
-
-    Examples
-    --------
-    >>> with SilentReporter().task("work", 3) as advance:
-    ...     advance()
-    """
+    """Reports nothing."""
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Advance]:
@@ -53,9 +45,9 @@ class SilentReporter:
 
 
 class LogReporter:
-    """One line at the start and end of a task, and every 15 seconds between, on standard error.
+    """Writes one line at the start and end of a task, and every 15 seconds in between, to standard error.
 
-    The lines between say how long it has taken and, at this rate, will take.
+    The lines in between give the time so far and an estimate of the time left.
     """
 
     def __init__(self, write: Callable[[str], object] | None = None) -> None:
@@ -90,7 +82,7 @@ class LogReporter:
 
 
 def _duration(seconds: float) -> str:
-    """Return a time as people say it.
+    """Return a duration in words.
 
     >>> _duration(8.4), _duration(95), _duration(5000)
     ('8 s', '2 min', '1 h 23 min')
@@ -111,7 +103,7 @@ class BarReporter:
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Advance]:
-        """Yield a function that moves the bar and shows the latest note beside it."""
+        """Yield a function that moves the bar and shows the latest note next to it."""
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -145,7 +137,7 @@ class BarReporter:
 
 
 class _Announced:
-    """A reporter that tells one line when the first task begins."""
+    """Reports one line when the first task begins."""
 
     def __init__(self, reporter: Reporter, line: str) -> None:
         self._reporter, self._lines = reporter, [line]
@@ -162,7 +154,7 @@ class _Announced:
 def make_reporter(first: str = "") -> Reporter:
     """Return bars if standard error is a terminal of this process alone, log lines otherwise.
 
-    The line `first`, if there is one, is reported when the first task begins.
+    The line `first`, if not empty, is reported when the first task begins.
     """
     from gas_ext._utils.processes import Launch  # imports torch
 

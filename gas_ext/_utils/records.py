@@ -1,6 +1,6 @@
 """Records in files: JSON that is read within limits and checked against a table of fields and bounds.
 
-Every format has one such table. Whatever a file says, nothing is built from a field before it was checked.
+Every format has one such table. Nothing is built from a field before the field is checked.
 """
 
 from __future__ import annotations
@@ -18,31 +18,21 @@ _MISSING = object()
 class Field(NamedTuple):
     """What a field of a record may hold.
 
-    Parameters
-    ----------
-    kinds : tuple of type
-        Accepted types, exactly: True is not an int. NoneType makes the value optional.
-    low, high : float
-        Bounds of a number, included.
-    each : Field, optional
-        What every entry of a list may be, or every value of a dict.
-    inside : mapping, optional
-        The fields of a dict.
+    `types` are exact: True is not an int, and NoneType makes the value optional. Bounds are inclusive. `each`
+    is the field of every entry of a list or dict, `inside` the fields of a dict.
 
-    Examples
-    --------
     >>> list(Field((list,), each=Field((int,), 1)).faults([3, 0], "shape"))
     ['shape[1] is 0, but must be an int of at least 1']
     """
 
-    kinds: tuple[type, ...]
+    types: tuple[type, ...]
     low: float = -MOST
     high: float = MOST
     each: Any = None  # Field
     inside: Mapping[str, Any] = {}  # of Field
 
     def faults(self, value: Any, name: str) -> Iterator[str]:
-        """Yield what is wrong with a value."""
+        """Yield the faults of a value."""
         if value is _MISSING:
             yield f"{name} is missing"
         elif not self._fits(value):
@@ -57,15 +47,14 @@ class Field(NamedTuple):
 
     def _fits(self, value: Any) -> bool:
         in_bounds = not isinstance(value, int | float) or self.low <= value <= self.high
-        return type(value) in self.kinds and in_bounds
+        return type(value) in self.types and in_bounds
 
     def _wanted(self) -> str:
-        names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in self.kinds)
+        names = " or ".join("None" if t is type(None) else t.__name__ for t in self.types)
         bounds = [f"at least {self.low:g}"] if self.low > -MOST else []
         bounds += [f"at most {self.high:g}"] if self.high < MOST else []
-        return f"{'an' if names[0] in 'aeiou' else 'a'} {names}" + f" of {' and '.join(bounds)}" * bool(
-            bounds
-        )
+        article = "an" if names[0] in "aeiou" else "a"
+        return f"{article} {names} of {' and '.join(bounds)}" if bounds else f"{article} {names}"
 
 
 Fields = Mapping[str, Field]
@@ -78,7 +67,7 @@ SHAPE = Field((list,), each=SIZE)
 
 
 def parse_json(text: str | bytes, source: object) -> Any:
-    """Return what JSON says; ValueError, in one sentence, if it is none or nested too deeply."""
+    """Return the parsed JSON; ValueError, in one sentence, if it is invalid or nested too deeply."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -86,15 +75,8 @@ def parse_json(text: str | bytes, source: object) -> Any:
 
 
 def check_record(record: Any, fields: Fields, source: object) -> dict[str, Any]:
-    """Return a record whose fields are as in a table; further ones are let be.
+    """Return a record with the fields of a table, and maybe others; ValueError names the first fault.
 
-    Raises
-    ------
-    ValueError
-        One sentence about the first fault.
-
-    Examples
-    --------
     >>> check_record({"steps": 4, "note": ""}, {"steps": SIZE}, "solver.safetensors")
     {'steps': 4, 'note': ''}
     """
@@ -107,10 +89,8 @@ def check_record(record: Any, fields: Fields, source: object) -> dict[str, Any]:
 
 
 def reason_of(error: BaseException, length: int = 300) -> str:
-    """Return what an error says as part of a sentence: on one line, shortened, without a period.
+    """Return the message of an error as part of a sentence: on one line, shortened, without a period.
 
-    Examples
-    --------
     >>> reason_of(ValueError("It is too wide."))
     'It is too wide'
     """
@@ -119,10 +99,8 @@ def reason_of(error: BaseException, length: int = 300) -> str:
 
 
 def shown(value: Any, length: int = 80) -> str:
-    """Return the repr of a value as it may stand in a message: shortened.
+    """Return the repr of a value for a message, shortened.
 
-    Examples
-    --------
     >>> shown("x" * 100, 10)
     "'xxxxxx..."
     """

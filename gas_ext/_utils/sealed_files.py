@@ -22,7 +22,7 @@ from gas_ext._utils.records import TEXT, Fields, check_record, parse_json, reaso
 
 
 def checksum(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 (hex) of a record without its own "sha256", and of all tensors by name."""
+    """Return the SHA-256 (hex) of a record without its "sha256", and of all tensors by name."""
     described = json.loads(json.dumps({name: value for name, value in record.items() if name != "sha256"}))
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for name in sorted(tensors):
@@ -39,21 +39,21 @@ def write_sealed(path: Path, key: str, record: Mapping[str, Any], tensors: Mappi
 
 
 def write_record(path: Path, key: str, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write contiguous tensors on the CPU and a record that has its SHA-256 already; atomic."""
+    """Write contiguous CPU tensors and a record that already has its SHA-256; atomic."""
     write_file(path, serialize(dict(tensors), {key: json.dumps(record)}))
 
 
 def read_safetensors(
     path: str | os.PathLike[str], *, copy: bool = True
 ) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Return metadata and tensors of a file, unchecked; the errors are those of safetensors.
+    """Return metadata and tensors of a file, unchecked; raises the errors of safetensors.
 
     Without `copy` the tensors are views of the mapped file, which takes no time.
     """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if copy:  # as aligned as torch's own memory is: other alignment may give other roundings
+    if copy:  # aligned like torch's own memory: another alignment may give other roundings
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     return metadata, tensors
 
@@ -69,36 +69,18 @@ def read_sealed(
     *,
     whole: bool = True,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read what `write_sealed` wrote, once record and checksum are found right.
+    """Return record and tensors of a file by `write_sealed`; ValueError unless both are right.
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    key : str
-        Of the record among the file's metadata.
-    what : str
-        What the file is, for messages.
-    fields : mapping
-        The table of the record's fields; "sha256" need not be in it.
-    absent : mapping, optional
-        Values of fields that the format had not always.
-    version, version_field : int, str
-        The format's version, and where it is in the record.
-    whole : bool
-        False leaves the content unread and its checksum unchecked; the tensors are views of the mapped file.
-
-    Raises
-    ------
-    ValueError
-        One sentence about why it cannot be used.
+    `what` names the contents in messages, and `fields` is the table of the record's fields; "sha256" need not
+    be in it. `absent` holds values of fields that older files lack. With `whole` False the checksum is not
+    checked, and the tensors are views of the mapped file.
     """
     try:
         metadata, tensors = read_safetensors(path, copy=whole)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a safetensors file, or is damaged: {reason_of(error)}.") from error
     if key not in metadata:
-        raise ValueError(f"{path} is a safetensors file but holds no {what} saved by gas_ext.")
+        raise ValueError(f"{path} is a safetensors file, but does not hold a {what} saved by gas_ext.")
     record = parse_json(metadata[key], path)
     found = record.get(version_field) if isinstance(record, dict) else version
     if found != version or type(found) is not int:

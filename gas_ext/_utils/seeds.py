@@ -1,4 +1,4 @@
-"""Lists of seeds as people write them, kept as ranges: they take no more memory than their text."""
+"""Lists of seeds, stored as ranges: they take no more memory than their text."""
 
 from __future__ import annotations
 
@@ -15,21 +15,14 @@ _LIMIT = 2**63 - 1
 
 
 class SeedList(Sequence[int]):
-    """A sequence of integers of 64 bits, stored as runs of consecutive ones.
+    """A sequence of 64-bit integers, stored as runs of consecutive ones (ranges of step 1).
 
-    Parameters
-    ----------
-    runs : iterable of range
-        Of step 1.
-
-    Examples
-    --------
     >>> SeedList([range(3), range(10, 12)])[1:4]
     [1, 2, 10]
     """
 
     def __init__(self, runs: Iterable[range] = ()) -> None:
-        self._starts, self._ends = array("q"), array("q")  # first seed of each run; places behind its last
+        self._starts, self._ends = array("q"), array("q")  # first seed of each run; index after its last
         for run in runs:
             count = len(self)
             if count and run.start == self[-1] + 1:
@@ -40,7 +33,7 @@ class SeedList(Sequence[int]):
 
     @classmethod
     def of(cls, seeds: Iterable[int]) -> SeedList:
-        """Return integers as a list of seeds; one that is such a list already is returned as it is."""
+        """Return integers as a list of seeds; a SeedList is returned as it is."""
         if isinstance(seeds, SeedList):
             return seeds
         if isinstance(seeds, range) and seeds.step == 1:
@@ -54,18 +47,18 @@ class SeedList(Sequence[int]):
         return chain.from_iterable(self.runs())
 
     @overload
-    def __getitem__(self, place: int) -> int: ...
+    def __getitem__(self, index: int) -> int: ...
 
     @overload
-    def __getitem__(self, place: slice) -> SeedList: ...
+    def __getitem__(self, index: slice) -> SeedList: ...
 
-    def __getitem__(self, place: int | slice) -> int | SeedList:
-        places = range(len(self))[place]
-        if isinstance(places, int):
-            return next(self._between(places, places + 1)).start
-        if places.step == 1:
-            return SeedList(self._between(places.start, places.stop))
-        return SeedList.of(self[i] for i in places)
+    def __getitem__(self, index: int | slice) -> int | SeedList:
+        indices = range(len(self))[index]
+        if isinstance(indices, int):
+            return next(self._between(indices, indices + 1)).start
+        if indices.step == 1:
+            return SeedList(self._between(indices.start, indices.stop))
+        return SeedList.of(self[i] for i in indices)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or isinstance(other, str) or len(other) != len(self):
@@ -80,40 +73,25 @@ class SeedList(Sequence[int]):
         return repr(list(self)) if len(self) <= 20 else f"<{len(self):,} seeds, the first {self[0]}>"
 
     def runs(self) -> Iterator[range]:
-        """Yield the runs of consecutive seeds, each as long as it can be."""
+        """Yield the runs of consecutive seeds, each as long as possible."""
         return self._between(0, len(self))
 
-    def _between(self, place: int, stop: int) -> Iterator[range]:
-        """Yield the runs, or parts of them, that are at some places."""
-        number = bisect_right(self._ends, place)
-        while place < stop:
-            end = min(self._ends[number], stop)
-            first = self._starts[number] + place - (self._ends[number - 1] if number else 0)
-            yield range(first, first + end - place)
-            place, number = end, number + 1
+    def _between(self, index: int, stop: int) -> Iterator[range]:
+        """Yield the runs, or parts of them, from one index to another."""
+        run = bisect_right(self._ends, index)
+        while index < stop:
+            end = min(self._ends[run], stop)
+            first = self._starts[run] + index - (self._ends[run - 1] if run else 0)
+            yield range(first, first + end - index)
+            index, run = end, run + 1
 
 
 def parse_seeds(text: str) -> SeedList:
-    """Read a list of seeds such as ``"0-63,100"``.
+    """Read comma-separated integers and inclusive ranges, such as ``"0-63,100"``, in the order given.
 
-    Parameters
-    ----------
-    text : str
-        Comma-separated integers and inclusive ranges ``first-last``.
+    Repeated seeds are preserved. Raises ValueError for anything else, for a range that runs backward, for
+    numbers of more than 64 bits, and for more than ten million seeds.
 
-    Returns
-    -------
-    SeedList
-        The seeds in the order given, as ranges; repetitions are kept.
-
-    Raises
-    ------
-    ValueError
-        If the text is empty, a part is not a number or a range, a range runs backward, a number has more than
-        64 bits, or there are more than ten million seeds.
-
-    Examples
-    --------
     >>> parse_seeds("0-3,10")
     [0, 1, 2, 3, 10]
     """
@@ -127,24 +105,22 @@ def _ranges(text: str) -> Iterator[range]:
     while comma:
         match = _PART.match(text, position)
         if match is None:
-            raise ValueError(f"cannot read seeds from {shown}: write integers and ranges such as '0-63,100'")
+            raise ValueError(f"Cannot read seeds from {shown}; write integers and ranges such as '0-63,100'.")
         first, comma, position = int(match[1]), match[3], match.end()
         last = first if match[2] is None else int(match[2])
         if last < first:
-            raise ValueError(f"seed range '{first}-{last}' runs backward: write the smaller seed first")
+            raise ValueError(f"Seed range '{first}-{last}' runs backward; write the smaller seed first.")
         count += last - first + 1
         if count > MOST_SEEDS:
-            raise ValueError(f"{shown} are more than {MOST_SEEDS:,} seeds: write fewer")
+            raise ValueError(f"{shown} are more than {MOST_SEEDS:,} seeds; write fewer.")
         if first < -_LIMIT or last > _LIMIT:
-            raise ValueError(f"{shown} has a seed of more than 64 bits: write smaller ones")
+            raise ValueError(f"{shown} has a seed of more than 64 bits; write smaller seeds.")
         yield range(first, last + 1)
 
 
 def format_seeds(seeds: Sequence[int]) -> str:
-    """Write seeds so that `parse_seeds` reads them back: runs become ranges.
+    """Return seeds as text for `parse_seeds`; runs become ranges.
 
-    Examples
-    --------
     >>> format_seeds([0, 1, 2, 3, 10])
     '0-3,10'
     """
@@ -157,8 +133,6 @@ def format_seeds(seeds: Sequence[int]) -> str:
 def common_seeds(ours: Sequence[int], theirs: Sequence[int]) -> tuple[int, int | None]:
     """Return how many different seeds two lists have in common, and the smallest of them.
 
-    Examples
-    --------
     >>> common_seeds(range(10), [12, 9, 8, 9])
     (2, 8)
     """
@@ -178,7 +152,7 @@ def common_seeds(ours: Sequence[int], theirs: Sequence[int]) -> tuple[int, int |
 
 
 def _disjoint(seeds: Sequence[int]) -> Iterator[range]:
-    """Yield the different seeds in rising order, as ranges."""
+    """Yield the different seeds in increasing order, as ranges."""
     reached = -_LIMIT
     for run in sorted(SeedList.of(seeds).runs(), key=lambda run: run.start):
         part = range(max(run.start, reached), run.stop)

@@ -1,4 +1,4 @@
-"""What torch has no public name for. The test of this module says when a new torch breaks it."""
+"""Private names of torch; the test of this module fails when a new torch breaks one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 
 
 def is_transformed() -> bool:
-    """Whether a transform of `torch.func` or forward mode is at work.
+    """Whether a transform of `torch.func` or forward mode is active.
 
     >>> is_transformed(), torch.func.vmap(lambda x: x + is_transformed())(torch.zeros(1))
     (False, tensor([1.]))
@@ -18,15 +18,15 @@ def is_transformed() -> bool:
 
 
 def is_intercepted() -> bool:
-    """Whether Python sees each operation, as under a FakeTensorMode, so that values may not be there."""
+    """Whether Python intercepts operations, as in a FakeTensorMode, and tensors may have no values."""
     return torch._C._len_torch_dispatch_stack() > 0
 
 
 def below_autograd() -> AbstractContextManager[None]:
-    """Call operators without autograd's own layer, which costs a small operator as much as itself."""
+    """Call operators without autograd's own layer, which costs as much as a small operator."""
     return torch._C._AutoDispatchBelowAutograd()
 
 
 def storage_id(storage: torch.UntypedStorage) -> int:
-    """Return what tells storages apart, also those of the meta device, which have no address."""
+    """Return the identity of a storage, also on the meta device, where storages have no address."""
     return int(storage._cdata)

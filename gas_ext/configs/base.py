@@ -81,5 +81,5 @@ def sentence(fault: Any) -> str:
         return f"{where} is missing; add it."
     if fault["type"] == "model_type":
         return f"{where} is {shown(fault['input'])}: expected a mapping of settings."
-    reason = fault["msg"].removeprefix("Value error, ")
+    reason = fault["msg"].removeprefix("Value error, ").rstrip(".")
     return f"{where} is {shown(fault['input'])}: {reason[0].lower()}{reason[1:]}."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,19 +11,16 @@ from torch import Tensor
 from gas_ext._utils.checks import check_dense
 from gas_ext._utils.torch_private import below_autograd, is_transformed
 from gas_ext.ops import library, registration
-from gas_ext.ops.reference import (
-    FIRST_WEIGHT,
-    UpdateResult,
-    fused_update_reference,
-)
+from gas_ext.ops.reference import FIRST_WEIGHT, UpdateResult, fused_update_reference
 
 MAX_TERMS = 64
 _HALF_TYPES = (torch.float16, torch.bfloat16)
 STATE_DTYPES = (torch.float64, torch.float32, *_HALF_TYPES)
+ForwardOperator = Callable[..., tuple[Tensor, Tensor, Tensor]]
 if library.CPU_STATUS.loaded:
     registration.register()
-    # Looked up once: a small update is little slower than finding its operator.
-    _operator = torch.ops.gas_ext.fused_update.default
+    # Looked up once: finding the operator takes almost as long as a small update.
+    _operator: ForwardOperator = torch.ops.gas_ext.fused_update.default
     _operator_out = torch.ops.gas_ext.fused_update_out.default
 
 
@@ -44,30 +41,30 @@ def fused_update(
         m~      = m_u + w (m - m_u)             if guided, else m = output
         D_n     = p x_n + q m~                  any prediction type is some p, q
         x_{n+1} = c D_n + sum_k a_k history[k]
-        y       = s x_{n+1}                     the next network input, when asked
+        y       = s x_{n+1}                     the next network input, if requested
 
-    This is the update of the Generalized Solver (arXiv 2510.17699, section 3) with the theory and the
-    learned corrections folded into one row. It is differentiable, twice, in every tensor and every
-    coefficient; for higher derivatives use `fused_update_reference`. That is also what runs where forward
-    mode or a transform of `torch.func` (vmap, grad, jvp, jacrev, ...) is at work.
+    This is the update of the Generalized Solver (arXiv 2510.17699, section 3) with theory and learned
+    corrections folded into one row. It is differentiable, twice, in every tensor and every coefficient; for
+    higher derivatives use `fused_update_reference`, which also runs in forward mode and under transforms of
+    `torch.func` (vmap, grad, jvp, jacrev, ...).
 
     Parameters
     ----------
     history : sequence of Tensor
         x_n first, then older states and data predictions in any order: 1 to 64 tensors of one shape, dtype
         (float64, float32, float16 or bfloat16), and device. Tensors with the strides of a dense
-        ``history[0]`` are taken as they are, others are copied once.
+        ``history[0]`` are read in place, others are copied once.
     output : Tensor
         The network's output, shaped like x_n; with `guided`, twice its batch, unconditional half first. It
-        may have a lower precision than the history (a bfloat16 network beside float32 states).
+        may have a lower precision than the history (a bfloat16 network with float32 states).
     coefficients : Tensor
         5 + K numbers, float64 or float32, on the device of the history.
     guided : bool
-        Whether `output` is a doubled batch for classifier-free guidance.
+        Whether `output` is a doubled batch for classifier-free guidance. Default: False.
     next_input_dtype : torch.dtype, optional
-        When given, y is returned too, in this dtype.
+        Also return y, in this dtype.
     out : tuple of Tensor, optional
-        Memory for (D_n, x_{n+1}) or (D_n, x_{n+1}, y), shaped like ``history[0]``. It may share no memory
+        Memory for (D_n, x_{n+1}) or (D_n, x_{n+1}, y), shaped like ``history[0]``. It must not share memory
         with an input. Not differentiable.
 
     Returns
@@ -78,9 +75,9 @@ def fused_update(
     Raises
     ------
     TypeError
-        A dtype is not supported, or dtypes are mixed within the history.
+        If a dtype is not supported, or dtypes are mixed within the history.
     ValueError
-        Shapes, devices, the number of terms or of coefficients do not fit, or `out` aliases an input.
+        If shapes, devices, the number of terms or of coefficients do not match, or `out` aliases an input.
 
     Examples
     --------
@@ -95,13 +92,23 @@ def fused_update(
             return _update_into(out, history, output, coefficients, guided, next_input_dtype)
         return _update(history, output, coefficients, guided, next_input_dtype)
     except (AttributeError, IndexError, RuntimeError, TypeError):
-        # The operators check everything. Only now, so that a step pays nothing for it, say what is wrong in
-        # terms of these arguments; an error that is not theirs passes as it is.
+        # The operators check everything. Only now, at no cost for a valid step, name the fault in terms of
+        # these arguments; any other error passes unchanged.
         _check_types(history, output, coefficients, guided, out)
         _check_arguments(history, output, coefficients, guided)
         if out is not None:
             _check_out(out, history, output, coefficients)
         raise
+
+
+def operator_without_gradients(device: torch.device) -> ForwardOperator | None:
+    """Return the compiled operator for direct calls; None where autograd or a transform must see them.
+
+    It takes (history, output, coefficients, guided, next_input_dtype) and checks everything itself.
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or is_transformed():
+        return None
+    return _operator if library.has_kernels(device) else None
 
 
 def _update(
@@ -145,7 +152,7 @@ def _by_reference(
     guided: bool,
     next_input_dtype: torch.dtype | None,
 ) -> UpdateResult:
-    """Compute the update by plain torch operations, which would broadcast what does not fit."""
+    """Compute the update by plain torch operations, which would broadcast shapes that do not match."""
     _check_types(history, output, coefficients, guided, None)
     _check_arguments(history, output, coefficients, guided)
     x = history[0]
@@ -173,7 +180,7 @@ class FusedUpdate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Return D_n, x_{n+1} and y (an empty tensor when not asked)."""
+        """Return D_n, x_{n+1} and y (an empty tensor if not requested)."""
         # Unpacked here, not in the signature: Dynamo mistakes `ctx` for an input of a signature that happens
         # to have as many names as there are arguments.
         guided, next_input_dtype, output, coefficients, *history = inputs
@@ -228,7 +235,7 @@ class FusedUpdate(torch.autograd.Function):
 
 
 def _call_backward(*arguments: Any) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Call the backward operator, without its own derivative where nobody asks for that: half the cost."""
+    """Call the backward operator, without its own derivative unless that is recorded: half the cost."""
     operator = torch.ops.gas_ext.fused_update_backward.default
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
         return operator(*arguments)  # type: ignore[no-any-return]
@@ -251,38 +258,38 @@ def _check_types(history: Any, output: Any, coefficients: Any, guided: Any, out:
 
 def _check_arguments(history: Sequence[Tensor], output: Tensor, coefficients: Tensor, guided: bool) -> None:
     if not 1 <= len(history) <= MAX_TERMS:
-        raise ValueError(f"history has {len(history)} tensors; give 1 to {MAX_TERMS}, x_n first.")
+        raise ValueError(f"The history has {len(history)} tensors; give 1 to {MAX_TERMS}, x_n first.")
     x = history[0]
     if x.dtype not in STATE_DTYPES:
-        raise TypeError(f"history is {x.dtype}; convert it to float64, float32, float16 or bfloat16.")
+        raise TypeError(f"The history is {x.dtype}; convert it to float64, float32, float16 or bfloat16.")
     for k, tensor in enumerate(history):
         if tensor.dtype != x.dtype:
-            raise TypeError(f"history[{k}] is {tensor.dtype} but history[0] is {x.dtype}; give one dtype.")
+            raise TypeError(f"history[{k}] is {tensor.dtype}, but history[0] is {x.dtype}; give one dtype.")
         if tensor.shape != x.shape:
             raise ValueError(
-                f"history[{k}] has shape {tuple(tensor.shape)} but history[0] has {tuple(x.shape)}; "
+                f"history[{k}] has shape {tuple(tensor.shape)}, but history[0] has {tuple(x.shape)}; "
                 "give tensors of one shape."
             )
         if tensor.device != x.device:
-            raise ValueError(f"history[{k}] is on {tensor.device} but history[0] on {x.device}; move it.")
+            raise ValueError(f"history[{k}] is on {tensor.device}, but history[0] is on {x.device}; move it.")
     if not output.dtype.is_floating_point:
-        raise TypeError(f"output is {output.dtype}; give a floating-point tensor.")
+        raise TypeError(f"The output is {output.dtype}; give a floating-point tensor.")
     if guided and x.ndim == 0:
-        raise ValueError("guided needs a batch dimension to double, but history[0] has none; add one.")
+        raise ValueError("Guidance needs a batch dimension to double, but history[0] has none; add one.")
     expected = (2 * x.shape[0], *x.shape[1:]) if guided else tuple(x.shape)
     if tuple(output.shape) != expected:
         doubled = " (the batch twice, unconditional half first)" if guided else ""
-        raise ValueError(f"output has shape {tuple(output.shape)}; expected {expected}{doubled}.")
+        raise ValueError(f"The output has shape {tuple(output.shape)}; expected {expected}{doubled}.")
     if coefficients.ndim != 1 or coefficients.shape[0] != FIRST_WEIGHT + len(history):
         raise ValueError(
-            f"coefficients have shape {tuple(coefficients.shape)}; give a vector of "
+            f"The coefficients have shape {tuple(coefficients.shape)}; give a vector of "
             f"{FIRST_WEIGHT} + {len(history)} numbers for {len(history)} history tensors."
         )
     if coefficients.dtype not in (torch.float64, torch.float32):
-        raise TypeError(f"coefficients are {coefficients.dtype}; give float64 or float32.")
-    for name, tensor in (("output", output), ("coefficients", coefficients)):
+        raise TypeError(f"The coefficients are {coefficients.dtype}; give float64 or float32.")
+    for name, tensor in (("The output is", output), ("The coefficients are", coefficients)):
         if tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device} but the history on {x.device}; move it there.")
+            raise ValueError(f"{name} on {tensor.device}, but the history is on {x.device}; move it there.")
 
 
 def _check_float(dtype: Any) -> None:
@@ -293,7 +300,7 @@ def _check_float(dtype: Any) -> None:
 def _match_output_dtype(output: Tensor, state: torch.dtype) -> Tensor:
     """Convert an output for which no kernel is compiled: only float32 states take a lower precision."""
     if not output.dtype.is_floating_point:
-        raise TypeError(f"output is {output.dtype}; give a floating-point tensor.")
+        raise TypeError(f"The output is {output.dtype}; give a floating-point tensor.")
     direct = output.dtype == state or (state == torch.float32 and output.dtype in _HALF_TYPES)
     return output if direct else output.to(state)
 
@@ -306,9 +313,9 @@ def _update_into(
     guided: bool,
     next_input_dtype: torch.dtype | None,
 ) -> UpdateResult:
-    """Run the update into given memory, refusing what autograd or aliasing would spoil."""
+    """Run the update into given memory; refuse what autograd or aliasing would corrupt."""
     if next_input_dtype is not None:
-        raise ValueError("next_input_dtype and out were both given; out's third tensor sets the dtype.")
+        raise ValueError("Both next_input_dtype and out were given; the third tensor of out sets the dtype.")
     if len(out) not in (2, 3):
         raise ValueError(f"out has {len(out)} tensors; give (data, state) or (data, state, next_input).")
     x, compiling = history[0], torch.compiler.is_compiling()
@@ -334,7 +341,7 @@ def _update_into(
 
 
 def _is_written_directly(out: tuple[Tensor, ...], x: Tensor, output: Tensor) -> bool:
-    """Whether the operator takes this memory: laid out like a dense x_n, in dtypes that the kernels write."""
+    """Whether the operator takes this memory: the layout of a dense x_n, in dtypes that the kernels write."""
     if len(out) == 3 and out[2].dtype not in (x.dtype, output.dtype):
         return False
     # What the operator expects of a strided x_n, without its memory.
@@ -357,7 +364,7 @@ def _check_out(
         # Traced tensors have no address; the operator itself checks when the compiled code runs.
         others = [*inputs, *out[:i]]
         if not torch.compiler.is_compiling() and any(_share_memory(target, other) for other in others):
-            raise ValueError(f"out[{i}] shares memory with another argument; give it memory of its own.")
+            raise ValueError(f"out[{i}] shares memory with another argument; give it separate memory.")
 
 
 def _share_memory(a: Tensor, b: Tensor) -> bool:

@@ -1,6 +1,6 @@
-"""Loading of the compiled operators, and what can be said about them.
+"""Loading of the compiled operators, and information about them.
 
-Importing the package always works: where an operator library cannot be loaded, the reason is kept for
+Importing the package always works: if an operator library cannot be loaded, the reason is stored for
 `gas-ext info`, and the pure-torch reference runs instead, with one warning.
 """
 
@@ -32,7 +32,7 @@ class LoadStatus:
 
 
 def build_info() -> dict[str, Any]:
-    """Return what the compiled part was built from and with; empty without a compiled part.
+    """Return what the compiled extension was built from and with; empty without one.
 
     Returns
     -------
@@ -53,8 +53,8 @@ def build_info() -> dict[str, Any]:
 
 @cache
 def _compiled_info() -> Any:
-    """Return the compiled module that knows how it was built, or why there is none."""
-    # Not imported by name: the finder of an editable install would give another clone's.
+    """Return the compiled module with the build information, or the reason why there is none."""
+    # Not imported by name: the finder of an editable install would find another clone's module.
     spec = PathFinder.find_spec("gas_ext._build_info", [str(PACKAGE)])
     if spec is None or spec.loader is None:
         return f"{PACKAGE} has no _build_info for Python {platform.python_version()}"
@@ -67,7 +67,7 @@ def _compiled_info() -> Any:
 
 
 def _fault(name: str) -> str:
-    """Say why a library of this package must not be loaded; empty if it may."""
+    """Return why a library of this package must not be loaded; empty if it may."""
     sources = hash_sources(ROOT)
     install = f"run 'pip install .' or 'pip install -e .' in {ROOT}, which needs a C++ compiler"
     remedy = install if sources else "reinstall gas_ext"
@@ -78,7 +78,7 @@ def _fault(name: str) -> str:
     if isinstance(module, str):
         return f"{module}; {remedy}"
     if sources and module.build_info().get("sources") != sources:
-        return f"{name} in {PACKAGE} was built from other sources than those in {ROOT / 'csrc'}; {remedy}"
+        return f"{name} in {PACKAGE} was not built from the sources in {ROOT / 'csrc'}; {remedy}"
     return ""
 
 
@@ -89,7 +89,7 @@ def _load(name: str) -> LoadStatus:
     try:
         torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError) as error:
-        return LoadStatus(False, f"{name} could not be loaded beside torch {torch.__version__}: {error}")
+        return LoadStatus(False, f"{name} could not be loaded with torch {torch.__version__}: {error}")
     return LoadStatus(True, "")
 
 
@@ -127,14 +127,14 @@ def _load_cuda(cpu: LoadStatus) -> LoadStatus:
     return _load("_ops_cuda.so")
 
 
-# Loaded once, at import, so that torch.compile meets plain constants.
+# Loaded once, at import, so that torch.compile sees plain constants.
 CPU_STATUS = _load_cpu()
 CUDA_STATUS = _load_cuda(CPU_STATUS)
 
 
 @cache
 def warn_without_cuda() -> None:
-    """Say once why tensors on a GPU are updated by plain torch operations."""
+    """Warn once why tensors on a GPU are updated by plain torch operations."""
     warnings.warn(
         f"gas_ext updates CUDA tensors by its slower pure-torch reference: {CUDA_STATUS.reason}",
         RuntimeWarning,

@@ -1,7 +1,7 @@
-"""The fused update in plain torch: what every kernel is compared with, and what runs without them.
+"""The fused update in plain torch: the reference for every kernel, and the fallback without kernels.
 
-Both functions are written from the equations of `docs/kernels.md` with ordinary tensor operations, so
-autograd differentiates them to any order.
+Both functions follow the equations of `docs/kernels.md` with ordinary tensor operations, so autograd
+differentiates them to any order.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Places of the scalars that stand before the history weights in a coefficient row.
+# Indices of the scalars that precede the history weights in a coefficient row.
 SAMPLE_SCALE = 0  # p: D_n = p x_n + q m
 OUTPUT_SCALE = 1  # q
 GUIDANCE = 2  # w: m = m_u + w (m_c - m_u)
@@ -22,7 +22,7 @@ FIRST_WEIGHT = 5  # weights of the history tensors follow
 
 
 class UpdateResult(NamedTuple):
-    """What one solver step yields: D_n, x_{n+1} and, when asked, the next network input."""
+    """The results of one solver step: D_n, x_{n+1} and, if requested, the next network input."""
 
     data: Tensor
     state: Tensor
@@ -82,10 +82,10 @@ def fused_update_backward_reference(
     needs_output: bool,
     needs_coefficients: bool,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Compute the gradients of the update with ordinary torch operations.
+    """Compute the gradients of the update with ordinary torch operations (equations: docs/kernels.md).
 
-    With G = dL/dx_{n+1} + s dL/dy and H = dL/dD_n + c G (design: docs/kernels.md). The arguments are those
-    of ``torch.ops.gas_ext.fused_update_backward``; `state` is recomputed, so that second derivatives see it.
+    With G = dL/dx_{n+1} + s dL/dy and H = dL/dD_n + c G. The arguments are those of
+    ``torch.ops.gas_ext.fused_update_backward``; `state` is recomputed, so that second derivatives see it.
     """
     x = history[0]
     work = accumulation_dtype(x.dtype)

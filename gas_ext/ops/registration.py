@@ -1,4 +1,4 @@
-"""What torch must know about the compiled operators besides their kernels: shapes, and second derivatives."""
+"""Registration of the compiled operators with torch: fake kernels and second derivatives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gas_ext.ops.reference import fused_update_backward_reference
 
 
 def register() -> None:
-    """Give the operators fake kernels and the backward operator its own derivative."""
+    """Register fake kernels of all operators, and the derivative of the backward operator."""
 
     def check_devices(*tensors: Tensor) -> None:
         # A single meta tensor among others brings a call here; the compiled operators refuse such a mixture.

@@ -1,4 +1,4 @@
-"""The hash of the C++ sources: a build carries it, so that one of other sources is noticed.
+"""The hash of the C++ sources: a build stores it, so that a build of other sources is noticed.
 
 setup.py runs this file alone; it imports nothing of the package.
 """
@@ -10,8 +10,8 @@ from pathlib import Path
 
 
 def hash_sources(root: Path) -> str:
-    """Hash csrc/ and CMakeLists.txt in `root`; empty where they are missing, as in an installed package."""
-    recipe = root / "CMakeLists.txt"  # another project's, unless csrc/ is there too
+    """Return the hash of csrc/ and CMakeLists.txt in `root`; empty if they are missing, as when installed."""
+    recipe = root / "CMakeLists.txt"  # another project's, unless csrc/ exists too
     if not recipe.is_file() or not (root / "csrc" / "python" / "build_info.cpp").is_file():
         return ""
     digest = hashlib.sha256()

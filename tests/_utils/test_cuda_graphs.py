@@ -1,4 +1,4 @@
-"""Solves as CUDA graphs: what is recorded, replayed, kept and refused. Graphs are a stand-in's on the CPU."""
+"""Solves as CUDA graphs: recording, replay, cache and fallback, with a stand-in for graphs on the CPU."""
 
 import copy
 import pickle
@@ -11,7 +11,7 @@ from sampler_networks import VP, noise_of, randomize
 from torch import nn
 
 from gas_ext import Denoiser, GASSampler, GeneralizedSolver
-from gas_ext._utils.cuda_graphs import GRAPHS_KEPT
+from gas_ext._utils.cuda_graphs import MAX_GRAPHS
 from gas_ext.solvers import UniPCSolver
 
 CALLS = 4 * 4  # of the network for one graph: three solves of four steps to warm up, and the recorded one
@@ -76,7 +76,7 @@ def test_replays_equal_the_plain_loop(graphs, make, guidance_scale, wrap):
     assert [graph.replays for graph in graphs] == [3]
     assert graphed.denoiser.calls == CALLS + 3 * 4
     assert graphed.evaluations == plain.evaluations == 3 * 4
-    assert all(torch.equal(kept, copied) for kept, copied in samples)  # later replays leave them alone
+    assert all(torch.equal(found, copied) for found, copied in samples)  # later replays do not change them
 
 
 def test_written_parameters_are_followed_without_a_new_graph(graphs):
@@ -103,10 +103,10 @@ def test_a_moved_parameter_needs_a_new_graph(graphs, name):
     assert len(graphs) == 2
 
 
-def test_each_kind_of_input_has_its_graph(graphs):
+def test_each_type_of_input_has_its_graph(graphs):
     graphed, plain = pair()
     noise = noise_of(3, 2)
-    kinds = [
+    inputs = [
         (noise, None),
         (noise.float(), None),
         (noise[:2], None),
@@ -117,7 +117,7 @@ def test_each_kind_of_input_has_its_graph(graphs):
         (noise, shift(0.0) | {"options": [None, 3.0, "plain"]}),
         (noise, shift(0.0) | {"options": [None, 3, "plain"]}),
     ]
-    for count, (x, condition) in enumerate(kinds, start=1):
+    for count, (x, condition) in enumerate(inputs, start=1):
         for _ in range(2):
             assert torch.equal(graphed(x, condition), plain(x, condition))
         assert len(graphs) == count
@@ -140,17 +140,17 @@ def test_settings_of_the_sampler_and_autocast_have_their_own_graphs(graphs):
     assert len(graphs) == 6
 
 
-def test_the_latest_graphs_are_kept(graphs):
+def test_the_latest_graphs_are_stored(graphs):
     graphed, _ = pair()
-    batches = range(1, GRAPHS_KEPT + 2)
+    batches = range(1, MAX_GRAPHS + 2)
     for batch in batches:
         graphed(noise_of(batch, 2))
         graphed(noise_of(1, 2))
-    assert len(graphs) == GRAPHS_KEPT + 1
+    assert len(graphs) == MAX_GRAPHS + 1
     graphed(noise_of(1, 2))  # in use all the time
-    assert len(graphs) == GRAPHS_KEPT + 1
-    graphed(noise_of(2, 2))  # let go
-    assert len(graphs) == GRAPHS_KEPT + 2
+    assert len(graphs) == MAX_GRAPHS + 1
+    graphed(noise_of(2, 2))  # released
+    assert len(graphs) == MAX_GRAPHS + 2
 
 
 def test_a_graph_recorded_in_inference_mode_serves_outside(graphs):
@@ -202,7 +202,7 @@ def test_evaluations_to_warm_up_are_not_counted_even_where_recording_fails(graph
     assert len(calls) > 4
 
 
-# ---- step by step instead
+# ---- fallback to the step-by-step solve
 
 
 def check_fallback(graphed, plain, words, *inputs, **options):
@@ -227,13 +227,15 @@ def test_recorded_gradients_run_step_by_step(graphs):
     assert not graphs
 
 
-def test_a_trajectory_runs_step_by_step(graphs):
-    check_fallback(*pair(), "a trajectory is asked for", noise_of(3, 2), return_trajectory=True)
-    assert not graphs
-
-
-def test_an_unknown_condition_runs_step_by_step(graphs):
-    check_fallback(*pair(), r"the condition holds a Generator", noise_of(3, 2), torch.Generator())
+@pytest.mark.parametrize(
+    ("words", "condition", "options"),
+    [
+        ("a trajectory is requested", None, {"return_trajectory": True}),
+        ("the condition holds a Generator", torch.Generator(), {}),
+    ],
+)
+def test_unsupported_calls_run_step_by_step(graphs, words, condition, options):
+    check_fallback(*pair(), words, noise_of(3, 2), condition, **options)
     assert not graphs
 
 
@@ -248,7 +250,7 @@ def test_a_network_that_cannot_be_recorded_runs_step_by_step(graphs):
     assert len(graphs) == 1  # the second solve does not try again
 
 
-def test_another_reason_is_told_too(graphs):
+def test_each_reason_is_reported_once(graphs):
     graphed, _ = pair()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")

@@ -7,25 +7,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gas_ext._utils.noise import image_grid, save_png, seed_labels, stacked_noise, take, to_uint8
-from gas_ext._utils.seeds import parse_seeds
-
-
-@given(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 5)), min_size=1, max_size=6))
-def test_parse_seeds_reads_ranges_in_order(ranges):
-    text = ", ".join(f"{first}-{first + extra}" for first, extra in ranges)
-    expected = [seed for first, extra in ranges for seed in range(first, first + extra + 1)]
-    assert parse_seeds(text) == expected
-
-
-@given(st.lists(st.integers(-(2**40), 2**40), min_size=1))
-def test_parse_seeds_reads_integers(seeds):
-    assert parse_seeds(",".join(map(str, seeds))) == seeds
-
-
-@pytest.mark.parametrize("text", ["", "a", "3-", "1,,2", "1.5", "5-2", "0-99999999999"])
-def test_parse_seeds_refuses_what_it_cannot_read(text):
-    with pytest.raises(ValueError, match="seed"):
-        parse_seeds(text)
 
 
 @settings(deadline=None, max_examples=25)
@@ -51,6 +32,7 @@ def test_noise_leaves_the_global_generator_alone():
 
 def test_labels_follow_the_seed():
     assert seed_labels([0, 3, 13, 29], 10).tolist() == [0, 3, 3, 9]
+    assert seed_labels([], 10).shape == (0,)
 
 
 def test_to_uint8_rounds_to_the_nearest_level():
@@ -68,14 +50,14 @@ def test_to_uint8_truncates_as_the_scripts_of_latent_diffusion():
     assert 0.4 < (to_uint8(images) != cut).float().mean() < 0.5  # all that a pixel can be, and some beyond
 
 
-def test_grid_puts_every_image_in_its_place():
+def test_grid_puts_every_image_in_its_cell():
     images = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 3, 2, 4)
     grid = image_grid(images, columns=2, padding=1, background=-1.0)
     assert grid.shape == (3, 10, 11)
     for index in range(5):
         top, left = 1 + 3 * (index // 2), 1 + 5 * (index % 2)
         assert (grid[:, top : top + 2, left : left + 4] == index).all()
-    assert (grid[:, 7:9, 6:10] == -1).all()  # the empty sixth place
+    assert (grid[:, 7:9, 6:10] == -1).all()  # the empty sixth cell
     assert (grid[:, :, 5] == -1).all()
 
 
@@ -105,7 +87,7 @@ def test_png_failure_leaves_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_take_keeps_the_kind_of_container():
+def test_take_preserves_the_type_of_container():
     class Pair(NamedTuple):
         label: torch.Tensor
         scale: torch.Tensor | None
@@ -114,7 +96,7 @@ def test_take_keeps_the_kind_of_container():
     assert isinstance(found, Pair)
     assert found.label.tolist() == [3, 1]
     assert found.scale is None
-    for kind in (list, tuple):
-        found = take(kind([torch.arange(5)]), slice(1, 3))
-        assert isinstance(found, kind)
+    for container in (list, tuple):
+        found = take(container([torch.arange(5)]), slice(1, 3))
+        assert isinstance(found, container)
         assert found[0].tolist() == [1, 2]

@@ -44,13 +44,13 @@ def test_other_reporters_take_the_same_calls(reporter):
 
 
 @pytest.mark.parametrize(
-    ("terminal", "processes", "kind"),
+    ("terminal", "processes", "reporter_type"),
     [(True, 1, BarReporter), (False, 1, LogReporter), (True, 2, LogReporter)],
 )
-def test_bars_only_on_a_terminal_of_one_process(monkeypatch, terminal, processes, kind):
+def test_bars_only_on_a_terminal_of_one_process(monkeypatch, terminal, processes, reporter_type):
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: terminal, raising=False)
     monkeypatch.setenv("WORLD_SIZE", str(processes))
-    assert isinstance(make_reporter(), kind)
+    assert isinstance(make_reporter(), reporter_type)
 
 
 def test_names_from_files_do_not_steer_the_terminal():

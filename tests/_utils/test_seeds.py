@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gas_ext._utils.noise import seed_labels
 from gas_ext._utils.seeds import MOST_SEEDS, SeedList, common_seeds, format_seeds, parse_seeds
 
+UNREADABLE = ["", "a", "3-", "1,,2", "1.5", "5-2"]
+TOO_LARGE = ["0-99999999999", "0-99999998", "0-9999999,0", "9223372036854775808", "9" * 5000]
 SEEDS = st.lists(st.integers(-3, 12), max_size=12)
 
 
@@ -18,7 +19,7 @@ def test_a_list_of_seeds_is_a_sequence(seeds, start, stop, step):
     assert found == seeds
     assert list(found) == seeds
     assert list(found[start:stop:step]) == seeds[start:stop:step]
-    assert [found[place] for place in range(len(seeds))] == seeds
+    assert [found[i] for i in range(len(seeds))] == seeds
     assert parse_seeds(format_seeds(found)) == seeds if seeds else not found
 
 
@@ -40,12 +41,18 @@ def test_a_range_of_seeds_takes_no_memory():
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("text", ["0-99999998", "0-9999999,0", "9223372036854775808", "9" * 5000])
-def test_more_or_larger_seeds_are_refused(text):
-    with pytest.raises(ValueError, match="seed") as caught:
+@given(
+    st.lists(st.tuples(st.integers(-(2**40), 2**40), st.integers(0, 5)), min_size=1, max_size=6),
+    st.sampled_from([",", ", ", " , "]),
+)
+def test_integers_and_ranges_are_read_in_order(runs, comma):
+    parts = [f"{first}-{first + extra}" if first >= 0 else f"{first}" for first, extra in runs]
+    expected = [first + i for first, extra in runs for i in range(extra + 1 if first >= 0 else 1)]
+    assert parse_seeds(comma.join(parts)) == expected
+
+
+@pytest.mark.parametrize("text", [*UNREADABLE, *TOO_LARGE])
+def test_anything_else_is_refused_in_a_short_sentence(text):
+    with pytest.raises(ValueError, match=r"[Ss]eed.*\.$") as caught:
         parse_seeds(text)
     assert len(str(caught.value)) < 200
-
-
-def test_labels_of_no_seeds():
-    assert seed_labels([], 10).shape == (0,)

@@ -238,7 +238,7 @@ def test_a_teacher_that_is_not_imported_is_named_with_its_file(tmp_path, monkeyp
         (("-c", "cifar10", "--teacher", "demo"), "sample shape (1, 32, 32), but the config cifar10"),
         (("-c", "cifar11"), "no config 'cifar11'"),
         (("-c", "demo", "--seeds", "3-1"), "backward"),
-        (("-c", "demo", "--seeds", ""), "annot read seeds"),
+        (("-c", "demo", "--seeds", ""), "Cannot read seeds"),
         (("-c", "demo", "--labels", "a"), "Cannot read labels from 'a'"),
         (("-c", "demo", "--labels", "11"), "from 0 to 9"),
         (("-c", "demo", "--prompts", "none.txt"), "no file of prompts none.txt"),

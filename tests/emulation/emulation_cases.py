@@ -29,12 +29,12 @@ class Case:
     numel: int
     terms: int = 3
     guided: bool = False
-    next_input: str = ""  # "", "state" or "network": not asked, or its dtype
+    next_input: str = ""  # "", "state" or "network": not requested, or its dtype
     double_coefficients: bool = True
     phases: tuple[int, ...] = (0,)  # tensor j starts phases[j % len] elements after an aligned address
     blocks: int = 0
-    grads: tuple[str, ...] = ("data", "state", "next_input")  # incoming gradients that are there
-    wanted: tuple[str, ...] | None = None  # gradients asked for; None: all
+    grads: tuple[str, ...] = ("data", "state", "next_input")  # incoming gradients
+    wanted: tuple[str, ...] | None = None  # requested gradients; None: all
     seed: int = 0
 
     @property
@@ -109,7 +109,7 @@ def raw(array: Array) -> Array:
 
 
 def run_forward(module: ModuleType, case: Case, inputs: Inputs | None = None) -> Results:
-    """Run the forward kernel; data, state and, when asked, next_input, as stored."""
+    """Run the forward kernel; data, state and, if requested, next_input, as stored."""
     inputs = inputs or make_inputs(case)
     results = module.forward(
         case.dtypes,

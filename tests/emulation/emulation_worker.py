@@ -1,6 +1,6 @@
 """Runs requests with a sanitized module: JSON lines in, JSON lines out.
 
-A process of its own, since a sanitizer must be loaded before the interpreter and ends the process with its
+A separate process, since a sanitizer must be loaded before the interpreter and ends the process with its
 report. Started by conftest.py with the module's path as the argument.
 """
 

@@ -10,7 +10,7 @@ from emulation_checks import assert_same_bits, check_backward, check_sums
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("dtypes", PAIRS)
 def test_partial_requests(kernels, dtypes: str, guided: bool) -> None:
-    """Incoming gradients that are not there, outgoing ones that nobody wants: null pointers all."""
+    """Missing incoming gradients and outgoing ones that are not requested: all are null pointers."""
     requests = [("output",), ("coefficients",), ("0",), ("9", "1"), ("0", "coefficients"), ("output", "10")]
     incoming = [("data",), ("state",), ("next_input",), ("data", "next_input"), ("data", "state")]
     for wanted in requests:

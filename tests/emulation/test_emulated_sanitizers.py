@@ -22,7 +22,7 @@ def sized_runs(dtypes: str) -> list[Run]:
 
 
 def awkward_runs(dtypes: str) -> list[Run]:
-    """Unaligned starts, other grids, and gradients that are not there."""
+    """Unaligned starts, other grids, and missing gradients."""
     base = Case(dtypes, 257, guided=True, next_input="network")
     cases = [
         *(replace(base, phases=phases) for phases in ((1,), (2,), (3,), (7,), (0, 1))),

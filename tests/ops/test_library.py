@@ -1,9 +1,10 @@
-"""Loading of the operators, the build information, and life without a compiled part."""
+"""Loading of the operators, the build information, and the fallback without a compiled extension."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def test_build_info_names_versions_and_instruction_sets() -> None:
     assert build["cpu_isa_in_use"] in build["cpu_isas_supported"]
 
 
-def test_info_is_json_and_tells_the_state_of_both_operator_libraries() -> None:
+def test_info_is_json_with_the_state_of_both_operator_libraries() -> None:
     info = json.loads(json.dumps(library.info()))
     assert info["cpu_operators"] == "loaded"
     assert info["torch"] == torch.__version__
@@ -47,7 +48,7 @@ def test_cuda_operators_are_registered_when_loaded() -> None:
     assert registered == library.CUDA_STATUS.loaded
 
 
-def run_beside(
+def run_in_copy(
     package: Path, code: str, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh process that imports the copy of the package in `package`."""
@@ -77,8 +78,8 @@ print(json.dumps([x.grad.tolist(), ops.info()["cpu_operators"], ops.info()["cuda
 """
 
 
-def test_without_a_compiled_part_the_reference_runs_with_one_warning(tmp_path: Path) -> None:
-    done = run_beside(copy_without(tmp_path, "*.so"), UPDATE)
+def test_without_a_compiled_extension_the_reference_runs_with_one_warning(tmp_path: Path) -> None:
+    done = run_in_copy(copy_without(tmp_path, "*.so"), UPDATE)
     assert done.returncode == 0, done.stderr
     gradient, cpu, cuda = json.loads(done.stdout)
     assert gradient == [[4.0] * 3] * 2
@@ -88,7 +89,7 @@ def test_without_a_compiled_part_the_reference_runs_with_one_warning(tmp_path: P
 
 
 def copy_clone(tmp_path: Path, pattern: str = "") -> Path:
-    """Copy the package with the sources of its compiled part, as in a clone."""
+    """Copy the package with the sources of its compiled extension, as in a clone."""
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
     shutil.copy(ROOT / "CMakeLists.txt", tmp_path)
     return copy_without(tmp_path, pattern)
@@ -101,7 +102,7 @@ def copy_clone(tmp_path: Path, pattern: str = "") -> Path:
         (
             "",
             True,
-            "not loaded: _ops_cpu.so in {0}/gas_ext was built from other sources than those in {0}/csrc",
+            "not loaded: _ops_cpu.so in {0}/gas_ext was not built from the sources in {0}/csrc",
         ),
         ("_build_info*", False, "not loaded: {0}/gas_ext has no _build_info for Python"),
         (
@@ -117,7 +118,7 @@ def test_a_clone_uses_a_build_of_its_own_sources_alone(
     package = copy_clone(tmp_path, pattern)
     if edited:
         (tmp_path / "csrc" / "ops" / "tensors.h").open("a").write("// edited\n")
-    done = run_beside(package, UPDATE)
+    done = run_in_copy(package, UPDATE)
     assert done.returncode == 0, done.stderr
     gradient, cpu, _ = json.loads(done.stdout)
     assert gradient == [[4.0] * 3] * 2
@@ -142,19 +143,26 @@ def test_benchmarks_refuse_to_measure_the_reference(tmp_path: Path) -> None:
     assert "ERROR: Benchmarks need the compiled operators: _ops_cpu.so is not in" in done.stderr
 
 
-def test_a_damaged_library_is_named_and_the_reference_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("damaged", "reason"),
+    [
+        ("_ops_cpu.so", "_ops_cpu.so could not be loaded with torch"),
+        ("_build_info*.so", "_build_info in {0} could not be loaded: .*(invalid ELF header|too short)"),
+    ],
+)
+def test_a_damaged_library_is_named_and_the_reference_runs(tmp_path: Path, damaged: str, reason: str) -> None:
     package = copy_without(tmp_path, "_ops_cuda.so")
-    (package / "_ops_cpu.so").write_bytes(b"not a library")
-    done = run_beside(package, UPDATE)
+    next(package.glob(damaged)).write_bytes(b"not a library")
+    done = run_in_copy(package, UPDATE)
     assert done.returncode == 0, done.stderr
     _, cpu, _ = json.loads(done.stdout)
-    assert cpu.startswith("not loaded: _ops_cpu.so could not be loaded beside torch")
+    assert re.match(f"not loaded: {reason.format(package)}", cpu)
 
 
 def test_without_a_usable_instruction_set_the_reference_runs() -> None:
     code = UPDATE + "print(json.dumps(ops.info()['build']['cpu_isa_in_use']))"
     environment = {**os.environ, "GAS_EXT_CPU_ISA": "x86_64_v2"}
-    done = run_beside(PACKAGE, code, environment)
+    done = run_in_copy(PACKAGE, code, environment)
     assert done.returncode == 0, done.stderr
     update, in_use = map(json.loads, done.stdout.splitlines())
     assert update[0] == [[4.0] * 3] * 2
@@ -166,7 +174,7 @@ def test_without_a_usable_instruction_set_the_reference_runs() -> None:
 
 
 def test_cpu_operators_work_without_the_cuda_library(tmp_path: Path) -> None:
-    done = run_beside(copy_without(tmp_path, "_ops_cuda.so"), UPDATE)
+    done = run_in_copy(copy_without(tmp_path, "_ops_cuda.so"), UPDATE)
     assert done.returncode == 0, done.stderr
     gradient, cpu, cuda = json.loads(done.stdout)
     assert gradient == [[4.0] * 3] * 2
@@ -174,17 +182,7 @@ def test_cpu_operators_work_without_the_cuda_library(tmp_path: Path) -> None:
     assert cuda.startswith("not loaded: ")
 
 
-def test_a_damaged_build_info_is_named_with_its_error(tmp_path: Path) -> None:
-    package = copy_without(tmp_path, "_ops_cuda.so")
-    next(package.glob("_build_info*.so")).write_bytes(b"not a library")
-    done = run_beside(package, UPDATE)
-    assert done.returncode == 0, done.stderr
-    _, cpu, _ = json.loads(done.stdout)
-    assert cpu.startswith(f"not loaded: _build_info in {package} could not be loaded: ")
-    assert "invalid ELF header" in cpu or "too short" in cpu
-
-
-def test_the_recipe_of_another_project_says_nothing_of_a_build(tmp_path: Path) -> None:
+def test_the_cmake_file_of_another_project_has_no_hash(tmp_path: Path) -> None:
     (tmp_path / "CMakeLists.txt").write_text("project(other)")
     assert hash_sources(tmp_path) == ""
     assert hash_sources(ROOT) != ""

@@ -50,7 +50,7 @@ def test_no_update_into_given_memory_within_a_transform():
         vmap(lambda x: fused_update([x], x, ROW[:6], out=(x.clone(), x.clone())).state)(HISTORY[0])
 
 
-@pytest.mark.parametrize("size", [4, 65_536])  # from the second on, a solve keeps a tape
+@pytest.mark.parametrize("size", [4, 65_536])
 def test_gradients_of_a_solve_are_those_of_autograd(size):
     solver = GeneralizedSolver(NoiseSchedule.flow(), 3)
     sampler = GASSampler(solver, lambda x, t, condition: torch.tanh(x) * t, "sample")

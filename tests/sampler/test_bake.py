@@ -108,7 +108,7 @@ def test_changes_of_parameters_are_followed(change):
     assert not torch.equal(found, before)
 
 
-def test_what_the_sampler_asks_for_is_followed():
+def test_changed_settings_of_the_sampler_are_followed():
     def guided(x, t, condition):
         return network(x, t, None) + condition
 
@@ -143,7 +143,7 @@ def test_training_sees_every_step():
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_what_was_kept_in_inference_mode_serves_gradients_of_the_noise(name):
+def test_coefficients_baked_in_inference_mode_serve_gradients_of_the_noise(name):
     solver, noise = SOLVERS[name]().requires_grad_(False), noise_of(3, 2)
     sampler = GASSampler(solver, network)
     with torch.inference_mode():
@@ -193,9 +193,9 @@ def test_another_stream_computes_its_own(monkeypatch):
     assert counts == [1, 1, 2, 2, 3, 3]
 
 
-def test_captured_graphs_keep_what_they_read(monkeypatch):
+def test_captured_graphs_keep_their_coefficients_alive(monkeypatch):
     sampler, noise = GASSampler(UniPCSolver(VP, 4), network), noise_of(3, 2)
-    monkeypatch.setattr("gas_ext.sampler.is_captured", lambda device: True)
+    monkeypatch.setattr("gas_ext.sampler.sampler.is_captured", lambda device: True)
     with torch.no_grad():
         sampler(noise)
         first = sampler._baked.coefficients
@@ -206,7 +206,7 @@ def test_captured_graphs_keep_what_they_read(monkeypatch):
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_what_is_handed_out_may_be_written_to(name):
+def test_times_and_trajectories_may_be_written_to(name):
     """A network that counts to 1000 may do so in place."""
 
     def careless(x, t, condition):
@@ -221,9 +221,9 @@ def test_what_is_handed_out_may_be_written_to(name):
     assert trajectory.timesteps[0] == 1.0
 
 
-def test_a_solver_of_another_kind_is_asked_each_time(monkeypatch):
-    class Own:
-        """What only looks like a solver may change as it likes."""
+def test_a_custom_solver_is_computed_each_time(monkeypatch):
+    class Custom:
+        """A class that only satisfies the protocol may change at any time."""
 
         prediction_type = guidance_scale = None
 
@@ -234,10 +234,10 @@ def test_a_solver_of_another_kind_is_asked_each_time(monkeypatch):
         def coefficients(self, *arguments):
             return self.solver.coefficients(*arguments)
 
-    own = Own()
-    calls = counted(own, monkeypatch)
+    custom = Custom()
+    calls = counted(custom, monkeypatch)
     with torch.no_grad():
-        sampler = GASSampler(own, network)
+        sampler = GASSampler(custom, network)
         assert torch.equal(sampler(noise_of(3, 2)), sampler(noise_of(3, 2)))
         assert not sampler.bake().timesteps.requires_grad
     assert len(calls) == 3
@@ -265,7 +265,7 @@ def test_solvers_made_in_inference_mode(name):
         assert torch.equal(copy.deepcopy(sampler)(noise_of(3, 2)), expected)
 
 
-def test_fake_tensors_are_not_kept():
+def test_fake_tensors_are_not_cached():
     sampler = GASSampler(UniPCSolver(VP, 4), lambda x, t, condition: x)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         assert isinstance(sampler(torch.empty(3, 2)), FakeTensor)
@@ -282,8 +282,8 @@ def test_writes_in_inference_mode_are_followed():
         assert not torch.equal(sampler(noise), before)
 
 
-def test_a_derived_solver_is_asked_each_time():
-    """It may depend on what only its own class knows of."""
+def test_a_derived_solver_is_computed_each_time():
+    """It may depend on anything that its class adds."""
 
     class Drifting(GeneralizedSolver):
         drift = 0.0

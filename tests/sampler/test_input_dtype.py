@@ -1,4 +1,4 @@
-"""Networks in half precision beside float32 states: the update writes what they are given next."""
+"""Networks in half precision with float32 states: the update writes their next input."""
 
 import pytest
 import torch
@@ -11,18 +11,18 @@ HALF = [torch.float16, torch.bfloat16]
 
 
 class HalfNetwork(Denoiser):
-    """Casts states to `dtype` and its output back, and says so if `tells`."""
+    """Casts states to `dtype` and its output back, and declares that if `declares`."""
 
-    def __init__(self, dtype, tells):
+    def __init__(self, dtype, declares):
         super().__init__(schedule=VP, prediction_type="sample", sample_shape=(6,), condition_kind="tensor")
-        self.dtype, self.tells = dtype, tells
+        self.dtype, self.declares = dtype, declares
         weights = torch.randn(6, 6, generator=torch.Generator().manual_seed(1)) / 3
         self.register_buffer("weights", weights.to(dtype))
         self.seen = []
 
     @property
     def input_dtype(self):
-        return self.dtype if self.tells else None
+        return self.dtype if self.declares else None
 
     def predict(self, x, t, condition):
         self.seen.append(x.dtype)
@@ -46,9 +46,11 @@ class Casts(TorchDispatchMode):
 
 
 def samplers(dtype, guidance_scale=None):
-    """One sampler whose network tells its dtype, and one whose does not."""
+    """One sampler whose network declares its dtype, and one whose does not."""
     solver = randomize(GeneralizedSolver(VP, 4, t_eps=1e-2), 0, 0.02)
-    return [GASSampler(solver, HalfNetwork(dtype, tells), None, guidance_scale) for tells in (True, False)]
+    return [
+        GASSampler(solver, HalfNetwork(dtype, declares), None, guidance_scale) for declares in (True, False)
+    ]
 
 
 @pytest.mark.parametrize("guidance_scale", [None, 2.0])
@@ -62,9 +64,9 @@ def test_the_numbers_are_the_same(dtype, guidance_scale):
         grads = torch.autograd.grad(sample.square().sum(), [noise, *sampler.solver.parameters()])
         assert {state.dtype for state in trajectory.states} == {torch.float32}
         results.append(([sample, *trajectory.states, *trajectory.data], grads))
-    (told, told_grads), (plain, plain_grads) = results
-    torch.testing.assert_close(told, plain, rtol=0, atol=0)
-    torch.testing.assert_close(told_grads, plain_grads, rtol=1e-5, atol=1e-6)  # added up in another order
+    (declared, declared_grads), (plain, plain_grads) = results
+    torch.testing.assert_close(declared, plain, rtol=0, atol=0)
+    torch.testing.assert_close(declared_grads, plain_grads, rtol=1e-5, atol=1e-6)  # added up in another order
 
 
 @pytest.mark.parametrize("dtype", HALF)
@@ -79,47 +81,49 @@ def test_casts_are_gone(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_states_are_given_as_they_are(dtype):
-    told, _ = samplers(torch.bfloat16)
+    declared, _ = samplers(torch.bfloat16)
     with torch.no_grad():
-        sample = told(noise_of(3, 6, dtype=dtype))
-    assert set(told.denoiser.seen) == {dtype}
+        sample = declared(noise_of(3, 6, dtype=dtype))
+    assert set(declared.denoiser.seen) == {dtype}
     assert sample.dtype == dtype
 
 
 def test_under_autocast_the_states_are_given():
-    """There the output may be of a higher precision, which the dtype of the states keeps."""
-    told, plain = samplers(torch.float16)
+    """There the output may be of a higher precision, which the dtype of the states preserves."""
+    declared, plain = samplers(torch.float16)
     noise = noise_of(3, 6, dtype=torch.float32)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(told(noise), plain(noise))
-    assert set(told.denoiser.seen) == {torch.float32}
+        assert torch.equal(declared(noise), plain(noise))
+    assert set(declared.denoiser.seen) == {torch.float32}
 
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_recomputing_the_network_changes_nothing(dtype):
     grads = []
     for recompute in (False, True):
-        told, _ = samplers(dtype)
-        told.recompute = recompute
+        declared, _ = samplers(dtype)
+        declared.recompute = recompute
         noise = noise_of(3, 6, dtype=torch.float32).requires_grad_()
-        grads.append(torch.autograd.grad(told(noise).square().sum(), [noise, *told.solver.parameters()]))
-        assert set(told.denoiser.seen) == {dtype}
+        grads.append(
+            torch.autograd.grad(declared(noise).square().sum(), [noise, *declared.solver.parameters()])
+        )
+        assert set(declared.denoiser.seen) == {dtype}
     torch.testing.assert_close(*grads, rtol=0, atol=0)
 
 
 def test_on_the_meta_device():
-    told, _ = samplers(torch.bfloat16)
+    declared, _ = samplers(torch.bfloat16)
     with torch.no_grad():
-        assert told.to("meta")(torch.empty(3, 6, device="meta")).dtype == torch.float32
+        assert declared.to("meta")(torch.empty(3, 6, device="meta")).dtype == torch.float32
 
 
 def test_a_float32_network_is_given_the_states():
-    told, plain = samplers(torch.float32)
+    declared, plain = samplers(torch.float32)
     noise = noise_of(3, 6, dtype=torch.float32)
     with torch.no_grad():
-        assert torch.equal(told(noise), plain(noise))
-        assert told.denoiser.input_dtype == torch.float32
-        told.double()
-        told.denoiser.dtype = torch.float64
-        told(noise)
-    assert set(told.denoiser.seen) == {torch.float32}
+        assert torch.equal(declared(noise), plain(noise))
+        assert declared.denoiser.input_dtype == torch.float32
+        declared.double()
+        declared.denoiser.dtype = torch.float64
+        declared(noise)
+    assert set(declared.denoiser.seen) == {torch.float32}

@@ -41,7 +41,7 @@ class Copies(TorchDispatchMode):
 
 
 def move(module: nn.Module, device: str) -> None:
-    """Move a module to a device that keeps no numbers."""
+    """Move a module to a device that has no values."""
     for name, parameter in module.named_parameters():
         moved = torch.empty_like(parameter, device=device)
         setattr(module, name, nn.Parameter(moved, parameter.requires_grad))
@@ -90,10 +90,10 @@ def test_a_backward_pass_does_not_wait(name):
 
 
 @needs_operators
-@pytest.mark.parametrize("kind", [DEISSolver, DPMSolver, HeunSolver, IPNDMSolver, UniPCSolver])
-def test_a_classical_solve_does_not_wait(kind):
-    options = {"order": 3} if kind is IPNDMSolver else {}
-    solver = kind(fresh("vp_discrete"), 5 if kind is HeunSolver else 4, t_eps=1e-3, **options)
+@pytest.mark.parametrize("solver_type", [DEISSolver, DPMSolver, HeunSolver, IPNDMSolver, UniPCSolver])
+def test_a_classical_solve_does_not_wait(solver_type):
+    options = {"order": 3} if solver_type is IPNDMSolver else {}
+    solver = solver_type(fresh("vp_discrete"), 5 if solver_type is HeunSolver else 4, t_eps=1e-3, **options)
     solver.weights()  # computed from numbers, before the fake
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert copies_in_the_second_solve(solver) == []

@@ -56,7 +56,7 @@ def test_guided_and_scaled():
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", HALF)
 def test_half_precision_networks_are_given_their_own(dtype):
-    network = HalfNetwork(dtype, tells=True)
+    network = HalfNetwork(dtype, declares=True)
     sampler, noise = GASSampler(GeneralizedSolver(VP, 3), network), torch.randn(4, 6)
     solve = whole(sampler.begin(noise), sampler)
     assert set(network.seen) == {dtype}
@@ -113,7 +113,7 @@ def test_a_network_may_reuse_its_output():
     assert torch.equal(*fitted)
 
 
-def test_the_end_is_told():
+def test_a_finished_solve_cannot_be_advanced():
     sampler = GASSampler(GeneralizedSolver(VP, 2), lambda x, t, condition: x)
     solve = whole(sampler.begin(torch.ones(1, 2)), sampler)
     with pytest.raises(ValueError, match="All 2 steps"):

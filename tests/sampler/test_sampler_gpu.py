@@ -55,7 +55,7 @@ def test_a_solve_and_its_gradients_equal_the_cpu(guidance_scale: float | None) -
 
 @pytest.fixture
 def no_synchronization() -> Iterator[Callable[[], None]]:
-    """Call it once warm; from then on whatever waits for the device is an error."""
+    """Call it once warm; from then on, waiting for the device is an error."""
     yield lambda: torch.cuda.set_sync_debug_mode("error")
     torch.cuda.set_sync_debug_mode("default")
 
@@ -68,11 +68,13 @@ def test_a_learning_solve_does_not_synchronize(no_synchronization: Callable[[], 
 
 
 @pytest.mark.parametrize("cuda_graph", [False, True])
-@pytest.mark.parametrize("kind", [GeneralizedSolver, UniPCSolver, DPMSolver])
+@pytest.mark.parametrize("solver_type", [GeneralizedSolver, UniPCSolver, DPMSolver])
 def test_sampling_does_not_synchronize(
-    kind: type, cuda_graph: bool, no_synchronization: Callable[[], None]
+    solver_type: type, cuda_graph: bool, no_synchronization: Callable[[], None]
 ) -> None:
-    solver = kind(NoiseSchedule.vp_discrete(torch.linspace(0.999, 0.01, 100)), 4, t_eps=0.02).to("cuda")
+    solver = solver_type(NoiseSchedule.vp_discrete(torch.linspace(0.999, 0.01, 100)), 4, t_eps=0.02).to(
+        "cuda"
+    )
     sampler, x = GASSampler(solver, denoiser, "sample", cuda_graph=cuda_graph), noise("cuda")
     with torch.no_grad():
         expected = sampler(x)
@@ -126,9 +128,9 @@ def assert_equal_solves(graphed: GASSampler, plain: GASSampler, *inputs: Tensor)
 
 
 @pytest.mark.parametrize("guidance_scale", [None, 3.0])
-@pytest.mark.parametrize("kind", [GeneralizedSolver, UniPCSolver])
-def test_cuda_graphs_equal_the_plain_loop(kind: type, guidance_scale: float | None) -> None:
-    graphed, plain = make_pair(kind(NoiseSchedule.vp_linear(), 4), Convolution(), guidance_scale)
+@pytest.mark.parametrize("solver_type", [GeneralizedSolver, UniPCSolver])
+def test_cuda_graphs_equal_the_plain_loop(solver_type: type, guidance_scale: float | None) -> None:
+    graphed, plain = make_pair(solver_type(NoiseSchedule.vp_linear(), 4), Convolution(), guidance_scale)
     samples = []
     for scale in (1.0, 0.5, 0.1):
         condition = torch.full((3,), scale, device="cuda")
@@ -136,11 +138,11 @@ def test_cuda_graphs_equal_the_plain_loop(kind: type, guidance_scale: float | No
             graphed, plain, scale * noise("cuda"), condition, torch.zeros(1, device="cuda")
         )
         samples.append((found, found.clone()))
-    assert all(torch.equal(kept, copied) for kept, copied in samples)
+    assert all(torch.equal(found, copied) for found, copied in samples)
 
 
 def test_a_graph_recorded_by_hand_keeps_its_coefficients() -> None:
-    """Warm up on a side stream, record, go on step by step on another: as torch's documentation has it."""
+    """Warm up on a side stream, record, continue step by step on another: as torch's documentation has it."""
     sampler = GASSampler(UniPCSolver(NoiseSchedule.vp_linear(), 4).to("cuda"), denoiser, "sample")
     given = noise("cuda")
     with torch.no_grad():
@@ -152,7 +154,7 @@ def test_a_graph_recorded_by_hand_keeps_its_coefficients() -> None:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             sample = sampler(given)
-        expected = sampler(given)  # computes coefficients of its own
+        expected = sampler(given)  # computes its own coefficients
         other = [torch.full((64,), torch.nan, device="cuda") for _ in range(64)]  # where the first ones stood
         graph.replay()
     assert len(other) == 64

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: two evaluations as one, any kind of condition, refusals."""
+"""Classifier-free guidance: two evaluations as one, any type of condition, errors."""
 
 import numpy as np
 import pytest
@@ -89,7 +89,7 @@ def test_the_solvers_own_guidance_and_prediction_type_are_used():
     assert (sampler.prediction_type, sampler.guidance_scale, sampler.guided) == ("epsilon", 2.0, True)
 
 
-# ---- refusals
+# ---- errors
 
 
 @pytest.mark.parametrize(("scale", "error"), [("7.5", TypeError), (float("nan"), ValueError)])

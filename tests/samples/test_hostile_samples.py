@@ -53,7 +53,7 @@ def rename(record):
         (settings(samples=10**9, shard_size=1, seeds="0-999999999"), "'settings'.samples is 1000000000"),
         (settings(samples=10**7, shard_size=1, seeds="0-9999999"), "more than 100000 shards"),
         (settings(samples=12), "11 seeds for 12 samples"),
-        (settings(seeds="0-x"), "annot read seeds"),
+        (settings(seeds="0-x"), "Cannot read seeds"),
         (settings(seeds=3), "'settings'.seeds is 3, but must be a str"),
         (settings(shard_size=0), "shard_size is 0, but must be an int of at least 1"),
         (settings(sample_shape=[2**28]), "too small for its samples"),

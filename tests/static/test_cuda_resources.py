@@ -42,7 +42,7 @@ def test_kernels_keep_their_budget(architecture: int, folder: Path) -> None:
 
 
 def check_wide_accesses(kernel: Kernel) -> None:
-    """Every tensor access of the main loop moves 16 bytes (8 for a half-precision one beside float)."""
+    """Every tensor access of the main loop moves 16 bytes (8 for a half-precision one with float)."""
     if kernel.name.startswith("sum_partials"):
         return
     loads, stores = cuda_resources.wide(kernel, "LDG"), cuda_resources.wide(kernel, "STG")
@@ -82,7 +82,7 @@ def test_binary_holds_all_architectures_and_ptx_of_the_newest() -> None:
     assert binary.stat().st_size < 2_000_000
 
 
-def test_cuda_operators_are_registered_beside_a_cuda_torch() -> None:
+def test_cuda_operators_are_registered_with_a_cuda_torch() -> None:
     if torch.version.cuda is None or not library.build_info().get("cuda_toolkit"):
         assert not library.CUDA_STATUS.loaded
     else:

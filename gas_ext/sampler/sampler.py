@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from gas_ext._utils.checks import flag
 from gas_ext._utils.cuda_graphs import SolveGraphs
@@ -19,11 +18,10 @@ from gas_ext.denoisers import (
     DenoiserFunction,
     check_device,
     check_noise,
-    check_output,
     doubled_condition,
     per_sample,
 )
-from gas_ext.ops import UpdateResult, fused_update
+from gas_ext.sampler.solve import PartialSolve
 from gas_ext.solvers.baked import BakedCoefficients, can_bake, is_captured
 from gas_ext.solvers.coefficients import (
     Solver,
@@ -36,15 +34,15 @@ from gas_ext.solvers.generalized import GeneralizedSolver
 
 
 class Trajectory(NamedTuple):
-    """What a solve went through.
+    """All intermediate results of a solve.
 
     Attributes
     ----------
     states : tuple of Tensor
         x_0 (noise) to x_N (result), in the schedule's coordinates.
     data : tuple of Tensor
-        What the solver keeps of each evaluation: data predictions D_0 to D_{N-1}, except where it says
-        otherwise (`IPNDMSolver`).
+        What the solver stores of each evaluation: the data predictions D_0 to D_{N-1}, unless the solver
+        documents otherwise (`IPNDMSolver`).
     timesteps : Tensor
         (N + 1,) float64, from the first time to t_eps.
     """
@@ -55,44 +53,44 @@ class Trajectory(NamedTuple):
 
 
 class GASSampler(nn.Module):
-    """Turns noise into samples with a solver and a network.
+    """Turn noise into samples with a solver and a network.
 
-    A solver that was learned for another network of the same schedule is used with a warning.
+    Warns if the solver was learned for another network of the same schedule.
 
     Parameters
     ----------
     solver : GeneralizedSolver or MultistepSolver
         The solver, on the device of the noise.
     denoiser : Denoiser or callable
-        denoiser(x, t, condition) -> output of the shape of x. x_t = alpha(t) x_0 + sigma(t) eps in the
-        schedule's coordinates; t is a float64 0-d tensor, the schedule's own time. A `Denoiser` also says
-        what it predicts, encodes conditions, and knows the unconditional one.
+        denoiser(x, t, condition) -> output of the shape of x, where x_t = alpha(t) x_0 + sigma(t) eps and t
+        is a float64 0-d tensor, both in the schedule's coordinates. A `Denoiser` also knows its prediction
+        type and its unconditional condition, and encodes conditions.
     prediction_type : str, optional
-        What the network predicts: "epsilon", "sample", "v_prediction" or "flow_prediction" (eps - x_0). If
-        not given, what the `Denoiser` says or the solver was made for, else "sample".
+        What the network predicts: "epsilon", "sample", "v_prediction" or "flow_prediction" (eps - x_0).
+        Default: that of the `Denoiser` or of the solver, else "sample".
     guidance_scale : float, optional
-        Classifier-free guidance: m_u + guidance_scale (m - m_u). If not given, what the solver was made for;
-        None and 1 mean a single, conditional evaluation.
+        Scale w of classifier-free guidance, m_u + w (m - m_u). Default: that of the solver. None and 1 mean
+        a single, conditional evaluation.
     recompute : bool
-        Keep no activations of the network for the backward pass, but evaluate it again there: memory then
-        hardly grows with the number of steps, for one more evaluation each. The solver's history is kept.
+        Evaluate the network again in the backward pass instead of storing its activations. Default: False.
+        Recommended when training runs out of memory: memory then hardly grows with the number of steps, at
+        the cost of one more evaluation each.
     cuda_graph : bool
-        Record the whole solve as a CUDA graph at the first call with noise and condition of some kind
-        (shapes, dtypes, plain values), and replay it at the next ones; the latest four graphs are kept.
-        Numbers written into the parameters of solver and network are followed, and so are moved parameters
-        and the training mode of a network that is a module. Make a new sampler after changing anything else
-        about solver or network, and call it from one stream at a time. A denoiser does not count replays in
-        its `evaluations`; the sampler does. Without a GPU, where gradients are recorded, where a trajectory
-        is asked for, or where recording fails, the solve runs step by step and a warning says why, once. Not
-        run on a GPU yet.
+        Record the whole solve as a CUDA graph at the first call with each type of input (shapes, dtypes,
+        plain values of the condition) and replay it afterwards; the latest four graphs are stored. Default:
+        False. Recommended for small networks, which are bound by kernel launches. Written or moved
+        parameters and the training mode of a module are followed; make a new sampler after any other change
+        of solver or network, and call it from one stream at a time. A denoiser does not count replays in its
+        `evaluations`; the sampler does. Without a GPU, with gradients, with a trajectory, or if recording
+        fails, the solve runs step by step and warns once with the reason.
 
     Raises
     ------
     TypeError
-        If the solver is none, the denoiser not callable, or the guidance scale no number.
+        If `solver` is not a solver, `denoiser` is not callable, or `guidance_scale` is not a number.
     ValueError
-        If the guidance scale is not finite, or the solver was made for another one, for another prediction
-        type or for another schedule.
+        If the guidance scale is not finite, or the solver was made for another guidance scale, prediction
+        type or schedule.
 
     Examples
     --------
@@ -152,7 +150,7 @@ class GASSampler(nn.Module):
         name : str
             "demo": the embedded teacher and its four-step solver.
         device : device
-            Where both are put.
+            Where both are put. Default: the CPU.
 
         Raises
         ------
@@ -179,13 +177,13 @@ class GASSampler(nn.Module):
         return self.solver.coefficients(self.prediction_type, self.guidance_scale)
 
     def bake(self) -> SolverCoefficients:
-        """Compute the coefficients of a finished solver anew, and return a copy of them.
+        """Recompute the coefficients of a finished solver, and return a copy of them.
 
-        The first solve does so by itself (`gas_ext.solvers.baked`), and a later one again after the solver,
-        a parameter, `prediction_type` or `guidance_scale` changed. Call this after changes that it does not
-        see: of other attributes of the solver or its schedule, and, on a GPU, writes through ``.data`` or by
-        collectives. Coefficients of parameters that learn, on a GPU or where gradients are recorded, and of
-        other classes than this package's, are computed in every solve.
+        The first solve bakes by itself (`gas_ext.solvers.baked`), and so does the first one after a change
+        of the solver, a parameter, `prediction_type` or `guidance_scale`. Call this after changes that are
+        not detected: of other attributes of the solver or its schedule and, on a GPU, of parameters through
+        ``.data`` or by collectives. Coefficients are computed in every solve for parameters that learn (on a
+        GPU, or where gradients are recorded) and for classes that are not this package's.
         """
         if not can_bake(self.solver):
             return self.coefficients()
@@ -216,17 +214,17 @@ class GASSampler(nn.Module):
         Parameters
         ----------
         noise : Tensor
-            (B, ...) standard normal, floating point; the states keep its dtype. It is multiplied by
+            (B, ...) standard normal, floating point; the states have its dtype. It is multiplied by
             `schedule.init_noise_sigma`.
         condition : optional
-            Handed to the network; where guidance is used a tensor (B, ...), or (1, ...) for all samples, a
-            plain value (None, number, str) that is the same in both halves, or a dict, list or tuple of such.
-            A `Denoiser` encodes it first (labels, prompts).
+            Passed to the network; a `Denoiser` encodes it first (labels, prompts). With guidance: a tensor
+            (B, ...), or (1, ...) for all samples, a plain value (None, number, str) that is the same in both
+            halves, or a dict, list or tuple of these.
         unconditional_condition : optional
-            The condition of guidance's other half, structured like `condition`; broadcasts over the batch. A
-            `Denoiser` has one of its own.
+            The condition of guidance's other half, structured like `condition`; broadcasts over the batch.
+            Default: that of the `Denoiser`.
         return_trajectory : bool
-            Also return all states and data predictions.
+            Also return all states and data predictions. Default: False.
 
         Returns
         -------
@@ -235,20 +233,20 @@ class GASSampler(nn.Module):
         Raises
         ------
         TypeError
-            If the noise is not a dense tensor of float64, float32, float16 or bfloat16, or the network
-            returns something else than a tensor.
+            If the noise is not a dense tensor of float64, float32, float16 or bfloat16, or the network does
+            not return a tensor.
         ValueError
-            If the noise has no batch dimension, another shape than the `Denoiser`'s samples, or is on another
-            device than the solver, if there are labels for another number of samples, if guidance lacks its
-            unconditional condition, or if the network's output has another shape.
+            If the noise has no batch dimension, does not have the shape of the `Denoiser`'s samples, or is
+            not on the solver's device; if the number of labels is not that of the samples, guidance lacks
+            its unconditional condition, or the network's output does not have the shape of its input.
 
         Warns
         -----
         RuntimeWarning
-            Once, if noise on the CPU is not finite. On a GPU it is not read, which would stall it; and what
-            becomes infinite later, in a network or a solve, is returned as it is.
+            Once, if noise on the CPU is not finite. Noise on a GPU is not read, which would stall it. Values
+            that become infinite later, in the network or the solve, are returned without a warning.
         """
-        check_noise(noise, self.denoiser)
+        check_noise(noise)
         condition = self._condition(condition, unconditional_condition, noise.shape[0])
         sample = self._replay(noise, condition, return_trajectory)
         if sample is not None:
@@ -263,10 +261,10 @@ class GASSampler(nn.Module):
     def begin(
         self, noise: Tensor, condition: Condition = None, unconditional_condition: Condition = None
     ) -> PartialSolve:
-        """Return a solve that is made step by step, by coefficients that may depend on its states.
+        """Begin a solve that is advanced step by step, with coefficients that may depend on its states.
 
-        Parameters are those of `forward`, and so are the errors, those of device and network at the first
-        step. `cuda_graph` has no effect on it.
+        Takes the parameters of `forward` and raises its errors, those of device and network at the first
+        step. `cuda_graph` has no effect.
 
         Examples
         --------
@@ -278,7 +276,7 @@ class GASSampler(nn.Module):
         >>> torch.equal(solve.states[-1], sampler(torch.ones(2, 4)))
         True
         """
-        check_noise(noise, self.denoiser)
+        check_noise(noise)
         return PartialSolve(self, noise, self._condition(condition, unconditional_condition, noise.shape[0]))
 
     def _coefficients(self, *, recording: bool = False) -> SolverCoefficients:
@@ -300,11 +298,11 @@ class GASSampler(nn.Module):
         return self._baked.coefficients
 
     def _replay(self, noise: Tensor, condition: Condition, return_trajectory: bool) -> Tensor | None:
-        """Solve by a CUDA graph; None where that was not asked for or cannot be done."""
+        """Solve by a CUDA graph; None where that was not requested or is not possible."""
         if self._graphs is None or torch.compiler.is_compiling():
             return None
         if return_trajectory:
-            self._graphs.explain("a trajectory is asked for")
+            self._graphs.explain("a trajectory is requested")
             return None
 
         def solve(noise: Tensor, condition: Condition) -> tuple[Tensor, SolverCoefficients]:
@@ -312,12 +310,12 @@ class GASSampler(nn.Module):
             return self._solve(noise, condition, table).states[-1], table
 
         # A tensor that was moved or replaced, and not only written to, needs another graph.
-        places = tuple([tensor.data_ptr() for tensor in (*self.parameters(), *self.buffers())])
+        addresses = tuple([tensor.data_ptr() for tensor in (*self.parameters(), *self.buffers())])
         modes = tuple([module.training for module in self.modules()])
-        key = (self.prediction_type, self.guidance_scale, modes, places)
+        key = (self.prediction_type, self.guidance_scale, modes, addresses)
         before = self.evaluations
         sample = self._graphs.solve(solve, noise, condition, key)
-        # Solves to warm up and to record are not counted, for they make no sample.
+        # Solves to warm up and to record are not counted, as they make no sample.
         self.evaluations = before if sample is None else before + self.solver.steps
         return sample
 
@@ -326,167 +324,28 @@ class GASSampler(nn.Module):
     ) -> PartialSolve:
         """Make all steps; the condition is what the network is given."""
         check_device(noise, table.timesteps.device)
-        solve = PartialSolve(self, noise, condition, kept=_kept(table), keep_all=keep_all)
+        solve = PartialSolve(self, noise, condition, table=table, keep_all=keep_all)
         for time in table.evaluation_timesteps.clone().unbind():  # a network may write into its time
             solve._advance(table, time)
         return solve
 
     def _condition(self, condition: Condition, unconditional: Condition, batch: int) -> Condition:
         """Return what the network is given: encoded, and for guidance joined with its other half."""
-        if isinstance(self.denoiser, Denoiser):
-            condition = self.denoiser.encode_condition(condition)
-            if self.denoiser.condition_kind == "label" and condition is not None:
+        guided, denoiser = self.guided, self.denoiser
+        if isinstance(denoiser, Denoiser):
+            condition = denoiser.encode_condition(condition)
+            if denoiser.condition_kind == "label" and condition is not None:
                 per_sample(condition, batch)  # a check: one label serves all samples
-            if self.guided and unconditional is None:
-                unconditional = self.denoiser.unconditional_condition()
+            if guided and unconditional is None:
+                unconditional = denoiser.unconditional_condition()
             else:
-                unconditional = self.denoiser.encode_condition(unconditional)
-        if not self.guided:
+                unconditional = denoiser.encode_condition(unconditional)
+        if not guided:
             return condition
         if condition is None or unconditional is None:
             missing = "condition" if condition is None else "unconditional_condition"
             raise ValueError(f"Guidance with scale {self.guidance_scale} needs {missing}, which is None.")
         return doubled_condition(unconditional, condition, batch)
-
-    def _lower_input_dtype(self, x: Tensor) -> torch.dtype | None:
-        """Return the half precision to which the network would cast float32 states, if it says so."""
-        if x.dtype != torch.float32 or not isinstance(self.denoiser, Denoiser):
-            return None
-        dtype = self.denoiser.input_dtype
-        if dtype not in (torch.float16, torch.bfloat16):
-            return None
-        # Autocast may let it answer in a higher precision, which the state's dtype would have kept.
-        device = x.device.type
-        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        return None if autocast else dtype
-
-    def _evaluate(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """Call the network once, on the doubled batch if guided, and check what it returns."""
-        seen = torch.cat([x, x]) if self.guided else x
-        if self.recompute and torch.is_grad_enabled():
-            output = checkpoint(self.denoiser, seen, t, condition, use_reentrant=False)
-        else:
-            output = self.denoiser(seen, t, condition)
-        if not torch.compiler.is_compiling():
-            vars(self)["evaluations"] += 1  # a microsecond less than through nn.Module's own assignment
-        check_output(output, seen)
-        return output
-
-
-class PartialSolve:
-    """The steps of a solve so far; see `GASSampler.begin`.
-
-    Attributes
-    ----------
-    states : list of Tensor
-        x_0, ..., x_n, of the noise's shape.
-    data : list of Tensor
-        D_0, ..., up to D_n once that has been evaluated.
-    """
-
-    def __init__(
-        self,
-        sampler: GASSampler,
-        noise: Tensor,
-        condition: Condition,
-        *,
-        kept: tuple[int, int] | None = None,
-        keep_all: bool = True,
-    ) -> None:
-        scale = sampler.solver.schedule.init_noise_sigma
-        self.states: list[Tensor] = [noise if scale == 1.0 else noise * scale]
-        self.data: list[Tensor] = []
-        self._sampler, self._guided = sampler, sampler.guided
-        self._condition = condition
-        self._kept = kept  # of states and data predictions, where all tables use as many
-        self._keep_all = keep_all  # else those that later steps use, so that memory does not grow
-        self._steps = 0
-        self._lower = sampler._lower_input_dtype(noise)
-        self._input: Tensor | None = None  # of the network, where the last update has made it
-        self._output: Tensor | None = None  # of the network, for the step that comes
-
-    def evaluate(self, table: SolverCoefficients) -> Tensor:
-        """Evaluate the network for the coming step, unless that is done, and return D_n.
-
-        The weights of the step do not change it: `advance` may be given others.
-
-        Parameters
-        ----------
-        table : SolverCoefficients
-            The coefficients of the solve, of which the times and the data prediction's p and q are used.
-
-        Returns
-        -------
-        Tensor
-            D_n, of the shape and dtype of the noise.
-
-        Raises
-        ------
-        ValueError
-            If all steps of the table have been made, or what `GASSampler` raises about device and network.
-        """
-        if self._output is None:
-            output = self._call_network(self._time(table))
-            self._output = output.clone()  # a network may reuse the memory of its output
-            self.data.append(self._update(table, self._output, self.data, None).data)  # the state is not kept
-        return self.data[-1]
-
-    def advance(self, table: SolverCoefficients) -> None:
-        """Make the coming step, by its row of the table; what is raised is what `evaluate` raises."""
-        self._advance(table, self._time(table))
-
-    def _time(self, table: SolverCoefficients) -> Tensor:
-        if not isinstance(table, SolverCoefficients):
-            raise TypeError(
-                f"The table is a {type(table).__name__}, but must be what coefficients() returns."
-            )
-        if self._steps == len(table.rows):
-            raise ValueError(f"All {self._steps} steps of this solve have been made; begin another one.")
-        check_device(self.states[-1], table.timesteps.device)
-        return table.evaluation_timesteps[self._steps].clone()  # a network may write into its time
-
-    def _advance(self, table: SolverCoefficients, time: Tensor) -> None:
-        next_input_dtype = None if self._steps + 1 == len(table.rows) else self._lower
-        states, data = self.states, self.data
-        if self._output is None:
-            update = self._update(table, self._call_network(time), data, next_input_dtype)
-            data.append(update.data)
-        else:
-            update = self._update(table, self._output, data[:-1], next_input_dtype)
-        states.append(update.state)
-        self._input, self._output = update.next_input, None
-        self._steps += 1
-        if not self._keep_all:
-            states_kept, data_kept = self._kept or _kept(table)
-            if len(states) > states_kept:
-                del states[0]
-            if len(data) >= data_kept:
-                del data[0]
-
-    def _call_network(self, time: Tensor) -> Tensor:
-        seen = self._input
-        if seen is None:
-            x = self.states[-1]
-            seen = x if self._lower is None else x.to(self._lower)
-        return self._sampler._evaluate(seen, time, self._condition)
-
-    def _update(
-        self,
-        table: SolverCoefficients,
-        output: Tensor,
-        data: list[Tensor],
-        next_input_dtype: torch.dtype | None,
-    ) -> UpdateResult:
-        """Update with the states and the data predictions before D_n that the solver uses, newest first."""
-        states_kept, data_kept = self._kept or _kept(table)
-        history = self.states[: -states_kept - 1 : -1] + data[:-data_kept:-1]
-        row = table.rows[self._steps]
-        return fused_update(history, output, row, guided=self._guided, next_input_dtype=next_input_dtype)
-
-
-def _kept(table: SolverCoefficients) -> tuple[int, int]:
-    """Return how many states, and how many data predictions with the newest, a step uses at most."""
-    return table.weights.state.shape[1], table.weights.data.shape[1]
 
 
 def _agreed(name: str, given: Any, made_for: Any, owner: str) -> Any:
