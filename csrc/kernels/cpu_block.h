@@ -1,5 +1,5 @@
 // Blocks of elements, the unit of work of the CPU kernels: a fixed number of native vectors, which stay in
-// registers from a tensor's memory to another's.
+// registers between loads and stores.
 //
 // Written with the vector types of GCC and Clang. Left to their vectorizers, plain loops come out well or
 // many times slower, depending on the code around them.
@@ -49,9 +49,9 @@ GAS_EXT_INLINE void store(const V& vector, void* target) {
   std::memcpy(target, &vector, sizeof(V));
 }
 
-// What the sets have instructions of their own for: a b + c, rounded once on every machine, so that all sets
-// give the same bits; a vector of halves to float and back; stores past the caches, which must have arrived
-// before another thread reads them.
+// Operations that each set implements with its own instructions: a b + c, rounded once, so that all sets give
+// the same bits; a vector of halves to float and back; non-temporal stores, which must have arrived before
+// another thread reads them.
 #if defined(__AVX512F__)
 GAS_EXT_INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
   return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -137,7 +137,7 @@ template <class Count>
 struct Part {
   int64_t offset;
   Count count;
-  bool streaming;  // whether results are written past the caches
+  bool streaming;  // whether stores are non-temporal
 };
 
 template <class T>
@@ -202,7 +202,7 @@ GAS_EXT_INLINE void write_block(const Block<work_t<T>>& block, T* target) {
   }
 }
 
-// Copy a block to memory past the caches: what is larger than they are would be evicted before it is read
+// Copy a block with non-temporal stores: a result larger than the caches would be evicted before it is read
 // again, and an ordinary store fetches the line that it overwrites.
 template <class T>
 GAS_EXT_INLINE void stream_block(const T* block, T* target) {

@@ -19,7 +19,7 @@ namespace gas_ext {
 
 inline constexpr int kMaxTerms = 64;
 
-// Places in a coefficient row: the scalars first, then one weight for each history tensor.
+// Positions in a coefficient row: the scalars first, then one weight for each history tensor.
 enum Coefficient : int {
   kSampleScale = 0,  // p
   kOutputScale = 1,  // q
@@ -62,7 +62,7 @@ struct ForwardArgs {
   bool next_input_in_state_dtype = false;  // else in the network dtype
   bool streaming = false;                  // CPU: write past the caches
 
-  // What must move between memory and processor: each input and each output once.
+  // Bytes that must move between memory and processor: each input and each output once.
   int64_t bytes() const {
     const int state = state_bytes(dtypes), network = network_bytes(dtypes);
     const int next = next_input == nullptr ? 0 : next_input_in_state_dtype ? state : network;
@@ -70,7 +70,7 @@ struct ForwardArgs {
   }
 };
 
-// Null gradients mean: not there (inputs) or not wanted (outputs).
+// Null gradients are absent (inputs) or not requested (outputs).
 struct BackwardArgs {
   DtypePair dtypes;
   int64_t numel = 0;

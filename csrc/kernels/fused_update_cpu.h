@@ -28,14 +28,13 @@ struct CpuKernels {
 void cpu_sum_partials(const BackwardArgs& args);
 
 // The kernels in use: the best set that this processor runs, or the one that the environment variable
-// GAS_EXT_CPU_ISA names. Throws std::runtime_error where that one is unknown or cannot run here.
+// GAS_EXT_CPU_ISA names. Throws std::runtime_error if that set is unknown or cannot run here.
 const CpuKernels& cpu_kernels();
 
-// Whether a call that moves so many bytes should write past the caches: more than `caches` times what the
-// last one holds. An update's results, and what is gathered, are read next, and what nearly fits is found
-// there: streaming that took twice as long, and paid from three times the size on. Of a backward call's
-// results all but the output's gradient wait: from one and a half times on, streaming them took two thirds of
-// the time.
+// Use non-temporal stores once a call moves more than `caches` times the last-level cache. The results of a
+// forward call are read again soon: streaming took twice as long near the cache size, and pays only from 3
+// times that size. Of a backward call only the output's gradient is read soon: streaming pays from 1.5 times
+// that size, where it takes two thirds of the time.
 inline constexpr double kUpdateCaches = 3, kGradientCaches = 1.5;
 bool cpu_should_stream(int64_t bytes, double caches);
 

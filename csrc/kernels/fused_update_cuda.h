@@ -10,7 +10,7 @@ namespace gas_ext {
 const char* cuda_forward(const ForwardArgs& args, void* stream, int64_t blocks = 0);
 
 // args.partials: cuda_workspace_elements() numbers in the work type (double for double, else float); with
-// `blocks`, so many for each coefficient.
+// `blocks`, that many for each coefficient.
 const char* cuda_backward(const BackwardArgs& args, void* stream, int64_t blocks = 0);
 
 }  // namespace gas_ext

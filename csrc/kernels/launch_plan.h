@@ -85,7 +85,7 @@ inline int64_t blocks_for(const VectorPlan& plan, int64_t numel, int64_t most) {
 }
 
 // Rows of blocks in the backward launch: one for x_n and m, then one for each group of older terms. Without
-// inner products to sum the rows still share out the gradients to write, up to the last that is wanted.
+// inner products to sum the rows still share the gradients to write, up to the last that is requested.
 inline int backward_groups(int terms) { return 1 + (terms - 1 + kTermsPerGroup - 1) / kTermsPerGroup; }
 inline int backward_groups(const BackwardArgs& args) {
   int terms = args.terms;

@@ -1,4 +1,4 @@
-// From tensors to the plain structures of the kernels: dtypes, sizes, devices and memory order are settled
+// From tensors to the plain structures of the kernels: dtypes, sizes, devices and memory order are checked
 // here, for CPU and CUDA alike.
 #pragma once
 

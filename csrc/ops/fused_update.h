@@ -66,8 +66,8 @@ void fused_update_out(std::vector<Tensor> history, Tensor output, Tensor coeffic
   run_forward<Device>(inputs, data, state, next_input ? &*next_input : nullptr);
 }
 
-// Gradients of the wanted history tensors, of the output and of the coefficients; what is not wanted is an
-// empty tensor. `state` (x_{n+1}) is read only for the gradient of the next input's scale.
+// Gradients of the requested history tensors, of the output and of the coefficients; what is not
+// requested is an empty tensor. `state` (x_{n+1}) is read only for the gradient of the next input's scale.
 template <class Device>
 std::tuple<std::vector<Tensor>, Tensor, Tensor> fused_update_backward(
     std::optional<Tensor> grad_data, std::optional<Tensor> grad_state, std::optional<Tensor> grad_next_input,

@@ -22,7 +22,7 @@ namespace gas_ext {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// What messages say of a tensor.
+// How messages show a tensor.
 struct Shape {
   const Tensor& of;
 };
