@@ -18,7 +18,7 @@ from typing import Any
 
 from gas_ext._utils.distances import finite_or_none
 from gas_ext._utils.files import check_output_folder
-from gas_ext._utils.noise import seed_labels, stacked_noise
+from gas_ext._utils.noise import seed_labels, stacked_noise, take
 from gas_ext._utils.progress import Reporter, SilentReporter
 from gas_ext.cli.judging import embedded_reference
 from gas_ext.evaluation import Cell, Comparison, compare
@@ -191,6 +191,7 @@ class Demo:
         starts = classical_solvers(teacher.schedule, steps, teacher.t_eps)
         others = named_baselines(teacher.schedule, steps, teacher.t_eps, _OTHER_FAMILIES)
         candidates = [*starts, *others]
+        few = take(data, slice(_SELECTION))
         with (
             self._phase("classical solvers"),
             self.reporter.task("Comparing classical solvers", len(candidates)) as advance,
@@ -198,9 +199,9 @@ class Demo:
             best, distances = select_baseline(
                 candidates,
                 teacher,
-                data.noise[:_SELECTION],
-                data.samples[:_SELECTION],
-                data.condition[:_SELECTION],
+                few.noise,
+                few.samples,
+                few.condition,
                 batch_size=_BATCH,
                 progress=lambda candidate, distance: advance(1, note=f"L1 {distance:.4f}"),
             )
@@ -219,14 +220,15 @@ class Demo:
             timesteps=start.spacing,
             prediction_type=teacher.prediction_type,
         ).to(config.device)
+        few = take(data, slice(_SELECTION))
         with self._phase("training"):
             with self.reporter.task("Fitting the start", len(FIRST_LEVELS)) as advance:
                 fit_start(
                     solver,
                     teacher,
-                    data.noise[:_SELECTION],
-                    data.samples[:_SELECTION],
-                    data.condition[:_SELECTION],
+                    few.noise,
+                    few.samples,
+                    few.condition,
                     batch_size=_BATCH,
                     progress=lambda level, distance: advance(1, note=f"L1 {distance:.4f}"),
                 )
