@@ -117,7 +117,7 @@ class Denoiser(nn.Module, ABC):
             )
         if (condition_kind == "label") != (num_classes is not None):
             raise ValueError(
-                f"num_classes is {num_classes} for conditions of kind {condition_kind!r}; "
+                f"num_classes is {num_classes} for conditions of type {condition_kind!r}; "
                 "give it for labels, and only there."
             )
         self.schedule = schedule
@@ -151,8 +151,8 @@ class Denoiser(nn.Module, ABC):
         ----------
         function : callable
             x is (B, ...) in the schedule's coordinates and t a float64 0-d tensor, the schedule's time (a
-            network that counts to 1000 is ``lambda x, t, c: network(x, 1000 * t, c)``). The parameters of a
-            module are frozen only while a solver is sampled or learned.
+            network that counts to 1000 is ``lambda x, t, c: network(x, 1000 * t, c)``). Training and
+            sample generation freeze the parameters of a module temporarily.
         decode : callable, optional
             Maps states to images in [-1, 1]. Default: the identity.
         unconditional : optional
@@ -232,12 +232,13 @@ class Denoiser(nn.Module, ABC):
         Parameters
         ----------
         values : optional
-            None; for labels, integers or an integer tensor (B,); for other kinds, what the network takes.
+            None; for labels, integers or an integer tensor (B,); else, what the network takes. If a
+            discriminator takes labels, it gets the result, which must then be an integer tensor (B,).
 
         Raises
         ------
         ValueError
-            If a label does not exist or is not an integer, or the model takes no condition of this kind.
+            If a label does not exist or is not an integer, or the model takes no such condition.
         """
         if values is None or self.condition_kind == "tensor":
             return values
@@ -257,7 +258,8 @@ class Denoiser(nn.Module, ABC):
             labels = torch.as_tensor(values, device=self.device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"Labels of {self.name} are {str(values)[:60]}, but must be integers; pass integers."
+                f"Labels of {self.name} are {str(values)[:60]}, but must be integers; pass 0 to "
+                f"{self.num_classes - 1}."
             ) from error
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise ValueError(f"Labels are {labels.dtype}, but must be integers; use .long().")

@@ -68,7 +68,9 @@ def _print_table(record: dict[str, Any], samples: int) -> None:
         )
     console = Console()
     console.width = max(console.width, 132) if not console.is_terminal else console.width
-    console.print(table)
+    with console.capture() as captured:
+        console.print(table)
+    echo(captured.get().rstrip("\n"))
     echo(f"{samples} samples cannot resolve Frechet distances below about those of the teacher's own row.")
     classical, learned = (row["l1_to_teacher"] for row in record["rows"][1:])
     if classical and learned is not None:

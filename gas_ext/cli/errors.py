@@ -8,7 +8,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import ParamSpec, TypeVar
 
 import typer
@@ -40,6 +40,9 @@ def friendly(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(INTERRUPTED) from None
         except (typer.Exit, typer.Abort):  # are RuntimeErrors
             raise
+        except BrokenPipeError:  # the reader of the output, such as head, has ended
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+            raise typer.Exit(_PIPE_CLOSED) from None
         except _EXPECTED as error:
             echo(f"error: {_one_line(error)}", err=True)
             raise typer.Exit(1) from None
@@ -60,13 +63,10 @@ def resumable(after: str = "") -> Iterator[None]:
 def echo(text: str, err: bool = False) -> None:
     """Print text in which names from files may occur; see `gas_ext._utils.progress.printable`.
 
-    Ends the command silently if the reader, such as ``head``, has closed the pipe.
+    A closed pipe raises BrokenPipeError, which `friendly` handles; for messages it is ignored.
     """
-    try:
+    with suppress(BrokenPipeError) if err else nullcontext():
         typer.echo(printable(text), err=err)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-        raise typer.Exit(_PIPE_CLOSED) from None
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -50,8 +50,8 @@ def evaluate(request: Request) -> None:
     """Evaluate one solver.
 
     Measures its distances to the teacher's samples and to real data, its NFE,
-    and its wall time. Writes the same report as gas-ext compare; both commands can share one
-    output directory.
+    and its wall time. Writes the same report as gas-ext compare; both commands
+    can share one output directory.
     """
     import json
 

@@ -136,10 +136,11 @@ def teach(
         if config is not None:
             samples = _generate(config, teacher, seeds, out, student_steps, images, device, options)
         else:
+            numbers = parse_seeds(str(seeds))
             denoiser, built = load_with_solver(str(teacher), str(solver), steps, device)
             scale = denoiser.guidance_scale if guidance_scale is None else guidance_scale
             options |= {"guidance_scale": scale, "images": bool(images)}
-            samples = generate_samples(denoiser, built, parse_seeds(str(seeds)), out, **options)
+            samples = generate_samples(denoiser, built, numbers, out, **options)
     if samples.complete:
         echo(f"{out} is complete: {len(samples)} samples, {samples.nfe} network evaluations each")
     else:
@@ -165,10 +166,11 @@ def _generate(
     config = load_config(name)
     if images and not config.space.latent:
         raise ValueError(f"The samples of {config.name} are images already; omit --images.")
+    numbers = parse_seeds(config.seeds.teacher if seeds is None else seeds)
     return make_samples(
         config,
         load_teacher_of(config, teacher, device),
-        parse_seeds(config.seeds.teacher if seeds is None else seeds),
+        numbers,
         out,
         student_steps=student_steps or config.student.steps[0],
         images=compares_images(config) if images is None else images,

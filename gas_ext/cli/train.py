@@ -11,7 +11,6 @@ import typer
 
 from gas_ext.cli.errors import echo, friendly, resumable
 from gas_ext.cli.options import (
-    Autocast,
     ConfigName,
     Device,
     Override,
@@ -112,7 +111,13 @@ def train(
             "training.recompute=true.",
         ),
     ] = None,
-    autocast: Autocast = None,
+    autocast: Annotated[
+        str | None,
+        typer.Option(
+            help="Run the network in float16 or bfloat16. Short for --set training.autocast=DTYPE.",
+            show_default="training.autocast",
+        ),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option("--resume/--no-resume", help="Resume the run in the output directory, or restart it."),
@@ -122,7 +127,8 @@ def train(
     ] = None,
     device: Device = "auto",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the files, time and memory that the run needs, and exit.")
+        bool,
+        typer.Option("--dry-run", help="Print the needed files, network evaluations and memory, and exit."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print one JSON object.")] = False,
 ) -> None:

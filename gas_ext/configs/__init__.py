@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from gas_ext.schedules import NoiseSchedule
     from gas_ext.solvers.coefficients import Solver
 
+# Settings that had another name in earlier configs, which are still read.
+RENAMED = {"student.kind": "student.preset"}
+
 __all__ = ["Config", "Run", "config_names", "config_text", "load_config"]
 
 
@@ -113,14 +116,6 @@ class Student(Section):
     t_eps: TimeEpsilon  # last time
     preset: PresetName = "gs"  # what is learned: everything, or the parts of a baseline
 
-    @model_validator(mode="before")
-    @classmethod
-    def _earlier(cls, values: Any) -> Any:
-        """Read configs written when the preset was called kind."""
-        if isinstance(values, dict) and "kind" in values and "preset" not in values:
-            return {("preset" if name == "kind" else name): value for name, value in values.items()}
-        return values
-
 
 class Seeds(Section):
     """Seeds of teacher samples and of evaluation; they must not overlap."""
@@ -207,6 +202,7 @@ def load_config(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     values = read_yaml(text, str(name))
     if not isinstance(values, dict):
         raise ValueError(f"{name} is not a config; expected sections such as teacher, space and training.")
+    _rename(values)
     for override in overrides:
         _override(values, override)
     try:
@@ -228,10 +224,20 @@ def config_text(config: Config) -> str:
     return text
 
 
+def _rename(values: dict[str, Any]) -> None:
+    """Move settings of an earlier file to their present names, unless those are set too."""
+    for before, now in RENAMED.items():
+        (section, old), (_, new) = before.split("."), now.split(".")
+        settings = values.get(section)
+        if isinstance(settings, dict) and old in settings and new not in settings:
+            settings[new] = settings.pop(old)
+
+
 def _override(values: dict[str, Any], override: str) -> None:
     """Override one value of a config that was read from YAML."""
     key, equals, text = override.partition("=")
-    *sections, name = key.strip().split(".")
+    key = RENAMED.get(key.strip(), key.strip())
+    *sections, name = key.split(".")
     if not equals or not all((*sections, name)):
         raise ValueError(f"Cannot set {override!r}; write section.name=value, such as training.batch_size=8.")
     value = read_yaml(text, f"The value of {shown(override)}")
@@ -242,6 +248,6 @@ def _override(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise ValueError(f"Cannot set {override!r}: {section} is not a section, but {shown(values)}.")
     values[name] = value
-    if key.strip() == "training.rate":
+    if key == "training.rate":
         for rate in RATES:
             values.pop(rate, None)

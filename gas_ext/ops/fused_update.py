@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gas_ext._utils.checks import check_dense
-from gas_ext._utils.torch_private import below_autograd, is_transformed
+from gas_ext._utils.torch_private import below_autograd, is_intercepted, is_transformed
 from gas_ext.ops import library, registration
 from gas_ext.ops.reference import FIRST_WEIGHT, UpdateResult, fused_update_reference
 
@@ -94,19 +94,19 @@ def fused_update(
     except (AttributeError, IndexError, RuntimeError, TypeError):
         # The operators check everything. Only now, at no cost for a valid step, name the fault in terms of
         # these arguments; any other error passes unchanged.
-        _check_types(history, output, coefficients, guided, out)
-        _check_arguments(history, output, coefficients, guided)
+        check_update(history, output, coefficients, guided, out)
         if out is not None:
             _check_out(out, history, output, coefficients)
         raise
 
 
 def operator_without_gradients(device: torch.device) -> ForwardOperator | None:
-    """Return the compiled operator for direct calls; None where autograd or a transform must see them.
+    """Return the compiled operator for direct calls; None where autograd, a transform or a mode sees them.
 
-    It takes (history, output, coefficients, guided, next_input_dtype) and checks everything itself.
+    It takes (history, output, coefficients, guided, next_input_dtype) and checks everything itself; after an
+    error, `check_update` names the fault.
     """
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or is_transformed():
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or is_transformed() or is_intercepted():
         return None
     return _operator if library.has_kernels(device) else None
 
@@ -153,8 +153,7 @@ def _by_reference(
     next_input_dtype: torch.dtype | None,
 ) -> UpdateResult:
     """Compute the update by plain torch operations, which would broadcast shapes that do not match."""
-    _check_types(history, output, coefficients, guided, None)
-    _check_arguments(history, output, coefficients, guided)
+    check_update(history, output, coefficients, guided)
     x = history[0]
     output = _match_output_dtype(output, x.dtype)
     if next_input_dtype is not None:
@@ -243,6 +242,12 @@ def _call_backward(*arguments: Any) -> tuple[list[Tensor], Tensor, Tensor]:
         return operator(*arguments)  # type: ignore[no-any-return]
 
 
+def check_update(history: Any, output: Any, coefficients: Any, guided: Any, out: Any = None) -> None:
+    """Raise TypeError or ValueError if the arguments of an update are wrong."""
+    _check_types(history, output, coefficients, guided, out)
+    _check_arguments(history, output, coefficients, guided)
+
+
 def _check_types(history: Any, output: Any, coefficients: Any, guided: Any, out: Any) -> None:
     """Raise TypeError if an argument is of the wrong type, or a tensor that no kernel can read."""
     for name, sequence in (("history", history), ("out", () if out is None else out)):
@@ -250,8 +255,8 @@ def _check_types(history: Any, output: Any, coefficients: Any, guided: Any, out:
             raise TypeError(f"{name} is a {type(sequence).__name__}; give a sequence of tensors.")
         for k, tensor in enumerate(sequence):
             check_dense(f"{name}[{k}]", tensor)
-    check_dense("output", output)
-    check_dense("coefficients", coefficients)
+    check_dense("The output", output)
+    check_dense("The coefficients", coefficients)
     if not isinstance(guided, bool):
         raise TypeError(f"guided is {guided!r}; give True or False.")
 

@@ -18,6 +18,19 @@ from gas_ext.safe_pickle.errors import DamagedPickleError, Limits, UnsafePickleE
 from gas_ext.safe_pickle.machine import Machine, PersistentId
 from gas_ext.safe_pickle.objects import PickledObject, PickledTensor, Storage
 
+# What reading garbage may raise, apart from errors of this room; any other error is a bug and passes.
+_FAULTS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 _STREAM_MAGIC = 0x1950A86A20F9469CFC6C  # first value of the single-stream form of torch.save
 _STREAM_PROTOCOL = 1001
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # of a zip entry
@@ -99,9 +112,7 @@ def _read(
         raise UnsafePickleError(
             f"{name} is refused: {error}; only files of known types are read, and nothing in them is run."
         ) from None
-    except OSError:
-        raise
-    except Exception as error:  # garbage may raise anything
+    except _FAULTS as error:
         reason = str(error) if isinstance(error, DamagedPickleError) else f"{type(error).__name__} in reading"
         raise DamagedPickleError(
             f"{name} is damaged or of another type: {reason}; get a fresh copy."

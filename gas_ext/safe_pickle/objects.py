@@ -81,7 +81,7 @@ class PickledTensor:
     stride: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Check that all elements are inside the storage and at most as many."""
+        """Check that the tensor is inside its storage and has at most as many elements."""
         sizes, strides = self.shape, self.stride
         whole = [*sizes, *strides, self.offset]
         if not all(type(value) is int and 0 <= value < 2**48 for value in whole):

@@ -82,7 +82,7 @@ class GASSampler(nn.Module):
         parameters and the training mode of a module are followed; make a new sampler after any other change
         of solver or network, and call it from one stream at a time. A denoiser does not count replays in its
         `evaluations`; the sampler does. Without a GPU, with gradients, with a trajectory, or if recording
-        fails, the solve runs step by step and warns once with the reason.
+        fails, the solve runs step by step and warns once with the reason. This has never run on a GPU.
 
     Raises
     ------
@@ -246,7 +246,7 @@ class GASSampler(nn.Module):
             Once, if noise on the CPU is not finite. Noise on a GPU is not read, which would stall it. Values
             that become infinite later, in the network or the solve, are returned without a warning.
         """
-        check_noise(noise)
+        self._check_noise(noise)
         condition = self._condition(condition, unconditional_condition, noise.shape[0])
         sample = self._replay(noise, condition, return_trajectory)
         if sample is not None:
@@ -263,6 +263,7 @@ class GASSampler(nn.Module):
     ) -> PartialSolve:
         """Begin a solve that is advanced step by step, with coefficients that may depend on its states.
 
+        The solve uses the sampler's denoiser and settings of this moment.
         Takes the parameters of `forward` and raises its errors, those of device and network at the first
         step. `cuda_graph` has no effect.
 
@@ -276,8 +277,13 @@ class GASSampler(nn.Module):
         >>> torch.equal(solve.states[-1], sampler(torch.ones(2, 4)))
         True
         """
-        check_noise(noise)
+        self._check_noise(noise)
         return PartialSolve(self, noise, self._condition(condition, unconditional_condition, noise.shape[0]))
+
+    def _check_noise(self, noise: Tensor) -> None:
+        check_noise(noise)
+        if isinstance(self.denoiser, Denoiser):
+            self.denoiser.check_channels(noise)
 
     def _coefficients(self, *, recording: bool = False) -> SolverCoefficients:
         """Return the coefficients of a solve: baked ones where that is safe."""

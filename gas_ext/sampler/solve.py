@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gas_ext.denoisers import Condition, Denoiser, DenoiserFunction, check_device, check_output
 from gas_ext.ops import fused_update
-from gas_ext.ops.fused_update import operator_without_gradients
+from gas_ext.ops.fused_update import check_update, operator_without_gradients
 from gas_ext.solvers.coefficients import SolverCoefficients
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class PartialSolve:
         self._shape = (2 * noise.shape[0], *noise.shape[1:]) if sampler.guided else noise.shape
         self._lower = _lower_input_dtype(self._network, noise)
         self._dtype = self._lower or noise.dtype  # of the network's input
-        # With one table for all steps, and the same mode of autograd, the operator is called straight.
+        # With one table for all steps, and the same mode of autograd, the operator is called directly.
         self._terms = None if table is None else _history_terms(table)
         self._operator = None if table is None else operator_without_gradients(noise.device)
         self._keep_all = keep_all  # else those that later steps use, so that memory does not grow
@@ -136,12 +136,13 @@ class PartialSolve:
         state_terms, data_terms = self._terms or _history_terms(table)
         history = self.states[: -state_terms - 1 : -1] + data[:-data_terms:-1]
         row = table.rows[self._steps]
-        if self._operator is not None:
+        if self._operator is not None and getattr(output, "dtype", None) == self._dtype:
             try:
-                if output.dtype == self._dtype:
-                    return self._operator(history, output, row, self._guided, next_dtype)
-            except (AttributeError, RuntimeError, TypeError):
-                pass  # the operator has rejected an argument; the checks below say which
+                return self._operator(history, output, row, self._guided, next_dtype)
+            except (RuntimeError, TypeError):  # only now, at no cost for a valid step, name the fault
+                check_output(output, self._shape)
+                check_update(history, output, row, self._guided)
+                raise
         check_output(output, self._shape)
         return fused_update(history, output, row, guided=self._guided, next_input_dtype=next_dtype)
 

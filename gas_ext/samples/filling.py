@@ -25,11 +25,10 @@ from gas_ext.samples.manifest import (
     shard_name,
     write_manifest,
 )
-from gas_ext.samples.shard import Shard, seal, write_shard
+from gas_ext.samples.shard import REMEDY, Shard, seal, write_shard
 
 _FOREIGN = "belongs to samples made with other settings"
 _LEFT_OVER = "remains from an attempt to generate other samples"
-REMEDY = "generate the samples again with repair (gas-ext teach ... --repair)"
 
 
 class Content(NamedTuple):

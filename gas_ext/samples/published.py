@@ -66,7 +66,7 @@ class ReferenceDataset:
 
     def _tensor(self, name: str, value: Any) -> PickledTensor:
         if not isinstance(value, PickledTensor) or not value.shape:
-            raise ValueError(f"{self.path} is damaged: its {name} are not a tensor.")
+            raise ValueError(f"{self.path} is damaged: its entry {name!r} is not a tensor.")
         if 0 in value.shape:  # other sizes may be anything: no data in the file backs them
             raise ValueError(f"{self.path} is damaged: its {name} are empty, of shape {value.shape}.")
         if name in ("noise", "latents") and value.dtype != torch.float32:

@@ -16,8 +16,9 @@ from gas_ext._utils.checks import path_of, whole_numbers
 from gas_ext._utils.noise import stacked_noise
 from gas_ext._utils.seeds import SeedList
 from gas_ext.denoisers import Denoiser
-from gas_ext.samples.filling import REMEDY, SampleFolder, verify_samples
+from gas_ext.samples.filling import SampleFolder, verify_samples
 from gas_ext.samples.manifest import MANIFEST, first_noise
+from gas_ext.samples.shard import REMEDY
 
 _OPEN_SHARDS = 64  # cached; each holds one file descriptor
 
@@ -249,7 +250,7 @@ def check_finite(tensors: Mapping[str, Tensor], source: Path) -> None:
 
 
 def check_indices(indices: Indices, length: int) -> list[int]:
-    """Return indices as a list; raises unless there is at least one and all are from 0 to length - 1."""
+    """Return indices as a list; an error unless there is at least one and all are from 0 to length - 1."""
     if isinstance(indices, Tensor) and (indices.dtype.is_floating_point or indices.dtype == torch.bool):
         raise TypeError(f"The indices are {indices.dtype}, but must be integers.")
     positions = whole_numbers("indices", indices)

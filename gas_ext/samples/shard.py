@@ -18,6 +18,7 @@ from gas_ext._utils.records import COUNT, TEXT, Field, Fields, shown
 from gas_ext._utils.sealed_files import checksum, read_sealed, write_record
 
 FORMAT_VERSION = 1
+REMEDY = "generate the samples again with repair (gas-ext teach ... --repair)"
 _KEY = "gas_ext_samples"
 
 # Required types; images and other conditions have the type that the teacher gives them.
@@ -77,7 +78,7 @@ class Shard:
         return set(self._types)
 
     def check_content(self, rows: int, shapes: Mapping[str, Sequence[int] | None]) -> None:
-        """Raise ValueError unless all tensors have so many rows, of these shapes; None: no such tensor."""
+        """Raise ValueError unless seeds and named tensors have these rows and shapes (None: absent)."""
         for name, dtype in _TYPES.items():
             found, _ = self._types.get(name, (dtype, ()))
             if found != dtype:
@@ -104,7 +105,7 @@ class Shard:
         content = torch.empty(math.prod(shape) * dtype.itemsize, dtype=torch.uint8)
         start = self._starts[name] + row * len(content)
         if os.preadv(self._file, [content.numpy().data], start) < len(content):
-            raise ValueError(f"{self.path} was truncated while it was open; generate it again with --repair.")
+            raise ValueError(f"{self.path} was truncated while it was open; {REMEDY}.")
         return content.view(dtype).reshape(shape)
 
     def is_intact(self) -> bool:

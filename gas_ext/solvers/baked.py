@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gas_ext._utils.torch_private import is_intercepted
+from gas_ext._utils.torch_private import is_intercepted, is_transformed
 from gas_ext.solvers.coefficients import Solver, SolverCoefficients
 from gas_ext.solvers.generalized import GeneralizedSolver
 from gas_ext.solvers.multistep import MultistepSolver
@@ -18,11 +18,11 @@ def can_bake(solver: Solver) -> bool:
     """Whether `BakedCoefficients` would notice every change of this solver's coefficients in this context.
 
     False for other classes, whose coefficients may depend on anything, and where gradients of the parameters
-    are recorded or `torch.func` has replaced them. On a GPU, comparing values would synchronize, so also
-    False for parameters that require a gradient, and while a graph is captured, whose replays follow the
-    parameters.
+    are recorded, and within a transform of `torch.func`. On a GPU, comparing values would synchronize, so
+    also False for parameters that require a gradient, and while a graph is captured, whose replays follow
+    the parameters.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or is_transformed():
         return False
     if type(solver) is not GeneralizedSolver:
         return isinstance(solver, MultistepSolver)
@@ -39,19 +39,15 @@ def can_bake(solver: Solver) -> bool:
 class BakedCoefficients:
     """Coefficients of a solver, and the parameters and settings they were computed from.
 
-    Parameters are compared by their bytes on the CPU; elsewhere by address and by torch's count of writes.
+    Parameters are compared by value on the CPU; elsewhere by address and by torch's count of writes.
     """
 
     def __init__(self, solver: Solver, prediction_type: str | None, guidance_scale: float | None) -> None:
         with torch.inference_mode(False), torch.no_grad():  # usable in any mode
             self.coefficients: SolverCoefficients = solver.coefficients(prediction_type, guidance_scale)
-            parameters = [parameter.detach() for parameter in _parameters(solver)]
-        self._parameters = parameters  # shares their memory, so that no address is used again
-        self._addresses = _addresses(parameters)
-        on_cpu = not is_intercepted() and all([parameter.is_cpu for parameter in parameters])
-        # Views of the same memory: to compare their bytes takes a tenth of the time of torch.equal.
-        self._views = [parameter.view(torch.uint8).numpy() for parameter in parameters] if on_cpu else []
-        self._bytes = [view.tobytes() for view in self._views]
+            # Elsewhere than on the CPU the memory is shared, so that its address is not used again.
+            self._parameters = [p.detach().clone() if p.is_cpu else p.detach() for p in _parameters(solver)]
+        self._addresses = _addresses(_parameters(solver))
         self._settings = solver, prediction_type, guidance_scale
         self._context = _context(solver)
         self._stream = _stream(self._context[0])
@@ -65,11 +61,11 @@ class BakedCoefficients:
         # starts by waiting for all earlier writes.
         if self._stream != _stream(device) and not is_captured(device):
             return False
-        # Writes by numpy, ``.data`` or a fused optimizer are not counted; on the CPU the bytes show them.
-        return (
-            self._addresses == _addresses(_parameters(solver))
-            and [view.tobytes() for view in self._views] == self._bytes
-        )
+        parameters = _parameters(solver)
+        if device.type == "cpu":
+            # Writes by numpy, ``.data`` or a fused optimizer are not counted, so values are compared.
+            return all([torch.equal(old, new) for old, new in zip(self._parameters, parameters, strict=True)])
+        return self._addresses == _addresses(parameters)
 
 
 def is_captured(device: torch.device) -> bool:
@@ -100,5 +96,5 @@ def _stream(device: torch.device) -> int | None:
 
 
 def _addresses(parameters: list[Tensor]) -> list[tuple[int, int]]:
-    """Return addresses, and except on the CPU torch's count of writes, which inference tensors lack."""
-    return [(p.data_ptr(), 0 if p.is_cpu or p.is_inference() else p._version) for p in parameters]
+    """Return addresses of parameters and torch's count of writes to them (inference tensors have none)."""
+    return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters if not p.is_cpu]

@@ -58,7 +58,7 @@ _SETTINGS = (
     "guidance_scale",
 )
 
-MAX_ORDER = 32  # one fused update takes that many states and older data predictions
+MAX_ORDER = 32  # one fused update takes 64 terms: order states and order - 1 older data
 
 
 class GeneralizedSolver(nn.Module):
@@ -353,7 +353,7 @@ class GeneralizedSolver(nn.Module):
             settings = {name: record[name] for name in _SETTINGS}
             solver = cls(NoiseSchedule.from_dict(record["schedule"]), **settings, preset=record["kind"])
         except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} describes no valid solver: {reason_of(error)}.") from error
+            raise ValueError(f"{path} does not describe a valid solver: {reason_of(error)}.") from error
         solver.teacher, solver.training_summary = record["teacher"], record["training"]
         solver._fill(tensors)
         return solver

@@ -143,5 +143,6 @@ class NoiseMultistepSolver(MultistepSolver):
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     """Return an option of a solver; ValueError unless it is one of the choices."""
     if value not in choices:
-        raise ValueError(f"{name} is {value!r}, but must be {' or '.join(map(repr, choices))}.")
+        *others, last = map(repr, choices)
+        raise ValueError(f"{name} is {value!r}, but must be {', '.join(others)} or {last}.")
     return value

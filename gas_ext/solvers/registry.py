@@ -128,7 +128,7 @@ def build_solver(name: str, schedule: NoiseSchedule, steps: int | None = None, t
         return learned
     entry, _, spacing = _parse(name)
     if steps is None:
-        raise ValueError(f"{name} can make any number of network evaluations; say how many (steps).")
+        raise ValueError(f"{name} makes any number of network evaluations; give it with steps (--steps).")
     import gas_ext.solvers
     from gas_ext._utils.checks import whole_number
 
@@ -136,10 +136,21 @@ def build_solver(name: str, schedule: NoiseSchedule, steps: int | None = None, t
     timesteps = spacing if spacing in SPACING_TITLES else [float(time) for time in spacing.split(",")]
     options = dict(entry.options)
     if entry.solver == "HeunSolver":
-        options.setdefault("last", "euler" if steps % 2 and steps > 1 else "heun")
+        options.setdefault("last", "euler" if steps % 2 else "heun")
+        _check_heun(name, steps, options["last"])
     build = getattr(gas_ext.solvers, entry.solver)
     solver: Solver = build(schedule, steps, t_eps=t_eps, timesteps=timesteps, **options)
     return solver
+
+
+def _check_heun(name: str, evaluations: int, last: str) -> None:
+    if last == "zero" and (evaluations % 2 == 0 or evaluations < 3):
+        raise ValueError(
+            f"{name} makes 2 N - 1 network evaluations, at least 3, not {evaluations}; take an odd number, "
+            "or heun, which takes any from 2."
+        )
+    if evaluations < 2:
+        raise ValueError(f"{name} makes at least 2 network evaluations, not {evaluations}.")
 
 
 def _is_learned(name: str) -> bool:

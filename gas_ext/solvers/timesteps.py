@@ -88,12 +88,9 @@ def gits_timesteps(schedule: NoiseSchedule, steps: int) -> Tensor:
 def resolve_timesteps(schedule: NoiseSchedule, steps: int, t_eps: float, timesteps: Timesteps) -> Tensor:
     """Return the (steps + 1,) float64 timesteps of a spacing or "gits", or a checked list, on the CPU."""
     if isinstance(timesteps, str):
-        is_gits = timesteps == "gits"
-        return (
-            gits_timesteps(schedule, steps)
-            if is_gits
-            else spaced_timesteps(schedule, steps, t_eps, timesteps)
-        )
+        if timesteps == "gits":
+            return gits_timesteps(schedule, steps)
+        return spaced_timesteps(schedule, steps, t_eps, timesteps)
     times = float64_table("timesteps", timesteps)
     if times.shape != (whole_number("steps", steps) + 1,) or not bool((times.diff() < 0).all()):
         raise ValueError(f"Expected {steps + 1} decreasing timesteps, but got {times.tolist()}.")

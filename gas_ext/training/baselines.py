@@ -43,9 +43,10 @@ class Baseline:
 
     @property
     def order(self) -> int:
-        """Order of a DPM-Solver++; its first steps use lower orders until there is a history."""
-        order: int = self.solver.theory_order
-        return order
+        """Order that the name states; the first steps use lower orders until there is a history."""
+        family = self.name.partition("@")[0]
+        numbers = [int(part) for part in family.split("-")[1:2]]
+        return numbers[0] if numbers else {"ddim": 1}.get(family, 2)  # Heun's method has order 2
 
     @property
     def spacing(self) -> str:

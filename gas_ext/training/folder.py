@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gas_ext._utils.files import check_output_folder, remove_leftovers, write_file
-from gas_ext.configs import Config, config_text
+from gas_ext.configs import RENAMED, Config, config_text
 from gas_ext.configs.base import LossKind, read_yaml
 from gas_ext.training.checkpoints import Checkpoint, newest_checkpoint, remove_newer
 
@@ -53,7 +53,6 @@ _OF_THE_OTHER_LOSS = {
 }
 
 # Settings that were renamed or added later, and their values in earlier runs.
-_RENAMED = {"student.kind": "student.preset"}
 _LATER = {"student.preset": "gs", "adversarial.noise_levels": [], "training.scale_rates": False}
 
 
@@ -164,7 +163,7 @@ class RunFolder:
         return isinstance(values, dict) and isinstance(values.get("run"), dict)
 
     def _require_same(self, saved: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-        saved = {_RENAMED.get(name, name): value for name, value in saved.items()}
+        saved = {RENAMED.get(name, name): value for name, value in saved.items()}
         saved = {**{name: value for name, value in _LATER.items() if name in new}, **saved}
         names = [
             name

@@ -80,9 +80,8 @@ class FullMatrixAdam(Optimizer):
         members = [(group, p) for group in self.param_groups for p in group["params"]]
         gradient = torch.cat([_flat_gradient(p) for _, p in members])
         group, first = members[0]
-        self.state[first].setdefault(
-            "shrink", group["shrink"]
-        )  # kept with the state, as a resumed run has it from nowhere else
+        # Stored in the state, so that a resumed run uses the same value.
+        self.state[first].setdefault("shrink", group["shrink"])
         update = self._direction(self.state[first], gradient, group["betas"], group["damping"], group["eps"])
         offset = 0
         for group, p in members:

@@ -272,10 +272,8 @@ def _fine_states(sampler: GASSampler, inputs: _Inputs, substeps: int) -> list[tu
     solver = sampler.solver
     assert isinstance(solver, GeneralizedSolver)
     if DATA not in get_preset(solver.preset).learned or solver.compat is not None:
-        raise ValueError(
-            f"A solver with preset {solver.compat or solver.preset} has no weights to fit; train it without "
-            "fitting."
-        )
+        setting = f"compat={solver.compat!r}" if solver.compat else f"preset {solver.preset}"
+        raise ValueError(f"A solver with {setting} has no weights to fit; train it without fitting.")
     if solver.schedule.zero_terminal_snr:
         raise ValueError(f"Lambda is infinite at t = 1 of {solver.schedule!r}; train without fitting.")
     fine = GASSampler(

@@ -50,10 +50,22 @@ def test_info_as_json_and_as_text():
         assert name == "torch" or record[name].startswith(("loaded", "not loaded: "))
 
 
-def test_a_closed_pipe_ends_a_command_silently():
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gas_ext", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+TABLE = """
+import sys
+from types import SimpleNamespace
+from gas_ext.cli.errors import friendly
+from gas_ext.evaluation.report import print_table
+print_table = friendly(print_table)
+try:
+    print_table(SimpleNamespace(measures=[], title="", teachers=[], judged=[], nfes=[], groups=0, samples=1))
+except Exception as error:
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.parametrize("arguments", [("-m", "gas_ext", "info"), ("-c", TABLE)], ids=["text", "table"])
+def test_a_closed_pipe_ends_a_command_silently(arguments):
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     with process.stderr:
         assert process.stderr.read() == b""

@@ -111,6 +111,16 @@ def test_the_preset_of_the_student():
         load_config("demo", ["student.preset=dpm"])
 
 
+@pytest.mark.parametrize("name", ["kind", "preset"])
+@pytest.mark.parametrize("overrides", [(), ("student.kind=ld3",), ("student.preset=ld3",)])
+def test_the_preset_was_called_kind(tmp_path, name, overrides):
+    text = config_text(load_config("demo", ["student.preset=s4s"]))
+    assert "preset: s4s" in text
+    path = tmp_path / "earlier.yaml"
+    path.write_text(text.replace("preset: s4s", f"{name}: s4s"))
+    assert load_config(path, overrides).student.preset == ("ld3" if overrides else "s4s")
+
+
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(ValueError, match="expected one of afhqv2, cifar10"):
         load_config("cifar100")

@@ -61,6 +61,18 @@ def test_gradients_of_a_solve_are_those_of_autograd(size):
     torch.testing.assert_close(list(found.values()), list(expected), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("transform", [grad, jacrev, jacfwd])
+def test_derivatives_by_the_noise_of_a_new_sampler(transform):
+    """The first solve, within the transform, is the one that would cache coefficients."""
+    solver = GeneralizedSolver(NoiseSchedule.vp_linear(), 3).double().requires_grad_(False)
+    noise = torch.randn(4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    sampler = GASSampler(solver, lambda x, t, condition: torch.tanh(x))
+    found = transform(lambda x: sampler(x).square().sum())(noise)
+    x = noise.clone().requires_grad_()
+    sampler(x).square().sum().backward()
+    torch.testing.assert_close(found, x.grad)
+
+
 def test_solves_of_several_solvers_and_noises_at_once():
     solver = GeneralizedSolver(NoiseSchedule.flow(), 3)
     sampler = GASSampler(solver, lambda x, t, condition: torch.tanh(x) * t, "sample")

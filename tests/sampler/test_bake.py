@@ -7,6 +7,7 @@ import pytest
 import torch
 from sampler_networks import VP, mixture, noise_of, randomize
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from gas_ext import GASSampler, GeneralizedSolver
 from gas_ext.solvers import HeunSolver, UniPCSolver, baked
@@ -271,6 +272,15 @@ def test_fake_tensors_are_not_cached():
         assert isinstance(sampler(torch.empty(3, 2)), FakeTensor)
     with torch.no_grad():
         assert not isinstance(sampler(noise_of(3, 2)), FakeTensor)
+
+
+def test_writes_within_a_dispatch_mode_are_followed():
+    solver = SOLVERS["learned"]()
+    sampler, noise = GASSampler(solver, network), noise_of(3, 2)
+    with torch.no_grad(), FlopCounterMode(display=False):
+        before = sampler(noise)
+        solver.data_corrections.add_(0.1)
+        assert not torch.equal(sampler(noise), before)
 
 
 def test_writes_in_inference_mode_are_followed():

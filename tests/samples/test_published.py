@@ -150,7 +150,7 @@ def test_noise_that_matches_no_seed_is_read_but_not_converted(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"noise": [None] * 3}, "its noise are not a tensor"),
+        ({"noise": [None] * 3}, "its entry 'noise' is not a tensor"),
         ({"latents": [None] * 3}, "neither latents nor images"),
         ({"latents": torch.zeros(2, 2, 4)}, "2 latents for 3 samples"),
         ({"latents": torch.zeros(3, 2, 5)}, "another shape"),

@@ -264,7 +264,7 @@ def setting(**values):
         (setting(steps=0), "0 steps of order 3 need"),
         (setting(schedule={"family": "cosine"}), "cosine"),
         (setting(t_eps=2.0), "t_eps"),
-        (setting(kind="dpm"), "describes no valid solver: There is no preset"),
+        (setting(kind="dpm"), "does not describe a valid solver: There is no preset"),
         (setting(kind=["gs"]), "'kind' is .*, but must be a str"),
         (setting(kind=None), "'kind' is .*, but must be a str"),
         (lambda record, tensors: record.pop("teacher"), "'teacher' is missing"),

@@ -109,7 +109,7 @@ def test_descriptions():
         (lambda: HeunSolver(SCHEDULE, 5, 0.1, last="heun"), "steps is 5, .* even"),
         (lambda: HeunSolver(SCHEDULE, 3), "t_eps is 0.0"),
         (lambda: HeunSolver(SCHEDULE, 3, 0.1, variable="lambda"), "'sigma' or 'time'"),
-        (lambda: HeunSolver(SCHEDULE, 3, 0.1, last="none"), "'zero' or 'euler' or 'heun'"),
+        (lambda: HeunSolver(SCHEDULE, 3, 0.1, last="none"), "'zero', 'euler' or 'heun'"),
         (lambda: HeunSolver(SCHEDULE, 5, timesteps=[1.0, 0.2, 0.3], t_eps=0.1), "decreasing"),
     ],
 )

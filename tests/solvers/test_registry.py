@@ -135,9 +135,9 @@ def test_unknown_names(name):
 @pytest.mark.parametrize(
     ("name", "steps", "message"),
     [
-        ("edm", 4, "steps is 4, .* an odd number of network evaluations, at least 3"),
-        ("edm", 1, "steps is 1, .* at least 3"),
-        ("heun", 1, "steps is 1, .* at least 2"),
+        ("edm", 4, "take an odd number, or heun"),
+        ("edm", 1, "at least 3, not 1"),
+        ("heun", 1, "at least 2"),
         ("unipc-3", None, "say how many"),
         ("ipndm-2@gits", 4, "no GITS times for 4 steps"),
         ("ipndm-2@gits", 5, "found for Stable Diffusion"),

@@ -41,11 +41,14 @@ def print_table(comparison: Comparison, file: IO[str] | None = None) -> None:
         table.add_section()
     file = file or sys.stdout
     console = Console(file=file, width=None if file.isatty() else _WIDTH, highlight=False)
-    console.print(table)
     note = f"* best at the same NFE, {wording.ALMOST} within noise of the best"
     if comparison.groups:
         note += f"; {wording.PLUS_MINUS} {LEVEL:.0%} intervals over {comparison.samples:,} seeds"
-    console.print(note, style="dim", markup=False)
+    with console.capture() as captured:  # as rich itself would end the process if a pipe is closed
+        console.print(table)
+        console.print(note, style="dim", markup=False)
+    file.write(captured.get())
+    file.flush()
 
 
 def _terminal_text(measure: Measure, cell: Cell) -> str:
