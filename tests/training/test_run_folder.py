@@ -69,7 +69,7 @@ def test_a_run_from_before_a_setting_existed_resumes_with_its_default(tmp_path, 
         folder.find({**new, "student.preset": "ld3"})
     with pytest.raises(ValueError, match=r"has training\.scale_rates False, not True; resume it with"):
         folder.find(settings(loss))
-    save_checkpoint(folder.path / "checkpoints", 8, state({**saved, "student.kind": "ld3"}))
+    save_checkpoint(folder.path / "checkpoints", 8, state({**saved, "student.kind": "ld3"}, 8))
     assert folder.find({**new, "student.preset": "ld3"}).iteration == 8
 
 
