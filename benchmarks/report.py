@@ -1,7 +1,8 @@
-"""Write docs/performance.md from a run of the benchmarks, or compare a run with an earlier one.
+"""Write the pages of performance and its targets from a run of the benchmarks, or compare it with another.
 
     pytest benchmarks/ --benchmark-only --benchmark-json=results.json
     python benchmarks/report.py results.json -o docs/performance.md
+    python benchmarks/report.py results.json -o docs/experiments/2026-11-24-performance-targets.md
     python benchmarks/report.py results.json --compare old.json    # exits with 1 if something is slower
 
 Rewrites only the parts of the page between `<!-- measured: NAME -->` and `<!-- end measured -->`, and the

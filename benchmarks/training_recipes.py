@@ -1,6 +1,6 @@
 """The published recipe for training a solver, and the package's default one, on the embedded teacher.
 
-    python benchmarks/training_recipes.py --recipes published own --steps 4 6 8 --seeds 0 1 2 -o recipes
+    python benchmarks/training_recipes.py --recipes published default --steps 4 6 8 --seeds 0 1 2 -o recipes
 
 Each seed has separate teacher samples. Prints one Markdown table: mean L1 to the teacher's samples on
 held-out seeds, and the cost of training. Run the same command again to resume.
@@ -31,10 +31,10 @@ RECIPES = {
         "training.iterations=10000",
         "training.validate_every=500",
     ],
-    "own": [],
-    "own-longer": ["training.iterations=1000"],
-    "own-unfitted": ["training.start=classical"],
-    "own-slower": ["training.time_rate=1e-2", "training.offset_rate=1e-2", "training.coefficient_rate=1e-2"],
+    "default": [],
+    "default-longer": ["training.iterations=1000"],
+    "default-unfitted": ["training.start=classical"],
+    "default-slower": ["training.time_rate=1e-2", "training.offset_rate=1e-2", "training.coefficient_rate=1e-2"],
 }
 
 
@@ -71,7 +71,7 @@ def main() -> None:
     """Train with every recipe and print the table."""
     parser = make_parser(__doc__, "recipes")
     parser.add_argument(
-        "--recipes", nargs="+", choices=RECIPES, default=["published", "own"], help="recipes to compare"
+        "--recipes", nargs="+", choices=RECIPES, default=["published", "default"], help="recipes to compare"
     )
     parser.add_argument("--steps", nargs="+", type=int, default=[4, 6, 8], help="NFE of the solvers")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of the runs")

@@ -35,7 +35,7 @@ class NeededFile:
     """A path or package that a run needs, and how to get it if it is not present."""
 
     what: str
-    place: str
+    path: str
     present: bool
     remedy: str = ""
 
@@ -160,7 +160,7 @@ class RunPlan:
         lines = [self.config.title, f"loss: {self.run.loss.upper()}", "", "files"]
         for file in self.files:
             state = "present" if file.present else "absent "
-            lines.append(f"  {state}  {file.what + ':':17} {file.place}")
+            lines.append(f"  {state}  {file.what + ':':17} {file.path}")
             if file.remedy:
                 lines.append(f"           {'':17} {file.remedy}")
         lines += [
@@ -271,8 +271,8 @@ def _teacher_files(config: Config, folder: str) -> list[NeededFile]:
     return [_needed("weights", path, weights is not None, download), imported]
 
 
-def _needed(what: str, place: str | Path, present: bool, remedy: str) -> NeededFile:
-    return NeededFile(what, str(place), present, "" if present else remedy)
+def _needed(what: str, path: str | Path, present: bool, remedy: str) -> NeededFile:
+    return NeededFile(what, str(path), present, "" if present else remedy)
 
 
 def _perceptual_loss(extra: str) -> NeededFile:

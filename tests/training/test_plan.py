@@ -34,13 +34,13 @@ def test_absent_files_and_their_remedies():
     plan = make_plan(load_config("afhqv2"), "gas", 6)
     assert not plan.ready
     found = files(plan)
-    assert found["weights"].place == "weights/afhqv2/edm-afhqv2-64x64-uncond-vp.pkl"
+    assert found["weights"].path == "weights/afhqv2/edm-afhqv2-64x64-uncond-vp.pkl"
     assert "https://nvlabs-fi-cdn.nvidia.com/edm" in found["weights"].remedy
     assert found["teacher"].remedy == "import it: gas-ext import afhqv2 -o teachers/afhqv2"
     assert found["teacher samples"].remedy == (
         "generate them: gas-ext teach --config afhqv2 --seeds 0-5999 -o samples/afhqv2"
     )
-    assert found["discriminator"].place == "weights/r3gan-ffhq64.pkl"
+    assert found["discriminator"].path == "weights/r3gan-ffhq64.pkl"
     assert "perceptual loss" in found
 
 
