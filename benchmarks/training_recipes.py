@@ -34,7 +34,11 @@ RECIPES = {
     "default": [],
     "default-longer": ["training.iterations=1000"],
     "default-unfitted": ["training.start=classical"],
-    "default-slower": ["training.time_rate=1e-2", "training.offset_rate=1e-2", "training.coefficient_rate=1e-2"],
+    "default-slower": [
+        "training.time_rate=1e-2",
+        "training.offset_rate=1e-2",
+        "training.coefficient_rate=1e-2",
+    ],
 }
 
 
