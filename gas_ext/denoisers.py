@@ -237,7 +237,7 @@ class Denoiser(nn.Module, ABC):
         Raises
         ------
         ValueError
-            If a label does not exist or is not an integer, or the model takes no condition of this kind.
+            If a label does not exist or is not an integer, or the model takes no such condition.
         """
         if values is None or self.condition_kind == "tensor":
             return values
