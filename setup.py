@@ -1,4 +1,4 @@
-"""Build of the compiled part: setup.py -> CMake -> ninja. Everything else stands in pyproject.toml.
+"""Build of the compiled part: setup.py -> CMake -> ninja. Everything else is in pyproject.toml.
 
 Environment switches (none is needed for an ordinary build):
 
@@ -164,9 +164,9 @@ class CMakeBuild(build_ext):
 
 
 def tool(name: str) -> str:
-    """Path of a build tool: the one beside this Python, else on PATH."""
-    beside = shutil.which(name, path=str(Path(sys.executable).parent))
-    found = beside or shutil.which(name)
+    """Path of a build tool: the one next to this Python, else on PATH."""
+    local = shutil.which(name, path=str(Path(sys.executable).parent))
+    found = local or shutil.which(name)
     if found is None:
         stop(f"the build needs {name}; pip install {name}.")
     return str(found)
@@ -175,7 +175,7 @@ def tool(name: str) -> str:
 def call(*command: str) -> None:
     """Run one build command; its own output explains a failure."""
     if subprocess.run(command, check=False).returncode != 0:
-        stop(f"'{Path(command[0]).name} {command[1]}' failed; the compiler's messages stand above this line.")
+        stop(f"'{Path(command[0]).name} {command[1]}' failed; see the compiler's messages above.")
 
 
 setup(ext_modules=[Extension("gas_ext._build_info", sources=[])], cmdclass={"build_ext": CMakeBuild})

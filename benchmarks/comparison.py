@@ -1,7 +1,7 @@
 """All solvers on the embedded teacher: the numbers in docs/comparison.md.
 
     python benchmarks/comparison.py --nfe 4 5 6 8 10 --samples 5000 -o comparison
-    python benchmarks/comparison.py --nfe 15 20 --teacher-steps 60 --kinds gs \\
+    python benchmarks/comparison.py --nfe 15 20 --teacher-steps 60 --presets gs \\
         --train-samples 256 --screened 32 --samples 250 -o high
 
 Learns one solver per preset and NFE, evaluates them and the training-free solvers on held-out seeds, and
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--nfe", nargs="+", type=int, default=[4, 5, 6, 8, 10], help="NFEs to compare")
     parser.add_argument("--samples", type=int, default=5000, help="number of held-out seeds")
     parser.add_argument(
-        "--kinds", nargs="*", choices=LEARNED, default=list(LEARNED), help="learned solvers to compare"
+        "--presets", nargs="*", choices=LEARNED, default=list(LEARNED), help="learned solvers to compare"
     )
     parser.add_argument("--teacher-steps", type=int, default=20, help="NFE of the teacher")
     parser.add_argument("--train-samples", type=int, default=1000, help="teacher samples to learn from")
@@ -108,7 +108,7 @@ def main() -> None:
     config = load_config("demo", changes)
     denoiser = load_teacher("demo", options.device)
     source = teacher_samples(denoiser, options.out / "samples", config)
-    for name in options.kinds:
+    for name in options.presets:
         for steps in options.nfe:
             learn(name, steps, denoiser, options.out / f"{name}-{steps}", changes, source)
     if options.learn_only:
@@ -121,7 +121,7 @@ def main() -> None:
         LEARNED[name][0]: {
             nfe: str(options.out / f"{name}-{nfe}" / "solver.safetensors") for nfe in options.nfe
         }
-        for name in options.kinds
+        for name in options.presets
     }
     comparison = compare(
         denoiser,

@@ -68,7 +68,7 @@ def _settings(comparison: Comparison) -> list[str]:
     teacher = comparison.teachers[0]
     return [
         f"{comparison.samples:,} held-out seeds; the teacher is sampled with {teacher.description}, "
-        f"{teacher.nfe} evaluations. **Best** of as many evaluations, *within noise* of the best."
+        f"{teacher.nfe} evaluations. **Best** at the same NFE, *within noise* of the best."
     ]
 
 

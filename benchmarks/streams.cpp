@@ -5,7 +5,7 @@
 // Each thread walks its part four cache lines at a time: it combines those of every stream read (exclusive or:
 // no rounding, no slow denormal numbers) in registers and stores them to every stream written. Whether stores
 // past the cache are faster, and how many streams the memory serves well side by side, depends on the processor
-// and on where the data stands; floor.py tries them all.
+// and on which cache level holds the data; floor.py tries them all.
 #include <cstddef>
 #include <cstdint>
 

@@ -17,6 +17,7 @@ settings.load_profile("seeded")
 collect_ignore_glob = ["*conftest.py"]
 
 TIERS = ("slow", "native", "process", "browser", "fuzz", "gpu")
+ALL = "All tiers except fuzz, and gpu only with a device"
 NATIVE = [Path(__file__).with_name(name) for name in ("emulation", "native", "static")]
 
 _RECORD = pytest.StashKey[GoldenRecord]()
@@ -24,8 +25,7 @@ _LEFT_OUT = pytest.StashKey[Counter]()
 
 
 def pytest_addoption(parser):
-    help = "Run all tiers but fuzz, and gpu only where there is a CUDA device."
-    parser.addoption("--all", action="store_true", help=help)
+    parser.addoption("--all", action="store_true", help=f"Run {ALL[0].lower()}{ALL[1:]}.")
 
 
 def pytest_configure(config):
@@ -54,7 +54,7 @@ def pytest_unconfigure(config):
     if left_out and reporter:
         counts = ", ".join(f"{left_out[tier]} {tier}" for tier in TIERS if left_out[tier])
         reporter.write_line(f"Not run: {counts}.")
-        reporter.write_line("One tier: pytest -m TIER. Everything but gpu and fuzz: pytest --all.")
+        reporter.write_line(f"One tier: pytest -m TIER. {ALL}: pytest --all.")
 
 
 def pytest_itemcollected(item):

@@ -7,12 +7,20 @@ from pathlib import Path
 
 import pytest
 from docs_runner import ROOT, Page
+from typer.main import get_command
+
+from gas_ext.cli import app
 
 
 @pytest.mark.parametrize("name", ["index", "quickstart"])
 def test_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert Page(f"docs/{name}.md").run_all()
+
+
+def test_command_page_lists_every_command() -> None:
+    names = re.findall(r"^\| `(\w+)` \|", Page("docs/commands.md").text, re.MULTILINE)
+    assert names == list(get_command(app).commands)
 
 
 def test_home_page_shows_the_lines_of_the_readme() -> None:

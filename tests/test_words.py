@@ -93,11 +93,12 @@ PHRASES = [
     (r"\bown recipe\b", "default recipe", "the package's own recipe"),
     (r"\bdays? with a GPU\b", "GPU validation", "a report for the day with a GPU"),
     (
-        r"(?<![\w.%:+,\[{<>^\\)/])\.\d+\b(?!\.?\w)",
+        r"(?<![\w.%:+,\[{}<>^\\)/])\.\d+\b(?!\.?\w)",
         "a digit before the point: 0.0246",
         "the distance is .0246",
     ),
 ]
+CODE = (".py", ".h", ".cpp", ".cu", ".cuh", ".md")
 PATTERNS = [re.compile(pattern, re.IGNORECASE) for pattern, _, _ in PHRASES]
 
 # Sentences as they should be, and innocent uses of the same words.
@@ -170,13 +171,31 @@ def faults_of_file(path: Path) -> list[str]:
 
 
 def groups() -> dict[str, list[Path]]:
-    """Return pages by name, and the files of the package by room."""
+    """Return pages by name, the files of the package by room, and all other folders."""
     found = {path.relative_to(ROOT).as_posix(): [path] for path in sorted(ROOT.glob("*.md"))}
     found |= {path.relative_to(ROOT).as_posix(): [path] for path in sorted(ROOT.glob("docs/**/*.md"))}
     for path in sorted((ROOT / "gas_ext").rglob("*")):
         if path.suffix in (".py", ".md", ".yaml", ".html", ".js"):
             room = path.relative_to(ROOT / "gas_ext").parts[0].removesuffix(".py")
             found.setdefault(f"gas_ext/{room}", []).append(path)
+    found |= {name: [ROOT / name] for name in ("setup.py", "noxfile.py", "CITATION.cff")}
+    for folder in ("benchmarks", "examples", "csrc", "tests"):
+        paths = sorted((ROOT / folder).rglob("*"))
+        found[folder] = [path for path in paths if path.suffix in CODE and path != Path(__file__).resolve()]
+    return found
+
+
+def wide_lines(path: Path) -> list[str]:
+    """Return the lines of prose over 110 columns; tables, code, and lines of one address are excluded."""
+    fenced, found = False, []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        text = line.strip()
+        if text.startswith("```") or text == "$$":
+            fenced = not fenced
+        elif len(line) > 110 and not (
+            fenced or text.startswith("|") or re.fullmatch(r"\S*https?://\S+", text)
+        ):
+            found.append(f"{path.relative_to(ROOT)}:{number}")
     return found
 
 
@@ -184,6 +203,18 @@ def groups() -> dict[str, list[Path]]:
 def test_no_refused_phrase(group: str) -> None:
     found = [fault for path in groups()[group] for fault in faults_of_file(path)]
     assert not found, f"{len(found)} phrases of the glossary:\n" + "\n".join(found)
+
+
+def test_lines_of_prose_are_at_most_110_columns() -> None:
+    pages = [ROOT / "CITATION.cff", *ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    assert [line for page in sorted(pages) for line in wide_lines(page)] == []
+
+
+def test_tables_code_and_addresses_may_be_wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    path, long = tmp_path / "page.md", "word " * 30
+    path.write_text(f"| {long} |\n```\n{long}\n```\nhttps://x.org/{'a' * 110}\n{long}\n- {long}\n")
+    assert wide_lines(path) == ["page.md:6", "page.md:7"]
 
 
 def help_texts() -> dict[str, str]:

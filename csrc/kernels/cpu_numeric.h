@@ -59,7 +59,7 @@ inline half to_half(float value) {
   if (magnitude > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};   // NaN
   if (magnitude >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // rounds to infinity
   if (magnitude < 0x38800000u) {
-    // Subnormal half: adding 0.5 shifts the mantissa so that the float unit in the last place is 2^-24.
+    // Subnormal half: adding 0.5 shifts the mantissa so that the float's last bit is worth 2^-24.
     const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
     return {static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(shifted) - 0x3f000000u))};
   }

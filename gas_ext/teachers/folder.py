@@ -230,6 +230,8 @@ def teacher_folder(config: Config) -> str:
 def import_command(config: Config, folder: str | os.PathLike[str], source: str | None = None) -> str:
     """Return the command that imports the teacher of a config, from a given source or the published one.
 
+    The source is the placeholder SOURCE if the config names no published weights.
+
     Examples
     --------
     >>> from gas_ext.configs import load_config
@@ -238,7 +240,10 @@ def import_command(config: Config, folder: str | os.PathLike[str], source: str |
     """
     shipped = config.name in config_names()
     option = f" --config {config_option(config)}" if source or not shipped else ""
-    return f"gas-ext import {source or config.name}{option} -o {folder}"
+    if source is None:
+        published = shipped or config.teacher.file is not None or config.teacher.hub is not None
+        source = config.name if published else "SOURCE"
+    return f"gas-ext import {source}{option} -o {folder}"
 
 
 def config_option(config: Config) -> str:

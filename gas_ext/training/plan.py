@@ -258,10 +258,11 @@ def _teacher_samples(config: Config, steps: int, count: int, folder: Path) -> Ne
 def _teacher_files(config: Config, folder: str) -> list[NeededFile]:
     if folder == "demo":
         return [NeededFile("teacher", "ships with the package", True)]
-    if config.teacher.kind == "custom":
-        return [NeededFile("teacher", "made in Python", True)]
     present = (Path(folder) / CARD).is_file()
-    imported = _needed("teacher", Path(folder), present, f"import it: {import_command(config, folder)}")
+    remedy = f"import it: {import_command(config, folder)}"
+    if config.teacher.kind == "custom":
+        remedy += "; or pass a Denoiser to train in Python"
+    imported = _needed("teacher", Path(folder), present, remedy)
     if config.teacher.file is None or present:
         return [imported]
     weights = find_weights(config)

@@ -1,4 +1,4 @@
-// What the tests call beside the launchers of fused_update_cuda.h.
+// What the tests call in addition to the launchers of fused_update_cuda.h.
 #pragma once
 
 #include <cstdint>

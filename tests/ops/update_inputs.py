@@ -54,7 +54,7 @@ def assert_as_good_as_torch(actual: Tensor, same_dtype: Tensor, exact: Tensor, a
 
 
 def atol_of(dtype: torch.dtype) -> float:
-    """Two units in the last place at magnitude 8, the size of the values here."""
+    """Two ulp at magnitude 8, the size of the values here."""
     return 16 * torch.finfo(dtype).eps
 
 

@@ -155,7 +155,7 @@ def test_a_graph_recorded_by_hand_keeps_its_coefficients() -> None:
         with torch.cuda.graph(graph):
             sample = sampler(given)
         expected = sampler(given)  # computes its own coefficients
-        other = [torch.full((64,), torch.nan, device="cuda") for _ in range(64)]  # where the first ones stood
+        other = [torch.full((64,), torch.nan, device="cuda") for _ in range(64)]  # overwrites them
         graph.replay()
     assert len(other) == 64
     assert torch.equal(sample, expected)

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from gas_ext.cli.options import load_teacher_of
 from gas_ext.configs import config_names, load_config
 from gas_ext.samples import generate_samples
 from gas_ext.teachers.demo import load_demo_teacher
@@ -156,6 +157,20 @@ def test_a_teacher_that_depends_on_the_student():
 
 def test_the_embedded_teacher_is_present():
     assert files(make_plan(load_config("demo")))["teacher"].present
+
+
+def test_a_custom_teacher_is_looked_for_in_its_folder(tmp_path):
+    """A config of the diffusers guide, which names no published weights."""
+    config = load_config("demo", ["name=mine", "teacher={kind: custom}"])
+    teacher = files(make_plan(config))["teacher"]
+    assert (teacher.present, teacher.place) == (False, "teachers/mine")
+    command = "gas-ext import SOURCE --config CONFIG.yaml -o teachers/mine"
+    assert teacher.remedy == f"import it: {command}; or pass a Denoiser to train in Python"
+    with pytest.raises(ValueError, match=f"^There is no imported teacher .*; run {command}\\.$"):
+        load_teacher_of(config, None, "cpu")
+    (tmp_path / "teachers/mine").mkdir(parents=True)
+    (tmp_path / "teachers/mine/teacher.json").write_text("{}")
+    assert files(make_plan(config))["teacher"].present
 
 
 def test_unknown_memory():

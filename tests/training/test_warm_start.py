@@ -131,7 +131,7 @@ def test_fitting_brings_a_solver_closer_to_the_fine_solution(spacing, theory_ord
 
 @pytest.mark.parametrize(("steps", "factor", "lower"), [(2, 1.0, True), (2, 0.95, False), (5, 1.0, False)])
 def test_a_lower_first_level_is_used_if_it_is_clearly_closer(monkeypatch, steps, factor, lower):
-    """It is closer by a thousandth at 2 steps."""
+    """At 2 steps it is 0.1 % closer."""
     monkeypatch.setattr("gas_ext.training.warm_start._CLEARLY", factor)
     noise = randn(48, 8, seed=1)
     target = solve(classical_solver(SCHEDULE, 60, 3, "logsnr").solver, noise)

@@ -161,7 +161,8 @@ def _read_npz(path: Path, name: str) -> Reference:
         try:
             check_features(features, 2)
         except ValueError as error:
-            raise ValueError(f"{path} cannot be used: {reason_of(error)}.") from error
+            reason = reason_of(error)
+            raise ValueError(f"{path} cannot be used: {reason[0].lower()}{reason[1:]}.") from error
         return Reference(name, feature_statistics(features), features, None, sha256)
     if not {"mu", "sigma"} <= arrays.keys():
         raise ValueError(f'{path} is not a reference: it must contain "mu" and "sigma", or "feats".')

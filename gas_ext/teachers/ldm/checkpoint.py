@@ -46,11 +46,11 @@ _IGNORED_IN_FIRST_STAGE = re.compile(r"(loss|model_ema)\..*")
 class Checkpoint:
     """The weights of one checkpoint under the names that they have inside their networks.
 
-    `model` is one of the results of `identify_checkpoint`; `ema` are averages of the weights of `unet`;
+    `model_type` is one of the results of `identify_checkpoint`; `ema` are averages of the weights of `unet`;
     `buffers` may hold "alphas_cumprod" and "scale_factor". All but `unet` may be empty.
     """
 
-    model: str
+    model_type: str
     unet: dict[str, Tensor] = field(default_factory=dict)
     ema: dict[str, Tensor] = field(default_factory=dict)
     first_stage: dict[str, Tensor] = field(default_factory=dict)
@@ -67,12 +67,12 @@ class Checkpoint:
 
     def heads(self, **given: int | None) -> dict[str, int]:
         """Return the counts of attention heads of this model; a warning names those assumed."""
-        known = _HEADS[self.model]
+        known = _HEADS[self.model_type]
         for name in given.keys() - known.keys():
             if given[name] is not None:
                 raise ValueError(
-                    f"it is of type {self.model}, whose attention is described by {', '.join(known)}, not by "
-                    f"{name} ({_OPTIONS[name]})"
+                    f"it is of type {self.model_type}, whose attention is described by {', '.join(known)}, "
+                    f"not by {name} ({_OPTIONS[name]})"
                 )
         counts = {name: given.get(name) for name in known}
         missing = [name for name, count in counts.items() if count is None]

@@ -86,7 +86,7 @@ def load_checkpoint(
     checkpoint = _read(path, first_stage)
     options = {key: value for key, value in options.items() if value is not None}
     name = name or Path(path).stem
-    if checkpoint.model != "stable-diffusion":
+    if checkpoint.model_type != "stable-diffusion":
         with _named(path):
             if tokenizer is not None:
                 raise ValueError("it takes no prompts; leave the tokenizer out")

@@ -33,7 +33,7 @@ def build_pipeline(
     alphas_cumprod: Tensor | Sequence[float] | None = None,
 ) -> Any:
     """Build the pipeline of a sorted checkpoint; arguments as for `load_checkpoint`."""
-    if checkpoint.model != "stable-diffusion":
+    if checkpoint.model_type != "stable-diffusion":
         raise ValueError("it is another latent diffusion model; use load_checkpoint")
     if not checkpoint.first_stage:
         raise ValueError("it holds no autoencoder (first_stage_model.*); pass its checkpoint as first_stage")

@@ -159,7 +159,7 @@ def build_latent_teacher(
     **options: Any,
 ) -> LatentTeacher:
     """Build the teacher of a sorted checkpoint; arguments as for `load_checkpoint`."""
-    unconditional = checkpoint.model == "ldm-unconditional"
+    unconditional = checkpoint.model_type == "ldm-unconditional"
     decoder = checkpoint.first_stage
     if not decoder:
         raise ValueError("it holds no first stage (first_stage_model.*); pass its checkpoint as first_stage")

@@ -16,7 +16,7 @@ class Fiber {
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
-  // Forget where the fiber stands: the next resume() calls `entry` anew. ThreadSanitizer then takes it for
+  // Forget the fiber's position: the next resume() calls `entry` anew. ThreadSanitizer then takes it for
   // another thread, so that nothing orders two CUDA threads that happen to use the same fiber.
   void restart();
 

@@ -11,10 +11,13 @@ from PIL import Image
 from gas_ext._utils.files import file_hash
 from gas_ext.evaluation.features import (
     INCEPTION_SHA256,
+    FeatureExtractor,
     load_features,
     load_inception,
     to_bytes,
 )
+from gas_ext.evaluation.features.inception import resize_images
+from gas_ext.evaluation.metrics import feature_statistics, frechet_distance
 
 NAMES = ["inception-clean", "inception-legacy", "inception-edm"]
 
@@ -57,6 +60,21 @@ def test_features_of_images_agree_with_clean_fid(inception_file, images, tmp_pat
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_frechet_distance_of_folders_agrees_with_clean_fid(images, tmp_path, clean_fid):
+    def embed(x):  # full rank with nine images
+        return torch.stack([x.mean(dim=(1, 2, 3)), x[:, 0].std(dim=(1, 2)), x[:, 2, 100, 200]], dim=1)
+
+    others = images.flip(0) * 0.7 + 0.1
+    folders = [save_pngs(images, tmp_path / "a"), save_pngs(others, tmp_path / "b")]
+    options = {"mode": "clean", "num_workers": 0, "device": "cpu", "verbose": False}
+    expected = clean_fid.compute_fid(*folders, custom_feat_extractor=embed, **options)
+    resizer = clean_fid.build_resizer("clean")
+    extractor = FeatureExtractor("three", 3, lambda x: embed(resize_images(x, resizer)), quantization="uint8")
+    a, b = feature_statistics(extractor(images)), feature_statistics(extractor(others))
+    found = frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
 def test_edm_convention_is_bytes_into_the_network(inception_file, images):
     """As EDM's fid script does with images saved by its generate script."""
     with pytest.warns(FutureWarning, match="deprecated"):
@@ -96,7 +114,7 @@ def test_nan_and_the_record(inception_file, images, name):
 
 
 @pytest.mark.parametrize(
-    ("sha256", "message"), [(None, f"{INCEPTION_SHA256}.*pass sha256"), ("00000000", "00000000")]
+    ("sha256", "message"), [(None, f"{INCEPTION_SHA256}.*pass the sha256"), ("00000000", "00000000")]
 )
 def test_files_with_another_hash_are_rejected(inception_file, sha256, message):
     with pytest.raises(ValueError, match=message):

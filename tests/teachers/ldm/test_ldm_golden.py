@@ -125,7 +125,7 @@ def test_no_tensor_is_left_without_memory(name, load):
 def test_full_size_models_convert_without_a_key_left_over(name):
     tensors = real_tensors(name)
     checkpoint, config = sort_checkpoint(tensors), load_config(CONFIGS[name])
-    if checkpoint.model == "stable-diffusion":
+    if checkpoint.model_type == "stable-diffusion":
         pipeline = build_pipeline(checkpoint)
         unet, first_stage, condition = pipeline.unet, pipeline.vae, pipeline.text_encoder
         shape = (unet.config.in_channels, *[unet.config.sample_size] * 2)
