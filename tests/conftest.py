@@ -2,7 +2,6 @@
 
 import os
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +17,6 @@ collect_ignore_glob = ["*conftest.py"]
 
 TIERS = ("slow", "native", "process", "browser", "fuzz", "gpu")
 ALL = "All tiers except fuzz, and gpu only with a device"
-NATIVE = [Path(__file__).with_name(name) for name in ("emulation", "native", "static")]
 
 _RECORD = pytest.StashKey[GoldenRecord]()
 _LEFT_OUT = pytest.StashKey[Counter]()
@@ -55,11 +53,6 @@ def pytest_unconfigure(config):
         counts = ", ".join(f"{left_out[tier]} {tier}" for tier in TIERS if left_out[tier])
         reporter.write_line(f"Not run: {counts}.")
         reporter.write_line(f"One tier: pytest -m TIER. {ALL}: pytest --all.")
-
-
-def pytest_itemcollected(item):
-    if any(folder in item.path.parents for folder in NATIVE):
-        item.add_marker("native")
 
 
 @pytest.hookimpl(trylast=True)  # what -k and -m left

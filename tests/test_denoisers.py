@@ -206,6 +206,7 @@ def test_a_denoiser_that_cannot_be_stored_raises(tmp_path):
         labelled().save_weights(tmp_path)
 
 
+@pytest.mark.slow
 def test_sampling_compiles_and_gives_the_same():
     denoiser, noise = labelled(), torch.randn(3, 2, 4)
     sampler = GASSampler(GeneralizedSolver(SCHEDULE, steps=3), denoiser)

@@ -12,6 +12,7 @@ from typer.main import get_command
 from gas_ext.cli import app
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["index", "quickstart"])
 def test_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -28,6 +29,7 @@ def test_home_page_shows_the_lines_of_the_readme() -> None:
     assert block in Page("README.md").blocks
 
 
+@pytest.mark.slow
 def test_custom_network_guide_reaches_its_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = Page("docs/guides/custom-network.md").run_all()
@@ -37,6 +39,7 @@ def test_custom_network_guide_reaches_its_numbers(tmp_path: Path, monkeypatch: p
     assert names["x0"].std().item() == pytest.approx(0.5, abs=0.05)
 
 
+@pytest.mark.slow
 def test_diffusers_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     diffusers = pytest.importorskip("diffusers")
     monkeypatch.chdir(tmp_path)
@@ -63,6 +66,7 @@ def test_diffusers_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert names["images"].shape[:2] == (2, 3)
 
 
+@pytest.mark.slow
 def test_compare_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     few = {"50_200": "50_040", "schedule, 20": "schedule, 6"}
@@ -72,6 +76,7 @@ def test_compare_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Path("comparison/index.html").is_file()
 
 
+@pytest.mark.slow
 def test_site_is_built_and_needs_no_other_server(tmp_path: Path) -> None:
     pytest.importorskip("material")
     pytest.importorskip("mkdocstrings")

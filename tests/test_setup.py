@@ -48,6 +48,7 @@ def only_compiler(tmp_path: Path) -> str:
     return str(tmp_path / "bin")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("environment", "sentence"),
     [

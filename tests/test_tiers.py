@@ -58,6 +58,7 @@ def run(
     return main
 
 
+@pytest.mark.slow
 def test_default_says_what_is_left_out(run: Callable[..., tuple[set[str], str]]) -> None:
     ran, end = run()
     assert ran == {"fast"}
@@ -65,6 +66,7 @@ def test_default_says_what_is_left_out(run: Callable[..., tuple[set[str], str]])
     assert "pytest --all" in end
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -88,6 +90,7 @@ def test_tiers(run: Callable[..., tuple[set[str], str]], arguments: list[str], e
     assert run(*arguments)[0] == expected
 
 
+@pytest.mark.slow
 def test_device_brings_gpu_tests(
     run: Callable[..., tuple[set[str], str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,7 @@ def noise():
     return stacked_noise([3, 4], (2, 5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "build", [embedded_sampler, features, classical_solvers, learned_solvers, training, noise]
 )

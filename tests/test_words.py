@@ -199,6 +199,7 @@ def wide_lines(path: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", groups())
 def test_no_refused_phrase(group: str) -> None:
     found = [fault for path in groups()[group] for fault in faults_of_file(path)]

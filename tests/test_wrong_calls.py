@@ -362,6 +362,7 @@ def names(tmp_path_factory) -> dict[str, object]:
     return {**found, **globals(), "folder": folder, "opened": opened, "reference": reference}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("room", "call"), [(room, call) for room in CALLS for call in calls_of(room)])
 def test_a_wrong_call_raises_one_sentence(names, tmp_path, room, call):
     with pytest.raises((TypeError, ValueError, LookupError, RuntimeError, OSError)) as caught:

@@ -26,6 +26,7 @@ print([name for name in threads() if "gloo" in name])
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="names of threads are read from /proc")
 def test_no_thread_of_gloo_is_left():
     with socket.socket() as listener:

@@ -25,6 +25,7 @@ def combined(tensors):
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("past_cache", [False, True])
 @pytest.mark.parametrize("lines", [1, 4, 103])

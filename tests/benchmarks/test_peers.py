@@ -45,6 +45,7 @@ def test_there_are_cases_of_both_schedules():
     assert {index()["files"][name]["kind"] for name, _ in CASES} == {"linear", "discrete"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "case"), CASES)
 def test_golden_solves(name, case):
     data = arrays(name)

@@ -65,6 +65,7 @@ def page(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_every_part_is_filled_and_other_text_is_unchanged(page):
     text = page.read_text("utf-8")
     assert text.startswith("# Mine")

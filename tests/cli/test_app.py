@@ -13,6 +13,7 @@ from gas_ext.cli.errors import friendly
 COMMANDS = ["demo", "import", "teach", "train", "sample", "evaluate", "compare", "info"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_examples(command):
     text = " ".join(succeed(command, "--help").split())
@@ -25,6 +26,7 @@ def test_no_command_shows_help():
     assert all(command in outcome.output for command in COMMANDS)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("arguments", [("--help",), ("teach", "--help")])
 def test_help_does_not_import_torch(arguments):
     code = (
@@ -63,6 +65,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("arguments", [("-m", "gas_ext", "info"), ("-c", TABLE)], ids=["text", "table"])
 def test_a_closed_pipe_ends_a_command_silently(arguments):
     process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)

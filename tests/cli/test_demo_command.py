@@ -14,6 +14,7 @@ def without_times(record):
     return {**record, "seconds": None, "rows": rows}
 
 
+@pytest.mark.slow
 def test_same_seed_same_numbers_and_the_promised_keys(tmp_path):
     records = []
     for name in ("a", "b"):
@@ -53,6 +54,7 @@ def test_wrong_usage(arguments):
     assert run("demo", *arguments).exit_code == 2
 
 
+@pytest.mark.process
 def test_interrupt_ends_with_one_line_and_no_files(tmp_path):
     command = [sys.executable, "-m", "gas_ext", "demo", "--out", str(tmp_path / "gas-demo")]
     process = subprocess.Popen(

@@ -104,6 +104,7 @@ def test_the_current_folder_is_not_replaced(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["empty", "link", "hanging", "t\u00e9acher \u6559"])
 def test_empty_folders_links_and_other_names(tmp_path, name):
     (tmp_path / "empty").mkdir()
@@ -115,6 +116,7 @@ def test_empty_folders_links_and_other_names(tmp_path, name):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_every_command_accepts_an_imported_student():
     text = succeed(
         "import", STUDENT, "--steps", 4, "--config", "cifar10", "-o", "solvers/student.safetensors"

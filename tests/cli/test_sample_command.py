@@ -33,6 +33,7 @@ def expected_samples(solver, teacher, seeds):
         return GASSampler(solver, teacher)(noise, seed_labels(seeds, 10))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("truncates", [False, True])
 def test_grid_holds_the_samples_of_the_seeds(tmp_path, teacher, solver_file, monkeypatch, truncates):
     monkeypatch.setattr(Denoiser, "truncates", truncates)

@@ -59,6 +59,7 @@ def check_samples(samples, solver):
     samples.check_teacher(teacher)
 
 
+@pytest.mark.slow
 def test_samples_are_those_of_the_teacher_with_its_solver(demo_folder):
     solver = classical_solver(load_demo_teacher().schedule, 20, 3, "logsnr", 1e-3).solver
     check_samples(TeacherSamples.open(demo_folder, verify=True), solver)
@@ -73,6 +74,7 @@ def test_a_teacher_needs_no_config(tmp_path):
     assert samples.nfe == 3
 
 
+@pytest.mark.process
 def test_torchrun_gives_the_same_bytes(demo_folder, tmp_path):
     folder = tmp_path / "two"
     launcher = "-m torch.distributed.run --nproc-per-node 2 --rdzv-backend c10d --rdzv-endpoint localhost:0"
@@ -204,6 +206,7 @@ def test_seeds_of_the_config_are_the_default(imported_teachers, monkeypatch):
     assert (seen["images"], seen["guidance_scale"], seen["autocast"]) == (False, None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "options", "stored"),
     [("lpips", (), True), ("perceptual", (), True), ("lpips", ("--no-images",), False), ("l1", (), False)],

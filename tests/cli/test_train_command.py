@@ -37,6 +37,7 @@ def program(*arguments, launcher=("-m", "gas_ext"), **options):
     )
 
 
+@pytest.mark.slow
 def test_from_nothing_to_a_picture(tmp_path):
     text = succeed(*TINY, "--iterations", "2", "-o", "runs/demo")
     assert text.startswith("wrote runs/demo/solver.safetensors: 2 network evaluations, mean L1")
@@ -46,6 +47,7 @@ def test_from_nothing_to_a_picture(tmp_path):
     succeed("sample", "--solver", "runs/demo/last.safetensors", "--seeds", "0-3", "--out", "grid.png")
 
 
+@pytest.mark.slow
 def test_gas_resumes_and_repeats_from_its_own_config(tmp_path):
     options = [*TINY, "--loss", "gas", "--set", "training.shown_images=0"]
     text = succeed(*options, "--iterations", "3", "--seed", "5")
@@ -63,6 +65,7 @@ def test_gas_resumes_and_repeats_from_its_own_config(tmp_path):
     assert {line["iteration"] for line in read_log("runs/again")} == {0, 1}
 
 
+@pytest.mark.slow
 def test_the_baselines_of_gs():
     options = [*TINY, "--set", "training.shown_images=0", "--iterations", "2"]
     assert "wrote runs/demo-2-gs-ld3/solver.safetensors" in succeed(*options, "--solver", "ld3")
@@ -105,6 +108,7 @@ def test_errors_are_one_sentence(tmp_path, arguments, message):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_plan(tmp_path):
     def plan(*options):
         return json.loads(succeed("train", "--config", "ffhq", "--dry-run", "--json", *options))
@@ -127,6 +131,7 @@ def test_wrong_usage(arguments):
     assert run("train", *arguments).exit_code == 2
 
 
+@pytest.mark.process
 def test_sigterm_saves_first_and_the_run_resumes():
     process = program(*TINY, "--iterations", "500", "-o", "runs/demo")
     for line in process.stderr:
@@ -146,6 +151,7 @@ def test_sigterm_saves_first_and_the_run_resumes():
     )
 
 
+@pytest.mark.process
 def test_torchrun():
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "gas_ext")
     process = program(*TINY, "--iterations", "2", "-o", "runs/two", launcher=launcher)

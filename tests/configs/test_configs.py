@@ -136,6 +136,7 @@ def test_files_that_are_not_configs_are_refused(tmp_path, text):
         load_config(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "message"),
     [

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
+
+pytestmark = pytest.mark.native
 
 
 def hard_floats() -> np.ndarray:

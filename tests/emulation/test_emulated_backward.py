@@ -6,6 +6,8 @@ import pytest
 from emulation_cases import FIRST_WEIGHT, PAIRS, Case, make_inputs, run_backward
 from emulation_checks import assert_same_bits, check_backward, check_sums
 
+pytestmark = pytest.mark.native
+
 
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("dtypes", PAIRS)

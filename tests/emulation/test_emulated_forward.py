@@ -10,6 +10,8 @@ import torch
 from emulation_cases import PAIRS, Case, encode, make_inputs, run_forward
 from emulation_checks import check_forward, cpu_forward, to_torch
 
+pytestmark = pytest.mark.native
+
 
 @pytest.mark.parametrize("dtypes", PAIRS)
 def test_any_order(kernels, dtypes: str) -> None:

@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 from emulation_cases import PAIRS, RUN, SIZES, Case, digest, variants
 
+pytestmark = pytest.mark.native
+
 Run = tuple[str, Case, int]  # direction, case, order
 
 

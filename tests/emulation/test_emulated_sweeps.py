@@ -8,6 +8,8 @@ import pytest
 from emulation_cases import LARGE, PAIRS, SIZES, Case, variants
 from emulation_checks import check_backward, check_forward
 
+pytestmark = pytest.mark.native
+
 # The check of each kernel, and the tensors of a guided call of it with two terms.
 CHECKS = {
     "forward": (check_forward, 7),  # history, m, m_u, D_n, x_{n+1}, y

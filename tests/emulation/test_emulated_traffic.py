@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from emulation_cases import PAIRS, RUN, Case
 
+pytestmark = pytest.mark.native
+
 BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2}
 NUMEL = 4099
 

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.native
+
 HUGE = [2**31 - 1, 2**31, 2**31 + 5, 2**33 + 1, 2**40 + 3]
 WIDTHS = [2, 4, 8]  # elements in 16 bytes of double, float, half
 BASE = 1 << 40

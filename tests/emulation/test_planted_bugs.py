@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from planted_expectations import PLANTED, WRONG
 
+pytestmark = pytest.mark.native
+
 ORDERS = range(8)
 SANITIZED = [
     (name, build) for name, planted in PLANTED.items() for build in planted.caught if build != "plain"

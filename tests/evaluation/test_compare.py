@@ -41,6 +41,7 @@ def comparison(tmp_path_factory, data):
     return run_comparison(folder, features=make_features(), reference=data, perceptual=True, count=50)
 
 
+@pytest.mark.slow
 def test_cells_come_teacher_first_then_solver_by_solver(comparison):
     assert [(cell.label, cell.kind, cell.nfe) for cell in comparison.cells] == [
         ("teacher", "teacher", 12),
@@ -132,6 +133,7 @@ def count_calls(folder, *args, stop=math.inf, **options):
     return found, function.calls  # one call identifies the network, which has no hash of weights
 
 
+@pytest.mark.slow
 def test_existing_results_are_reused(tmp_path):
     options = {"features": make_features(), "count": 300}
     first, calls = count_calls(tmp_path, ["ddim"], [2], **options)
@@ -153,6 +155,7 @@ def test_more_seeds_compute_only_the_new_chunks(tmp_path):
     assert numbers(more) == numbers(run_comparison(tmp_path / "other", ["ddim"], [2], count=300))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [5, 180, 185, 210])
 def test_interrupted_run_resumes(tmp_path, stop):
     options = {"features": make_features(), "count": 300}
@@ -165,6 +168,7 @@ def test_interrupted_run_resumes(tmp_path, stop):
     assert numbers(resumed) == numbers(whole)
 
 
+@pytest.mark.slow
 def test_damaged_files_are_recomputed(tmp_path):
     options = {"features": make_features(), "count": 30, "nfe": [2]}
     before = run_comparison(tmp_path, **options)
@@ -228,6 +232,7 @@ def test_features_do_not_use_the_autocast_of_the_network(tmp_path):
     assert seen == {("network", True), ("network", False), ("features", False)}
 
 
+@pytest.mark.slow
 def test_several_features_are_measured_from_the_same_samples(tmp_path, data):
     corner = make_features()
     edge = FeatureExtractor("edge", 3, lambda images: images[:, 0, 3, :3])

@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from docs_runner import Page
 from typer.testing import CliRunner
 
@@ -10,6 +11,7 @@ from gas_ext.cli import app
 PAGE = Page("docs/evaluation.md")
 
 
+@pytest.mark.slow
 def test_a_comparison_of_ten_lines(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     few = {"range(50_000, 50_500)": "range(50_000, 50_020)", "schedule, 20": "schedule, 6"}

@@ -34,6 +34,7 @@ def solve(
     return sampler(tensor(data[f"noise{kind}"], dtype), *conditions)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases("unipc.npz"))
 def test_unipc(case):
     data = arrays("unipc.npz")

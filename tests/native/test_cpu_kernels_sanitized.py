@@ -9,6 +9,8 @@ import pytest
 
 from gas_ext.ops import info
 
+pytestmark = pytest.mark.native
+
 CASES = 6 * 11 * 4  # dtypes, sizes, variants
 
 

@@ -191,6 +191,7 @@ def test_float32_coefficients(device: torch.device) -> None:
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", STATE_DTYPES)
 def test_opcheck(device: torch.device, dtype: torch.dtype) -> None:
     history, output, coefficients = make_inputs((3, 2, 5), dtype=dtype, device=device)
@@ -303,6 +304,7 @@ def test_autocast_keeps_the_state_dtype(device: torch.device) -> None:
     torch.testing.assert_close(result.state, plain.state, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_compiles_into_one_graph(device: torch.device) -> None:
     torch._dynamo.reset()
     history, output, coefficients = make_inputs((2, 3), dtype=torch.float64, device=device)
@@ -355,6 +357,7 @@ def fingerprint(threads: int, isa: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.process
 def test_same_bits_for_any_thread_count_and_instruction_set() -> None:
     supported = library.build_info()["cpu_isas_supported"]
     expected = fingerprint(1, supported[-1])
@@ -365,6 +368,7 @@ def test_same_bits_for_any_thread_count_and_instruction_set() -> None:
         assert fingerprint(2, isa) == expected, f"{isa} differs from {supported[-1]}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("terms", [1, 2, 3, 4])
 def test_compiles_for_any_number_of_terms(device: torch.device, terms: int) -> None:
     torch._dynamo.reset()
@@ -391,6 +395,7 @@ def test_float16_subnormals_survive_flushing(device: torch.device) -> None:
     assert torch.equal(state, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [0, 1])
 @pytest.mark.parametrize("dtype", STATE_DTYPES)
 def test_writing_past_the_caches_gives_the_same_bits(dtype: torch.dtype, start: int) -> None:
@@ -422,6 +427,7 @@ def available_memory() -> int:
     return 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(available_memory() < 15e9, reason="needs 13 GB of memory for itself")
 def test_more_than_2_to_the_31_elements() -> None:
     numel = 2**31 + 5

@@ -15,6 +15,7 @@ from gas_ext.ops import fused_update, fused_update_reference
 from gas_ext.ops.reference import FIRST_WEIGHT, fused_update_backward_reference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize(("dtype", "output_dtype"), DTYPE_PAIRS)
 @pytest.mark.parametrize("shape", [(0, 3), (2, 3), (17,), (3, 5, 7), (2, 4, 31, 33)])
@@ -174,6 +175,7 @@ def test_gradients_of_a_whole_solve(device: torch.device, guided: bool) -> None:
         torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12 * expected.abs().max().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ended", ["no pass", "a pass", "a pass that ended early"])
 def test_a_solve_returns_its_memory_without_the_garbage_collector(device: torch.device, ended: str) -> None:
     solve = Solve(device)

@@ -78,6 +78,7 @@ print(json.dumps([x.grad.tolist(), ops.info()["cpu_operators"], ops.info()["cuda
 """
 
 
+@pytest.mark.process
 def test_without_a_compiled_extension_the_reference_runs_with_one_warning(tmp_path: Path) -> None:
     done = run_in_copy(copy_without(tmp_path, "*.so"), UPDATE)
     assert done.returncode == 0, done.stderr
@@ -95,6 +96,7 @@ def copy_clone(tmp_path: Path, pattern: str = "") -> Path:
     return copy_without(tmp_path, pattern)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("pattern", "edited", "expected"),
     [
@@ -128,6 +130,7 @@ def test_a_clone_uses_a_build_of_its_own_sources_alone(
         assert done.stderr.count("pure-torch reference") == 1
 
 
+@pytest.mark.process
 def test_benchmarks_refuse_to_measure_the_reference(tmp_path: Path) -> None:
     package = copy_without(tmp_path, "*.so")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null"]
@@ -143,6 +146,7 @@ def test_benchmarks_refuse_to_measure_the_reference(tmp_path: Path) -> None:
     assert "ERROR: Benchmarks need the compiled operators: _ops_cpu.so is not in" in done.stderr
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("damaged", "reason"),
     [
@@ -159,6 +163,7 @@ def test_a_damaged_library_is_named_and_the_reference_runs(tmp_path: Path, damag
     assert re.match(f"not loaded: {reason.format(package)}", cpu)
 
 
+@pytest.mark.process
 def test_without_a_usable_instruction_set_the_reference_runs() -> None:
     code = UPDATE + "print(json.dumps(ops.info()['build']['cpu_isa_in_use']))"
     environment = {**os.environ, "GAS_EXT_CPU_ISA": "x86_64_v2"}
@@ -173,6 +178,7 @@ def test_without_a_usable_instruction_set_the_reference_runs() -> None:
     assert "this processor offers" in done.stderr
 
 
+@pytest.mark.process
 def test_cpu_operators_work_without_the_cuda_library(tmp_path: Path) -> None:
     done = run_in_copy(copy_without(tmp_path, "_ops_cuda.so"), UPDATE)
     assert done.returncode == 0, done.stderr

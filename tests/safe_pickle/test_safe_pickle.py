@@ -112,6 +112,7 @@ NESTED = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.sampled_from([2, 3, 4, 5]), NESTED, st.binary(max_size=64))
 def test_plain_values_come_back(protocol, value, data):
     value = [value, data] if protocol > 2 else value

@@ -93,6 +93,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.process
 def test_bombs_are_defused_within_little_memory(tmp_path):
     paths = []
     for name, (program, _) in BOMBS.items():
@@ -210,6 +211,7 @@ def run_limited(program: str, *arguments: str) -> str:
     return result.stdout
 
 
+@pytest.mark.process
 def test_ten_thousand_mutations_run_nothing(tmp_path):
     raw, archive = tmp_path / "snapshot.pkl", tmp_path / "archive.pt"
     raw.write_bytes(snapshot())
@@ -235,6 +237,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.process
 def test_thirty_megabytes_of_one_opcode_take_less_than_a_gigabyte():
     opcodes = ["8f", "7d", "4e94", "5d94", "8c03c3a961", "47" + "3f" * 8, "8a08" + "7f" * 8]
     *said, growth = run_limited(PEAK + FLOOD, *opcodes).splitlines()

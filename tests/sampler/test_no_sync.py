@@ -74,6 +74,7 @@ def fresh(name):
     return NoiseSchedule.from_dict(SCHEDULES[name].to_dict())
 
 
+@pytest.mark.slow
 @needs_operators
 @pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("guidance_scale", [None, 3.0])
@@ -84,6 +85,7 @@ def test_a_learned_solve_does_not_wait(name, guidance_scale, recorded):
         assert copies_in_the_second_solve(solver, guidance_scale=guidance_scale) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_backward_pass_does_not_wait(name):
     assert copies_in_the_second_solve(GeneralizedSolver(fresh(name), 4), device="meta") == []

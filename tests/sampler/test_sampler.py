@@ -271,6 +271,7 @@ def test_autocast_leaves_states_and_coefficients_alone():
     assert all(torch.equal(a, b) for a, b in zip(rows, expected.rows, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "guided"), [("vp_linear", True), ("vp_zero_terminal", False), ("flow", False)]
 )

@@ -21,6 +21,7 @@ def toy(shape: tuple[int, ...]) -> Denoiser:
     return Denoiser.from_callable(predict, schedule=SCHEDULE, prediction_type="sample", sample_shape=shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_sampling_and_learning(shape):
     denoiser = toy(shape)

@@ -42,6 +42,7 @@ def test_finite_noise_is_not_warned_of_though_its_sum_overflows(noise):
     assert warnings_of(SAMPLER, noise) == []
 
 
+@pytest.mark.slow
 def test_noise_that_cannot_be_read_is_not_warned_of():
     assert warnings_of(vmap(SAMPLER), torch.nan * X[None]) == []
     assert warnings_of(torch.compile(SAMPLER, backend="eager", fullgraph=True), torch.nan * X) == []

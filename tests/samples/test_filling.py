@@ -24,6 +24,7 @@ from gas_ext.samples import TeacherSamples, verify_samples
 from gas_ext.solvers import UniPCSolver
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("end", "left", "evaluations"),
     [
@@ -302,6 +303,7 @@ def _race(folder, rank, barrier):
     make_samples(folder, range(24), tanh_denoiser(), rank=rank % 2, world_size=2, steps=1)
 
 
+@pytest.mark.slow
 def test_processes_that_start_and_end_together_agree(tmp_path):
     make_samples(tmp_path / "one", range(24), tanh_denoiser(), steps=1)
     for attempt in range(3):

@@ -122,6 +122,7 @@ def test_several_processes(tmp_path, world_size):
     assert manifest(tmp_path / "many") == manifest(tmp_path / "one")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("end", "evaluations"),
     [
@@ -210,6 +211,7 @@ def _race(folder, rank):
     make_samples(folder, range(20), tanh_denoiser(), rank=rank % 2, world_size=2, steps=1)
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_agree(tmp_path):
     for attempt in range(3):
         folder = tmp_path / str(attempt)

@@ -83,6 +83,7 @@ def test_conversion_sorts_by_seed_and_drops_the_noise(tmp_path, name):
     assert converted.nfe is None
 
 
+@pytest.mark.slow
 def test_conversion_resumes_repairs_and_refuses_another_file(tmp_path):
     def convert(name="pixel", **options):
         return convert_dataset(

@@ -35,6 +35,7 @@ def whole(folder):
     return TeacherSamples.open(folder).batch(range(11))
 
 
+@pytest.mark.slow
 @given(indices=st.lists(st.integers(0, 10), min_size=1, max_size=25), as_tensor=st.booleans())
 def test_batches_are_the_requested_rows(folder, whole, indices, as_tensor):
     batch = TeacherSamples.open(folder).batch(torch.tensor(indices) if as_tensor else indices)
@@ -214,6 +215,7 @@ print(status("VmHWM") - before)
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_reading_everything_in_batches_keeps_memory_small(tmp_path):
     make_samples(tmp_path, range(1000), make_denoiser((3, 128, 128)), steps=1, batch_size=50, shard_size=250)

@@ -166,6 +166,7 @@ def test_rows_are_laid_out_for_the_fused_update():
         assert torch.equal(row[5 + active :], weights.data[n, 1:active])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theory_guidance", [True, False])
 @pytest.mark.parametrize("order", [1, 2, 4])
 def test_gradients_of_all_coefficients(schedule, theory_guidance, order):
@@ -199,6 +200,7 @@ class Table(torch.nn.Module):
 ANY = st.floats(-1e6, 1e6)
 
 
+@pytest.mark.slow
 @given(st.data(), st.sampled_from(sorted(SCHEDULES)), st.integers(1, 7), st.booleans())
 @settings(max_examples=150)
 def test_any_parameters_give_finite_coefficients_and_gradients(data, name, steps, theory_guidance):

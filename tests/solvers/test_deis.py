@@ -28,6 +28,7 @@ def slope(schedule, t):
     return torch.autograd.grad(torch.exp(-schedule.lambda_(t)).sum(), t)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_weights_are_the_paper_s_integrals(name, order):

@@ -60,6 +60,7 @@ def test_constant_data_is_solved_exactly(cls):
     assert (found - exact).abs().max() <= 1e-10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cls", "factor", "options"),
     [

@@ -39,6 +39,7 @@ def test_names_and_parameters():
     assert {preset: set(PRESETS[preset].learned) for preset in PRESETS} == LEARNED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gas", [False, True])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_only_trained_parameters_change(preset, gas):
@@ -52,6 +53,7 @@ def test_only_trained_parameters_change(preset, gas):
     assert changed == LEARNED[preset]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["ld3", "learned-times", "s4s", "s4s-alt"])
 def test_training_reduces_the_error(preset):
     solver, (noise, target) = make(preset), data()

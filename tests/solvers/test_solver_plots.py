@@ -17,6 +17,7 @@ def has_color(path, color):
     return bool((pixels == ImageColor.getrgb(color)).all(axis=-1).any())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 4, 9])
 def test_solver_picture(tmp_path, steps):
     learned, classical = (GeneralizedSolver(SCHEDULE, steps, timesteps=name) for name in ("edm", "quadratic"))
@@ -43,6 +44,7 @@ def test_bars_are_the_weights_of_the_step():
         assert sum(weights[n + 1 :]) == pytest.approx((alpha[n + 1] - ratio * alpha[n]).item())
 
 
+@pytest.mark.process
 def test_importing_plots_does_not_import_matplotlib():
     code = "import sys, gas_ext.solvers.plots; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

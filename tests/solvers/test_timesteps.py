@@ -16,6 +16,7 @@ from gas_ext.solvers.timesteps import SPACINGS, inverse_stick_breaking, spaced_t
 LOGITS = st.floats(allow_nan=False, width=64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("steps", [1, 2, 5, 20])
@@ -72,6 +73,7 @@ def test_gits_errors(schedule, steps, message):
         gits_timesteps(schedule, steps)
 
 
+@pytest.mark.slow
 @example([math.inf] * 31, 1e-3)
 @example([-math.inf] * 31, 1e-3)
 @example([1e300] * 31, 1e-3)

@@ -14,7 +14,10 @@ from cuda_resources import ARCHITECTURES, BUDGET, TABLE, Kernel
 import gas_ext
 from gas_ext.ops import library
 
-pytestmark = pytest.mark.skipif(cuda_resources.find_nvcc() is None, reason="nvcc is not installed")
+pytestmark = [
+    pytest.mark.native,
+    pytest.mark.skipif(cuda_resources.find_nvcc() is None, reason="nvcc is not installed"),
+]
 
 
 @pytest.fixture(scope="module")

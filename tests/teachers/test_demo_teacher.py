@@ -81,6 +81,7 @@ def test_time_is_differentiable(teacher: DemoTeacher) -> None:
     assert t.grad.item() == pytest.approx(((ends[0] - ends[1]) / 2e-5).item(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_teacher_is_traced_in_one_graph(teacher: DemoTeacher) -> None:
     x, labels = stacked_noise([5], teacher.sample_shape), torch.tensor([5])
     t = torch.tensor(0.3, dtype=torch.float64)
@@ -101,6 +102,7 @@ def test_the_card_names_the_files_as_they_are(teacher: DemoTeacher) -> None:
     assert (WEIGHTS / "samples.png").stat().st_size <= 1e6
 
 
+@pytest.mark.slow
 def test_fresh_samples_agree_with_the_shipped_statistics(samples: Tensor) -> None:
     mean, covariance, count = load_demo_statistics()["teacher"]
     assert count == 10_000

@@ -39,11 +39,13 @@ def test_it_is_frozen_and_accurate(features: DemoFeatures) -> None:
     assert 0.9 < features.test_accuracy < 1
 
 
+@pytest.mark.slow
 def test_each_sample_is_independent_of_its_batch(features: DemoFeatures, images: Tensor) -> None:
     alone = torch.cat([features(image[None]) for image in images[:5]])
     torch.testing.assert_close(features(images[:5]), alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_distances_grow_with_noise(features: DemoFeatures, images: Tensor) -> None:
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
     mean, covariance, _ = feature_statistics(features(images))

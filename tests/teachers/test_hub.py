@@ -42,6 +42,7 @@ def fetch(cache: Path, endpoint: str, code: str = FETCH, **environment: str) -> 
     return done.stdout.strip()
 
 
+@pytest.mark.process
 def test_a_broken_download_is_resumed_and_found_again_without_the_hub(tmp_path):
     content = bytes(range(256)) * 96_000  # huggingface_hub writes 10 MB at a time
     hub = FakeHub({"/owner/name/resolve/main/m.bin": content}, cut=15_000_000)
@@ -57,6 +58,7 @@ def test_a_broken_download_is_resumed_and_found_again_without_the_hub(tmp_path):
     assert fetch(tmp_path, "http://127.0.0.1:9", HF_HUB_OFFLINE="1") == str(path)
 
 
+@pytest.mark.process
 def test_a_damaged_file_in_the_cache_is_named(tmp_path):
     with serve(FakeHub({"/owner/name/resolve/main/m.bin": b"weights"})) as endpoint:
         blob = Path(fetch(tmp_path, endpoint)).resolve()
@@ -82,6 +84,7 @@ def test_a_file_that_is_not_on_the_hub(tmp_path):
     assert "\n" not in out
 
 
+@pytest.mark.process
 def test_pipelines_their_variants_and_unused_parts(tmp_path):
     pytest.importorskip("diffusers")
     classes = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDIMScheduler"]}

@@ -87,6 +87,7 @@ def test_learning_rate_warms_up_stays_and_falls_to_zero(script: ModuleType) -> N
     assert rates[100] == 0
 
 
+@pytest.mark.slow
 def test_training_reduces_the_loss(script: ModuleType, data: Path, tmp_path: Path) -> None:
     trainer = make_trainer(script, data, tmp_path / "c.pt", steps=30)
 
@@ -100,6 +101,7 @@ def test_training_reduces_the_loss(script: ModuleType, data: Path, tmp_path: Pat
     assert held_out() < 0.9 * before
 
 
+@pytest.mark.slow
 def test_a_resumed_run_gives_the_same_bits(script: ModuleType, data: Path, tmp_path: Path) -> None:
     straight = make_trainer(script, data, tmp_path / "straight.pt")
     straight.run("test")
@@ -127,6 +129,7 @@ def test_the_average_weights_late_steps_by_a_power(script: ModuleType) -> None:
     assert ema.averages["weight"].item() == pytest.approx(50 * 11 / 12, rel=0.015)
 
 
+@pytest.mark.slow
 def test_the_whole_script_writes_a_loadable_folder(script: ModuleType, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     folders = {"data": data, "out": out, "checkpoints": tmp_path / "checkpoints"}

@@ -70,6 +70,7 @@ def relative(found: torch.Tensor, expected) -> float:
 PRECISIONS = [("f64", torch.float64, 1e-9), ("f32", torch.float32, 1e-5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [3, 4])
 @pytest.mark.parametrize(("precision", "dtype", "limit"), PRECISIONS)
 def test_golden_losses(channels, precision, dtype, limit, golden_record):
@@ -123,6 +124,7 @@ def test_golden_discriminator_step(channels, golden_record):
     assert error <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 5e-5), (torch.float64, 5e-5)])
 def test_golden_iteration(dtype, limit, golden_record):
     """Values and gradients of one iteration with guidance; the reference ran in float32."""
@@ -231,6 +233,7 @@ def test_other_shapes_are_refused():
 # Derivatives, against differences
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["r3gan", "convolution"])
 def test_penalty_gradcheck_in_the_samples(name):
     convolution = build_discriminator("convolution", (2, 5), seed=0, width=2)
@@ -257,6 +260,7 @@ class Softened(nn.Module):
         return self.discriminator(samples, labels).square()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["relativistic", "gan"])
 def test_discriminator_loss_gradcheck_in_the_parameters(loss):
     discriminator = small_r3gan()
@@ -343,6 +347,7 @@ def test_impossible_numbers_are_refused(name, value):
         Adversary(small_r3gan(), **{name: value})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["relativistic", "gan"])
 def test_the_adversarial_term_alone_moves_a_student_to_its_teacher(loss):
     """Fakes are shifted noise; the shift finds the mean of the real samples."""

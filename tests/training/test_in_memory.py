@@ -42,6 +42,7 @@ def distance(solver, noise, target, condition):
         return (GASSampler(solver, mixture_denoiser)(noise, condition) - target).abs().mean().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["full_adam", "adam"])
 def test_learns_and_generalizes_to_held_out_samples(problem, optimizer):
     held_out = [part[64:] for part in problem]
@@ -53,6 +54,7 @@ def test_learns_and_generalizes_to_held_out_samples(problem, optimizer):
     assert sum(summary.losses[-10:]) < 0.7 * sum(summary.losses[:10])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["l2", "huber"])
 def test_other_losses(problem, loss):
     solver, _ = trained(problem, settings={"iterations": 40, "loss": loss})
@@ -286,6 +288,7 @@ def test_warm_up_and_average_scale_the_first_step(problem, settings, change):
     assert moves(problem, **settings)["time_offsets"] == pytest.approx(change, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [2, 3])
 def test_accumulation_gives_the_same_solver_up_to_rounding(problem, parts):
     whole, split = (

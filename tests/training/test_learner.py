@@ -60,6 +60,7 @@ def same(a, b):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["full_adam", "adam"])
 @pytest.mark.parametrize("gas", [False, True])
 def test_a_state_resumes_with_the_same_bits(tmp_path, gas, optimizer):

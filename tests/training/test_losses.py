@@ -140,6 +140,7 @@ def oracle(network, weights):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["zip", "stream", "safetensors"])
 def test_lpips_is_the_packages(backbone, tmp_path, form, no_network):
     network, weights = backbone
@@ -178,12 +179,14 @@ def test_lpips_takes_gray_and_double(backbone, tmp_path):
     torch.testing.assert_close(loss(a.double(), b.double()).float(), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 4, 40, 40), (2, 3, 40), (2, 3, 4, 40, 40)])
 def test_lpips_is_for_images(backbone, tmp_path, shape):
     with pytest.raises(ValueError, match=r"LPIPS compares images .* use l1 on latents"):
         lpips_of(tmp_path, backbone)(torch.zeros(shape), torch.zeros(shape))
 
 
+@pytest.mark.slow
 def test_lpips_checks_the_file(backbone, tmp_path):
     network, weights = backbone
     path = tmp_path / "weights.pth"

@@ -42,6 +42,7 @@ def test_activations_grow_with_steps_and_weights_do_not():
     assert four["history"] == 4 * 9 * 24 * 3 * 32 * 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", config_names())
 def test_every_config_can_be_counted(name):
     pytest.importorskip("diffusers")

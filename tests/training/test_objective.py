@@ -65,6 +65,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(parts):
         assert torch.allclose(value, gradient, rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 2, 4])
 @pytest.mark.parametrize(
     ("num_classes", "view", "loss"),

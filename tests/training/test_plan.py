@@ -20,6 +20,7 @@ def files(plan):
     return {file.what: file for file in plan.files}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["gs", "gas"])
 @pytest.mark.parametrize("name", config_names())
 def test_every_config_has_a_plan(name, loss):
@@ -113,6 +114,7 @@ def test_numbers_of_the_paper():
     assert gas.evaluations["without gradient, for the discriminator"] == 10_000 * 24 * 4
 
 
+@pytest.mark.slow
 def test_the_discriminator_s_view_costs_evaluations():
     """Per level: of the student's sample with gradient; of a fake and twice of the teacher's without."""
     config = load_config("cifar10", ["adversarial.noise_levels=[0.05, 0.3]"])
@@ -132,6 +134,7 @@ def test_recomputation_stores_one_evaluation_at_a_time():
     assert recomputed["total"] == stored["total"] - stored["activations"] // 6 * 5
 
 
+@pytest.mark.slow
 def test_the_teacher_s_solver_in_words():
     assert "teacher: UniPC-3 (bh1), logSNR times to 0.0001, NFE 20" in make_plan(load_config("ffhq")).lines()
     text = "teacher: iPNDM-2, GITS times to 0.001, guidance 7.5, NFE 5"

@@ -34,6 +34,7 @@ def iterations(folder, kind):
     return [line["iteration"] for line in read_log(folder) if line["kind"] == kind]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["gs", "gas"])
 def test_a_run_and_its_files(folder, loss):
     lines = []
@@ -82,6 +83,7 @@ def test_a_finished_run_stays_unchanged(folder):
     assert len(read_log(first.folder)) == 20 + 5
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_before_samples_are_made_and_can_start_over(folder):
     run(folder, "gs")
     config = toy_config({"seed": 4})
@@ -107,6 +109,7 @@ def test_two_runs_in_one_folder_at_once(folder):
     assert iterations(folder / "run", "train") == list(range(1, 21))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["gs", "gas"])
 def test_an_extended_run_ends_as_if_it_had_been_that_long_from_the_start(folder, loss):
     whole = run(folder, loss, {"iterations": 12, "schedule": "constant"}, name="whole")
@@ -131,6 +134,7 @@ def test_other_samples_and_another_teacher_are_refused(folder, tmp_path):
         train(toy_config(), stranger, folder / "run", samples=folder / "samples")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["gs", "gas"])
 def test_accumulation_and_recomputation_change_only_rounding(folder, loss):
     whole = run(folder, loss, name="whole")
@@ -138,6 +142,7 @@ def test_accumulation_and_recomputation_change_only_rounding(folder, loss):
     assert close(whole.solver, parts.solver)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "noise_levels"), [("gs", []), ("gas", [0.2])])
 def test_recomputation_alone_changes_no_bit(folder, loss, noise_levels):
     stored, recomputed = (
@@ -301,6 +306,7 @@ def test_a_discriminator_from_a_file(folder):
         run(folder, "gas", {"iterations": 1}, adversarial=adversarial)
 
 
+@pytest.mark.slow
 def test_a_discriminator_with_the_teacher_s_corrections(folder, monkeypatch, shown):
     conditions = []
     call = TeacherView.__call__
@@ -332,6 +338,7 @@ def toy_images(shape, decode=None):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("truncates", [False, True])
 def test_pictures_of_images(tmp_path, truncates):
     def train_images(shown):
@@ -354,11 +361,13 @@ def test_pictures_of_images(tmp_path, truncates):
     assert not train_images(0).exists()
 
 
+@pytest.mark.slow
 def test_pictures_of_signals_are_of_the_solver_alone(folder):
     run(folder, "gs", {"iterations": 1, "shown_images": 4})
     assert names_in(folder / "run" / "images") == ["solver-00000000.png", "solver-00000001.png"]
 
 
+@pytest.mark.slow
 def test_latents_are_decoded_for_a_loss_on_images(tmp_path, monkeypatch):
     seen = []
 

@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from docs_runner import Page
 
 from gas_ext.training import TrainingConfig
@@ -9,6 +10,7 @@ from gas_ext.training import TrainingConfig
 PAGE = Page("docs/training.md")
 
 
+@pytest.mark.slow
 def test_a_run_of_ten_lines(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     few = {

@@ -108,6 +108,7 @@ def test_paired_samples_are_left_out_on_both_sides():
     assert (same.frechet, same.kid) == (pytest.approx(0, abs=1e-12), pytest.approx(0, abs=1e-12))
 
 
+@pytest.mark.slow
 def test_only_paired_kernel_distances_are_unbiased_for_shared_noise():
     """Draws of one distribution that share most of their noise: the mean is 0, or negative if unpaired."""
     values = []

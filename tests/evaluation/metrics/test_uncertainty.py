@@ -51,6 +51,7 @@ def test_intervals_cover_at_their_level():
     assert 0.8 < covered / 400 < 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [0.0, 0.4])
 def test_errors_of_all_metrics_match_their_scatter(shift):
     """Errors from one set of seeds against the scatter over 40 sets."""

@@ -8,6 +8,8 @@ from report_tools import make_comparison
 
 from gas_ext.evaluation.report import write_report
 
+pytestmark = pytest.mark.browser
+
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra test)")
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 

@@ -70,6 +70,7 @@ def test_page_without_images_and_distributions():
     assert not any(tag == "img" for tag, _ in page.elements)
 
 
+@pytest.mark.slow
 def test_several_features_have_separate_columns():
     texts = Page(to_html(make_comparison(further=True))).texts
     assert "to real images, features of toy" in texts
@@ -79,6 +80,7 @@ def test_several_features_have_separate_columns():
     assert not any("features of" in text for text in Page(to_html(make_comparison())).texts)
 
 
+@pytest.mark.slow
 def test_report_is_written(tmp_path):
     page = write_report(make_comparison(), tmp_path / "deep" / "report")
     names = {str(path.relative_to(page.parent)) for path in page.parent.rglob("*") if path.is_file()}
@@ -92,6 +94,7 @@ def test_report_is_written(tmp_path):
     assert record["versions"]["torch"]
 
 
+@pytest.mark.slow
 def test_failed_write_preserves_the_earlier_report(tmp_path, monkeypatch):
     page = write_report(make_comparison(), tmp_path)
     before = page.read_text()

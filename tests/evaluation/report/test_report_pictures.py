@@ -62,6 +62,7 @@ def test_grid_shows_every_image_and_difference(tmp_path, differences):
     assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
 
 
+@pytest.mark.slow
 def test_plots(tmp_path):
     comparison = make_comparison()
     assert [measure.key for measure in plotted(comparison)] == ["l1", "psnr", "frechet_to_data"]
@@ -75,6 +76,7 @@ def test_plots(tmp_path):
             assert (pixels == color).all(axis=1).any()
 
 
+@pytest.mark.slow
 def test_earlier_plots_are_removed_if_there_is_nothing_to_plot(tmp_path):
     comparison = make_comparison()
     write_plots(comparison, tmp_path)

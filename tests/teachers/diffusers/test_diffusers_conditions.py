@@ -37,6 +37,7 @@ ENCODED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", CONDITIONAL)
 def test_conditions_matter_and_belong_to_their_samples(family):
     teacher = teacher_of(family)
@@ -71,6 +72,7 @@ def test_negative_prompts():
     assert (mixed[1] - for_all[1]).abs().max() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", CONDITIONAL)
 def test_guidance_joins_two_conditions(family):
     teacher = teacher_of(family)

@@ -58,6 +58,7 @@ def change_json(path, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_folder_gives_the_same_teacher(family, tmp_path, no_network, capfd):
     teacher = teacher_of(family, t_eps=0.002)
@@ -74,6 +75,7 @@ def test_a_folder_gives_the_same_teacher(family, tmp_path, no_network, capfd):
     assert "%|" not in capfd.readouterr().err  # no progress bars outside a terminal
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("family", ["sd3", "signal"])
 def test_folders_keep_the_dtype(family, dtype, tmp_path):
@@ -103,6 +105,7 @@ def test_the_dtype_does_not_depend_on_the_name_of_an_argument(tmp_path, monkeypa
     assert sorted(loaded) == ["AutoencoderKL", "UNet2DConditionModel"]
 
 
+@pytest.mark.slow
 def test_files_are_loaded_in_float32_by_default(tmp_path):
     """Whatever their dtype, and whatever the version of transformers does by default."""
     stable_diffusion().to(torch.float16).save_pretrained(tmp_path)
@@ -120,6 +123,7 @@ def test_t5_keeps_the_layers_that_overflow_in_half_precision(tmp_path):
         assert t5.encoder.block[0].layer[1].DenseReluDense.wo.weight.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", ["10GB", "20KB"])
 def test_variants(shards, tmp_path):
     pipeline = stable_diffusion()
@@ -138,6 +142,7 @@ def test_variants(shards, tmp_path):
     refused("no weights of the variant 'bf16'; leave variant out", tmp_path, variant="bf16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_missing_weights_are_named(part, tmp_path):
     """Diffusers and transformers fill them with random numbers and a warning."""
@@ -213,6 +218,7 @@ def test_latents_of_a_network_with_a_vae(tmp_path):
     assert_same(teacher, load_teacher(save_teacher(teacher, tmp_path / "teacher")), None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path_type", [str, Path])
 def test_a_folder_of_diffusers_is_loaded_without_the_network(path_type, tmp_path, no_network, monkeypatch):
     pipeline = stable_diffusion()
@@ -288,6 +294,7 @@ def test_damaged_configurations_are_named(file, content, message, tmp_path):
     refused(message, tmp_path)
 
 
+@pytest.mark.process
 def test_importing_the_package_does_not_import_diffusers():
     script = (
         "import sys, gas_ext, gas_ext.teachers, gas_ext.teachers.diffusers\n"

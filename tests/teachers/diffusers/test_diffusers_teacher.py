@@ -41,6 +41,7 @@ from gas_ext.teachers.folder import save_teacher
 from gas_ext.training import TrainingConfig, train_solver
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_solver_is_trained_saved_and_loaded(family, tmp_path):
     teacher = teacher_of(family)
@@ -65,6 +66,7 @@ def test_a_solver_is_trained_saved_and_loaded(family, tmp_path):
     assert torch.equal(ours, again)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_reach_state_and_time(family):
     teacher = teacher_of(family).double()
@@ -83,6 +85,7 @@ def test_gradients_reach_state_and_time(family):
     assert t.grad.abs().min() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_half_precision_states_are_float32_and_inputs_come_from_the_update(family, monkeypatch):
     single, teacher = teacher_of(family), teacher_of(family, dtype=torch.bfloat16)
@@ -105,6 +108,7 @@ def test_a_preconditioning_takes_its_input_in_full_precision():
     assert teacher_of("ddpm", scheduler=scheduler, dtype=torch.bfloat16).input_dtype is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_networks_are_evaluated_between_their_noise_levels(family):
     teacher = teacher_of(family)
@@ -117,6 +121,7 @@ def test_networks_are_evaluated_between_their_noise_levels(family):
     assert (outputs[1] - middle).abs().max() < 0.2 * (outputs[2] - outputs[0]).abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["dit", "sd3"])
 def test_compiles_without_graph_breaks(family):
     teacher = teacher_of(family)
@@ -128,6 +133,7 @@ def test_compiles_without_graph_breaks(family):
         torch.testing.assert_close(compiled, teacher(x, t, condition))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nothing_depends_on_the_device_or_on_values(family):
     """The meta device has no numbers, and refuses tensors of another device."""
@@ -236,6 +242,7 @@ def test_defaults_come_from_the_pipeline():
     assert isinstance(from_diffusers(stable_diffusion()), DiffusersTeacher)
 
 
+@pytest.mark.slow
 def test_another_scheduler_leaves_the_pipeline_alone():
     pipeline = stable_diffusion()
     own = pipeline.scheduler

@@ -64,6 +64,7 @@ def latents_of(pipeline, noise, guidance_scale=3.0, **options):
     return pipeline(PROMPTS, latents=noise, output_type="latent", **options)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 @pytest.mark.parametrize("family", ["stable-diffusion", "stable-diffusion-2", "sdxl", "text-to-video"])
 def test_ddim_of_prompts(family, guidance_scale, golden_record):

@@ -235,6 +235,7 @@ def refusal(scheduler):
     return None
 
 
+@pytest.mark.slow
 def test_every_scheduler_of_diffusers_is_read_or_refused():
     """None fails with another error, whatever diffusers adds."""
     refusals = {type(scheduler).__name__: refusal(scheduler) for scheduler in schedulers_of_diffusers()}

@@ -49,6 +49,7 @@ def levels(data: dict[str, np.ndarray]) -> list[tuple[torch.Tensor, torch.Tensor
     return [(tensor(x, torch.float32), torch.tensor(sigma, dtype=torch.float32)) for x, sigma in pairs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SNAPSHOTS)
 def test_outputs_and_what_the_raw_network_is_given(name, golden_record):
     teacher, data = loaded(name)
@@ -62,6 +63,7 @@ def test_outputs_and_what_the_raw_network_is_given(name, golden_record):
         assert relative(noise, data["c_noise"][i].repeat(len(x))) <= NOISE_TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SNAPSHOTS)
 def test_the_raw_network(name, golden_record):
     teacher, data = loaded(name)
@@ -75,6 +77,7 @@ def test_the_raw_network(name, golden_record):
         check(golden_record, name, "F", found, data["F_out"][i], TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SNAPSHOTS)
 def test_per_sample_noise_levels_and_gradients(name, golden_record):
     teacher, data = loaded(name)
@@ -90,6 +93,7 @@ def test_per_sample_noise_levels_and_gradients(name, golden_record):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SNAPSHOTS)
 def test_without_and_with_labels(name):
     teacher, data = loaded(name)

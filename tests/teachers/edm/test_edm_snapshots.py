@@ -96,6 +96,7 @@ DESCRIPTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DESCRIPTIONS)
 def test_impossible_descriptions_are_refused_in_one_sentence(name, write):
     changes, message = DESCRIPTIONS[name]

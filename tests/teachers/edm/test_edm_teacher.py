@@ -38,6 +38,7 @@ def test_full_size_networks_have_the_published_parameter_counts(name, count):
     assert round(4 * count / 1e6) == config.teacher.megabytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar10", "ffhq"])
 def test_full_size_networks_run(name):
     config = load_config(name)
@@ -78,6 +79,7 @@ def test_no_label_is_the_zero_vector():
     assert not torch.equal(none, teacher(x, t, torch.tensor([0, 1])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddpmpp", "vp", "ncsnpp"])
 def test_solvers_agree_in_the_limit(name):
     """Heun's method and DPM-Solver++ solve the same ODE in the network's schedule."""

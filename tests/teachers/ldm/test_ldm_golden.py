@@ -40,6 +40,7 @@ def predictions(teacher, name, quantity, condition=None):
         yield key, teacher(x, t, condition)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_epsilon(name, load, golden_record):
     labels = array(name, "labels") if name in CLASS_NAMES else None
@@ -49,6 +50,7 @@ def test_epsilon(name, load, golden_record):
         compare(golden_record, name, key, output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASS_NAMES)
 def test_epsilon_without_a_label(name, load, golden_record):
     teacher = load(name)
@@ -74,6 +76,7 @@ def test_class_embedding_is_exact(name, load):
     assert torch.equal(embedding(array(name, "label_uncond"))[:, None], array(name, "class_emb_uncond"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UNCONDITIONAL_NAMES)
 def test_epsilon_of_the_plain_weights(name, load, golden_record):
     plain = list(predictions(load(name, use_ema=False), name, "eps_noema"))
@@ -121,6 +124,7 @@ def test_no_tensor_is_left_without_memory(name, load):
     assert not any(t.is_meta for t in [*load(name).parameters(), *load(name).buffers()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", real_names())
 def test_full_size_models_convert_without_a_key_left_over(name):
     tensors = real_tensors(name)

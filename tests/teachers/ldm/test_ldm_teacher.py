@@ -55,6 +55,7 @@ def refused(message, path, name="cin_small", **options):
     assert str(caught.value).endswith(".")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_folder_gives_the_same_teacher(name, load, tmp_path):
     teacher, x, t = load(name), array(name, "x"), torch.tensor([0.4, 0.9])
@@ -74,6 +75,7 @@ def test_a_folder_gives_the_same_teacher(name, load, tmp_path):
     assert not any(parameter.requires_grad for parameter in again.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_precisions(dtype, load, tmp_path, monkeypatch):
     teacher, x, t = load("cin_small"), array("cin_small", "x"), torch.tensor(0.5)
@@ -183,6 +185,7 @@ def test_numbers_that_the_file_may_lack(load, tmp_path):
     assert load_small(changed(tmp_path), scale_factor=0.25).scale_factor == 0.25
 
 
+@pytest.mark.slow
 def test_averaged_weights(tmp_path):
     tensors = small_tensors("lsun_small")
     ema = [key for key in tensors if key.startswith("model_ema.")]
@@ -221,6 +224,7 @@ def test_heads_that_do_not_fit(checkpoint_file):
     refused(r"unconditional, .* num_head_channels", path, "lsun_small", num_heads=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("drop", "replaced", "message"),
     [
@@ -312,6 +316,7 @@ def test_a_missing_library_is_named():
         require("no_such_library", "diffusers")
 
 
+@pytest.mark.process
 def test_identifying_needs_no_diffusers():
     code = "import sys, gas_ext.teachers.ldm; sys.exit(bool({'diffusers', 'transformers'} & {*sys.modules}))"
     subprocess.run([sys.executable, "-c", code], check=True)

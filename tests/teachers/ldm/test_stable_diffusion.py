@@ -41,6 +41,7 @@ def epsilons(pipeline, name, quantity, context):
         yield key, pipeline.unet(x, tau, context.expand(len(x), -1, -1), return_dict=False)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("context", ["clip", "clip_uncond", "rand"])
 def test_epsilon(name, context, load, golden_record):
@@ -50,6 +51,7 @@ def test_epsilon(name, context, load, golden_record):
         compare(golden_record, name, key, output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AVERAGED)
 def test_epsilon_of_the_averaged_weights(name, load, golden_record):
     averaged = load(name, use_ema=True)
@@ -171,6 +173,7 @@ def test_a_tokenizer_from_a_folder(tmp_path):
         load_tokenizer(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_as_a_teacher(name, checkpoint_file, golden_record):
     options = loading_options(name)
@@ -190,6 +193,7 @@ def test_as_a_teacher(name, checkpoint_file, golden_record):
         teacher.encode_condition(["a cat"])
 
 
+@pytest.mark.slow
 def test_prompts_guidance_and_folders(checkpoint_file, tmp_path):
     tokenizer = write_tokenizer(tmp_path / "tokenizer")
     options = {**loading_options("sd_small"), "tokenizer": tokenizer}

@@ -24,6 +24,7 @@ def randomize(discriminator, scale=0.3, seed=0):
     return discriminator
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [3, 4])
 @pytest.mark.parametrize("precision", ["f32", "f64", "bf16_stages012"])
 def test_golden_logits_on_latents(channels, precision, golden_record):

@@ -31,6 +31,7 @@ def randomized(shape, config, seed=0):
     return discriminator
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SNAPSHOTS)
 @pytest.mark.parametrize("bfloat16", [True, False])
 @pytest.mark.parametrize("saved", [False, True])
@@ -75,6 +76,7 @@ def test_golden_config(name):
     assert discriminator.sample_shape == (3, *[expected["img_resolution"]] * 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("legacy", [False, True])
 @examples(max_examples=8)
 @given(
