@@ -87,7 +87,7 @@ def test_training_free_solver_by_name(tmp_path, teacher):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--solver", "unipc-3"], "(steps)"),
+        (["--solver", "unipc-3"], "with steps (--steps)"),
         (["--solver", "unipc-9", "--steps", "3"], "no solver 'unipc-9'"),
         (["--steps", "3"], "demo makes 4 network evaluations, not 3"),
         (["--solver", "nowhere.safetensors"], "nowhere.safetensors"),

@@ -138,7 +138,7 @@ def test_unknown_names(name):
         ("edm", 4, "take an odd number, or heun"),
         ("edm", 1, "at least 3, not 1"),
         ("heun", 1, "at least 2"),
-        ("unipc-3", None, "say how many"),
+        ("unipc-3", None, "give it with steps"),
         ("ipndm-2@gits", 4, "no GITS times for 4 steps"),
         ("ipndm-2@gits", 5, "found for Stable Diffusion"),
         ("deis-2@1,0.5,0.1", 3, "Expected 4 decreasing timesteps"),

@@ -166,7 +166,7 @@ def test_a_custom_teacher_is_looked_for_in_its_folder(tmp_path):
     """A config of the diffusers guide, which names no published weights."""
     config = load_config("demo", ["name=mine", "teacher={kind: custom}"])
     teacher = files(make_plan(config))["teacher"]
-    assert (teacher.present, teacher.place) == (False, "teachers/mine")
+    assert (teacher.present, teacher.path) == (False, "teachers/mine")
     command = "gas-ext import SOURCE --config CONFIG.yaml -o teachers/mine"
     assert teacher.remedy == f"import it: {command}; or pass a Denoiser to train in Python"
     with pytest.raises(ValueError, match=f"^There is no imported teacher .*; run {command}\\.$"):

@@ -247,7 +247,7 @@ def test_solvers_without_weights_to_fit():
     noise = randn(2, 3)
     with pytest.raises(ValueError, match="preset ld3 has no weights to fit"):
         fit_corrections(GeneralizedSolver(SCHEDULE, 2, preset="ld3"), mixture_denoiser, noise)
-    with pytest.raises(ValueError, match="preset reference-s4s has no weights"):
+    with pytest.raises(ValueError, match="compat='reference-s4s' has no weights"):
         fit_corrections(GeneralizedSolver(SCHEDULE, 3, compat="reference-s4s"), mixture_denoiser, noise)
     with pytest.raises(ValueError, match="Lambda is infinite at t = 1"):
         fit_corrections(GeneralizedSolver(NoiseSchedule.flow(), 2), lambda x, t, c: x, noise)
