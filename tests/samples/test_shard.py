@@ -89,7 +89,10 @@ def test_another_record_is_refused(tmp_path, change, reason):
 
 def test_other_files_are_refused(tmp_path):
     save_file(TENSORS, tmp_path / "weights.safetensors")
-    for name, reason in (("weights.safetensors", "does not hold a shard"), ("none.safetensors", "No such file")):
+    for name, reason in (
+        ("weights.safetensors", "does not hold a shard"),
+        ("none.safetensors", "No such file"),
+    ):
         with pytest.raises(ValueError, match=reason):
             Shard(tmp_path / name)
 
