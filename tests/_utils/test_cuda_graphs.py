@@ -92,6 +92,7 @@ def test_written_parameters_are_followed_without_a_new_graph(graphs):
     assert len(graphs) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["denoiser.gain", "solver.state_corrections"])
 def test_a_moved_parameter_needs_a_new_graph(graphs, name):
     graphed, plain = pair()

@@ -9,6 +9,7 @@ from PIL import Image
 from gas_ext._utils.noise import image_grid, save_png, seed_labels, stacked_noise, take, to_uint8
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(
     st.lists(st.integers(-(2**40), 2**40), max_size=4),

@@ -36,6 +36,7 @@ def test_one_pass_writes_the_combination_of_all_reads(streams, lines, past_cache
         assert torch.equal(written, combined(reads))
 
 
+@pytest.mark.slow
 def test_passes_cover_all_streams(streams):
     reads, writes = words(7, 10, 0), words(3, 10, 1)
     streams.sweep([(reads, writes)], passes=3)()

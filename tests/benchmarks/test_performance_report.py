@@ -78,6 +78,7 @@ def test_every_part_is_filled_and_other_text_is_unchanged(page):
         assert len({line.count("|") for line in tables}) <= 1, name
 
 
+@pytest.mark.slow
 def test_filling_again_changes_nothing(page):
     text = page.read_text("utf-8")
     assert report.fill(text, results.read_results(RECORDED)) == text

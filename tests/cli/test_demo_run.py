@@ -18,6 +18,8 @@ from gas_ext.teachers.demo import load_demo_features, load_demo_statistics, load
 from gas_ext.training import train_solver
 from gas_ext.training.baselines import classical_solver, select_baseline
 
+pytestmark = pytest.mark.slow
+
 TINY = DemoConfig(steps=2, iterations=2, seed=3, train_samples=8, held_out_samples=20)
 
 
@@ -66,7 +68,6 @@ def test_settings_that_would_mix_the_seeds_are_refused(settings):
     DemoConfig(**{**settings, name: settings[name] - 1})
 
 
-@pytest.mark.slow
 def test_training_sees_the_training_seeds_only(run):
     _, _, given = run
     teacher, seeds = load_demo_teacher(), range(3000, 3008)
@@ -99,7 +100,6 @@ def test_learning_starts_from_the_dpm_solver(monkeypatch, order, spacing):
         assert not a[:, b.shape[1] :].any()
 
 
-@pytest.mark.slow
 def test_rows_are_of_the_held_out_seeds_and_of_the_saved_solver(run):
     record, folder, _ = run
     teacher = load_demo_teacher()
@@ -170,7 +170,6 @@ def test_files(run):
     assert record["versions"].keys() == {"gas_ext", "torch", "python"}
 
 
-@pytest.mark.slow
 def test_failed_writing_leaves_nothing(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError("disk full")

@@ -38,6 +38,7 @@ def error_of(*arguments) -> str:
     return command_error("import", *arguments)
 
 
+@pytest.mark.slow
 def test_import_then_sample():
     text = succeed("import", SNAPSHOT, "--name", "mine", "--t-eps", "0.01", "-o", "teachers/mine")
     assert text == (
@@ -78,6 +79,7 @@ def test_missing_weights_are_named_with_address_path_and_size():
     assert "put it at weights/cifar10/edm-cifar10-32x32-uncond-vp.pkl" in error
 
 
+@pytest.mark.slow
 def test_options_reach_the_teacher_or_are_refused(tmp_path):
     assert "which takes no tokenizer" in error_of(SNAPSHOT, "--tokenizer", "clip", "-o", "x")
     assert "t_eps is 2.0" in error_of(SNAPSHOT, "--t-eps", "2", "-o", "x")

@@ -94,6 +94,7 @@ def test_torchrun_gives_the_same_bytes(demo_folder, tmp_path):
     assert made["settings"] == expected["settings"]
 
 
+@pytest.mark.slow
 def test_verify_names_the_damage_and_repair_removes_it(demo_folder, tmp_path):
     folder = tmp_path / "demo"
     shutil.copytree(demo_folder, folder)

@@ -52,6 +52,7 @@ def test_cells_come_teacher_first_then_solver_by_solver(comparison):
     assert comparison.seeds == "100-149"
 
 
+@pytest.mark.slow
 def test_distances_are_those_of_the_samples(comparison):
     seeds = range(100, 150)
     teacher = draw("dpm++-3", 12, seeds)
@@ -325,6 +326,7 @@ class TwoProcesses(Processes):
         self._barrier.wait(timeout=60)
 
 
+@pytest.mark.slow
 def test_processes_share_the_chunks_and_return_the_same(tmp_path):
     barrier = threading.Barrier(2)
     settings = {"solvers": ["ddim"], "nfe": [2], "count": 520, "features": make_features()}

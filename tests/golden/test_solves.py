@@ -43,6 +43,7 @@ def family_of(name: str, case: str) -> str:
     return f"{entry['kind']} t_eps={entry['t_eps']} {weights}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "case"), solver_cases())
 def test_float64(name, case, golden_record):
     data, found = arrays(name), solve(name, case, torch.float64)
@@ -59,6 +60,7 @@ def test_float64(name, case, golden_record):
     assert compared >= 8  # times, last state, loss, five gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "case"), solver_cases())
 def test_float32(name, case, golden_record):
     """At most twice the distance from the float64 data of the reference's own float32 runs (same family).

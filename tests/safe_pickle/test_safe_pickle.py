@@ -51,6 +51,7 @@ def test_edm_snapshots_equal_their_safetensors_twins(name):
     assert all(torch.equal(found[key], twin[key]) for key in twin)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", golden_files("r3gan/*.pkl"))
 def test_discriminator_snapshots(name):
     snapshot = read_pickle(GOLDEN / name)

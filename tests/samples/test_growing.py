@@ -72,6 +72,7 @@ def test_settings_are_those_of_the_first_sufficient_stage(tmp_path):
     assert grown.settings_of(12) == grown.settings_of(20) == grown.settings != first
 
 
+@pytest.mark.slow
 def test_shard_size_of_a_folder_is_the_default_when_it_grows(tmp_path):
     make_samples(tmp_path)
     samples = make_samples(tmp_path, range(500), shard_size=None)

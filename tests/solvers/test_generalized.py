@@ -181,6 +181,7 @@ def _solver() -> GeneralizedSolver:
     return randomize(solver, 0, 0.1)
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(sorted(SCHEDULES)),
     st.integers(1, 6),

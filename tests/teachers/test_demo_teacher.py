@@ -124,6 +124,7 @@ def test_statistics_are_covariances_of_close_distributions() -> None:
     assert frechet_distance(*statistics["data"][:2], *statistics["teacher"][:2]) < 0.1 * spread
 
 
+@pytest.mark.slow
 def test_samples_look_like_their_classes(samples: Tensor) -> None:
     """The classifier, which never saw a teacher sample, finds most labels."""
     found = load_demo_features().logits(samples).argmax(dim=1)

@@ -61,6 +61,7 @@ def test_distances_grow_with_noise(features: DemoFeatures, images: Tensor) -> No
     assert distance[0] == 0 < distance[1]
 
 
+@pytest.mark.slow
 def test_distance_grows_when_classes_are_lost(features: DemoFeatures, images: Tensor) -> None:
     mean, covariance, _ = feature_statistics(features(images))
     labels = torch.arange(100) % 10

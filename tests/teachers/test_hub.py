@@ -77,6 +77,7 @@ def test_an_unreachable_hub_is_reported_at_once(tmp_path, environment, reason):
     assert "\n" not in out
 
 
+@pytest.mark.process
 def test_a_file_that_is_not_on_the_hub(tmp_path):
     with serve(FakeHub({})) as endpoint:
         out = fetch(tmp_path, endpoint)

@@ -112,6 +112,7 @@ def test_golden_losses(channels, precision, dtype, limit, golden_record):
         check("student gradient norm", gradient.norm(), data["f64/G/grad_fake_norm"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [3, 4])
 def test_golden_discriminator_step(channels, golden_record):
     """One Adam step of rate 1e-3 moves the logits from 3.2 to 9."""

@@ -14,6 +14,8 @@ from gas_ext import GeneralizedSolver
 from gas_ext._utils.progress import LogReporter, SilentReporter
 from gas_ext.training import read_log
 
+pytestmark = pytest.mark.process
+
 PROGRAM = Path(__file__).with_name("toy_run.py")
 SOLVERS = ("solver.safetensors", "last.safetensors")
 
@@ -30,7 +32,6 @@ def same_solvers(a, b):
     return all((a / name).read_bytes() == (b / name).read_bytes() for name in SOLVERS)
 
 
-@pytest.mark.process
 def test_killed_at_ten_random_moments(folder):
     for loss, killed_at in json.loads(program("kill", folder, 10, 7)).items():
         assert len(killed_at) == 10
@@ -48,7 +49,6 @@ class Stopped(BaseException):
     pass
 
 
-@pytest.mark.process
 @pytest.mark.parametrize(("loss", "noise_levels"), [("gs", []), ("gas", []), ("gas", [0.2, 1.0])])
 def test_stopped_at_every_file_that_is_renamed(folder, loss, noise_levels, monkeypatch):
     adversarial = {"noise_levels": noise_levels}
@@ -105,7 +105,6 @@ class SignalReporter(SilentReporter):
         return Task()
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_first(folder, number):
     run(folder, "gas", name="whole")
@@ -119,7 +118,6 @@ def test_a_signal_saves_first(folder, number):
     assert same_solvers(folder / "whole", folder / "stopped")
 
 
-@pytest.mark.process
 def test_a_damaged_checkpoint_is_skipped(folder):
     run(folder, "gas", name="whole")
     run(folder, "gas", name="stopped", reporter=SignalReporter(signal.SIGTERM, 7))
@@ -143,7 +141,6 @@ def test_without_a_valid_checkpoint_nothing_is_changed(folder):
     run(folder, "gs", {"iterations": 4}, resume=False)
 
 
-@pytest.mark.process
 def test_a_lost_start_and_a_lost_best_solver_are_restored(folder):
     run(folder, "gs", name="whole")
     run(folder, "gs", name="stopped", reporter=SignalReporter(signal.SIGTERM, 12))
@@ -170,7 +167,6 @@ def results(folder, name):
     return [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("loss", ["gs", "gas"])
 def test_two_processes_learn_what_one_does(joined, folder, loss):
     run(folder, loss, name="alone")
@@ -189,7 +185,6 @@ def test_not_finite_in_one_process_is_skipped_in_all(joined):
     assert sum(loss != loss for loss in first["losses"]) == 1
 
 
-@pytest.mark.process
 def test_a_killed_rank_ends_the_run_which_resumes(folder):
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
     program("torchrun", folder, 1, 70, prefix=launcher, check=False)

@@ -170,6 +170,7 @@ def lpips_of(tmp_path, backbone):
     return LPIPSLoss(tmp_path / "weights.pth", network, sha256=file_hash(tmp_path / "weights.pth"))
 
 
+@pytest.mark.slow
 def test_lpips_takes_gray_and_double(backbone, tmp_path):
     loss = lpips_of(tmp_path, backbone)
     a, b = images(2, 1, 40, 40), images(2, 1, 40, 40, seed=1)

@@ -33,6 +33,7 @@ def test_attention_saves_inputs_and_output_alone():
     assert activation_bytes(lambda: F.scaled_dot_product_attention(q, key=k, value=v), module) == 4 * size
 
 
+@pytest.mark.slow
 def test_activations_grow_with_steps_and_weights_do_not():
     config = load_config("cifar10")
     four, eight = training_bytes(config, 4), training_bytes(config, 8)
@@ -54,6 +55,7 @@ def test_every_config_can_be_counted(name):
         assert 0.4 < counted["weights"] / 1e6 / config.teacher.megabytes < 1
 
 
+@pytest.mark.slow
 def test_imagenet_needs_what_the_paper_reports():
     """Up to 66 GB at 7 evaluations (paper, appendix); there attention saved its matrix of weights."""
     pytest.importorskip("diffusers")

@@ -127,6 +127,7 @@ def test_the_discriminator_s_view_costs_evaluations():
     assert f"{drawn * 6:,} in training, {drawn * 10:,} without gradient" in "\n".join(gas.lines())
 
 
+@pytest.mark.slow
 def test_recomputation_stores_one_evaluation_at_a_time():
     options = ["training.recompute=true", "adversarial.noise_levels=[0.05, 0.3]"]
     stored, recomputed = (make_plan(load_config("cifar10", options[n:]), "gas", 4).memory for n in (1, 0))

@@ -57,6 +57,7 @@ def test_a_run_and_its_files(folder, loss):
     assert any(f"Training starts from {result.started_from}." in line for line in lines)
 
 
+@pytest.mark.slow
 def test_the_best_solver_is_the_one_of_the_best_validation(folder):
     result = run(folder, "gs", {"iterations": 30})
     assert iterations(result.folder, "validation") == [0, 5, 10, 15, 20, 25, 30]
@@ -74,6 +75,7 @@ def test_the_best_solver_is_the_one_of_the_best_validation(folder):
         assert solver.training_summary["seeds"] == f"0-{TRAIN + VALIDATION - 1}"
 
 
+@pytest.mark.slow
 def test_a_finished_run_stays_unchanged(folder):
     first = run(folder, "gs")
     before = {path: path.read_bytes() for path in first.folder.rglob("*.safetensors")}
@@ -182,6 +184,7 @@ def test_single_iterations_that_are_not_finite_are_counted(folder):
     assert all(bool(parameter.isfinite().all()) for parameter in solver.parameters())
 
 
+@pytest.mark.slow
 def test_a_run_that_is_no_longer_finite_stops_with_the_last_good_state(folder):
     config = toy_config({"max_rejected": 3})
     with pytest.raises(RuntimeError, match="not finite in 3 iterations in a row; check"):
@@ -387,6 +390,7 @@ def test_latents_are_decoded_for_a_loss_on_images(tmp_path, monkeypatch):
     assert (tmp_path / "run" / "images" / "teacher.png").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_autocast_runs(folder, precision):
     result = run(folder, "gas", {"iterations": 2, "autocast": precision}, adversarial={"noise_levels": [0.2]})

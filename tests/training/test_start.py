@@ -57,6 +57,7 @@ def test_a_preset_without_weights_is_not_fitted(data, preset):
     assert solver.data_corrections.abs().max() == solver.state_corrections.abs().max() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["s4s", "s4s-alt"])
 def test_free_weights_start_as_the_theory_s_and_are_fitted(data, preset):
     classical, name = start(data, preset=preset, start="classical")

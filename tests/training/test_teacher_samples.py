@@ -38,6 +38,7 @@ def test_samples_are_made_with_the_config_s_solver_and_guidance(tmp_path):
     assert samples.settings["guidance_scale"] == 2.0
 
 
+@pytest.mark.slow
 def test_gs_then_gas_in_one_folder_of_samples(tmp_path):
     config = toy_config({"train_samples": {"gs": 12, "gas": 30}, "iterations": 6})
 

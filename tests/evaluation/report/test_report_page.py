@@ -47,6 +47,7 @@ def test_page_is_self_contained_and_its_ids_are_unique():
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.slow
 def test_labels_are_text():
     page = Page(to_html(make_comparison("<script>alert(1)</script>&")))
     assert "<script>alert(1)</script>&" in page.texts
@@ -62,6 +63,7 @@ def test_rows_have_their_values():
             assert repr(found.value) in values
 
 
+@pytest.mark.slow
 def test_page_without_images_and_distributions():
     comparison = make_comparison()
     cells = [replace(cell, shown=torch.zeros(0, 1, 1, 1, dtype=torch.uint8)) for cell in comparison.cells]

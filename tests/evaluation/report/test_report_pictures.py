@@ -46,6 +46,7 @@ def test_one_grid_per_nfe(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["nfe-4.png", "nfe-6.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("differences", [False, True])
 def test_grid_shows_every_image_and_difference(tmp_path, differences):
     levels = torch.arange(36).view(3, 12, 1, 1, 1).mul(7).to(torch.uint8)

@@ -213,6 +213,7 @@ def test_a_pipeline_without_tokenizer_and_with_its_own_betas(tmp_path):
     torch.testing.assert_close(again.schedule.alpha(1.0) ** 2, (1.0 - betas).prod(), rtol=1e-13, atol=0)
 
 
+@pytest.mark.slow
 def test_latents_of_a_network_with_a_vae(tmp_path):
     teacher = from_diffusers(unet_2d(in_channels=4, out_channels=4), scheduler=ddim(), vae=autoencoder())
     assert_same(teacher, load_teacher(save_teacher(teacher, tmp_path / "teacher")), None)

@@ -230,6 +230,7 @@ def test_teachers_are_frozen_and_move_as_one():
     assert double.parts.network is double.network is not teacher.network
 
 
+@pytest.mark.slow
 def test_defaults_come_from_the_pipeline():
     scales = {family: teacher_of(family).guidance_scale for family in FAMILIES}
     expected = {"dit": 4.0, "stable-diffusion": 7.5, "sdxl": 5.0, "sd3": 7.0, "flux": None, "ddpm": None}

@@ -60,6 +60,7 @@ def test_gradients_reach_state_and_time(name):
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_folder_gives_the_same_teacher(name, tmp_path):
     teacher, x = small(name), torch.randn(2, 3, 8, 8)

@@ -60,6 +60,7 @@ def test_epsilon_without_a_label(name, load, golden_record):
             compare(golden_record, name, key, output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASS_NAMES)
 def test_epsilon_of_several_context_vectors(name, load, golden_record):
     context = array(name, "context_multi")
@@ -86,6 +87,7 @@ def test_epsilon_of_the_plain_weights(name, load, golden_record):
         assert (output - array(name, key.replace("_noema", ""))).abs().max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_schedule_is_the_checkpoints(name, load):
     teacher, table = load(name), tensor(data(name)["alphas_cumprod_f32"])

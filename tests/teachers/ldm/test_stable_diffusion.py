@@ -60,6 +60,7 @@ def test_epsilon_of_the_averaged_weights(name, load, golden_record):
         assert (output - array(name, key.replace("_ema", ""))).abs().max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_text_encoder(name, load, golden_record):
     encoder = load(name).text_encoder

@@ -60,6 +60,7 @@ def test_golden_logits(name, bfloat16, saved, golden_record, tmp_path):
         assert error <= (3e-2 if bfloat16 else 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SNAPSHOTS)
 def test_golden_config(name):
     discriminator = load_r3gan_snapshot(GOLDEN / "r3gan" / name)
