@@ -88,10 +88,11 @@ def test_guidance_joins_two_conditions(family):
         _, found = sampler(x, condition, return_trajectory=True)
         _, expected = by_hand(x, return_trajectory=True)
         torch.testing.assert_close(found.data[0], expected.data[0], rtol=1e-4, atol=1e-3)
-        # One condition guides all samples.
+        # One condition guides all samples. Encoded alone it is rounded differently, and data predictions
+        # multiply that by 1 / alpha(1).
         expected = sampler(x, [one, one])
         for single in (one, [one]):
-            torch.testing.assert_close(sampler(x, single), expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(sampler(x, single), expected, rtol=1e-4, atol=1e-3)
     with pytest.raises(ValueError, match="Got 2 samples and a condition of 3"):
         sampler(x, [one] * 3)
 
